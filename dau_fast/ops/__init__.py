@@ -1,0 +1,15 @@
+"""Operations that any PyTorch project can use; nothing here imports the rest of the package."""
+
+from dau_fast.ops.barlow_twins import barlow_twins_loss
+from dau_fast.ops.packed_masks import apply_masks_, count_kept, pack_mask, unpack_mask
+from dau_fast.ops.sensitivity import attack_features, sensitivity
+
+__all__ = [
+    "apply_masks_",
+    "attack_features",
+    "barlow_twins_loss",
+    "count_kept",
+    "pack_mask",
+    "sensitivity",
+    "unpack_mask",
+]

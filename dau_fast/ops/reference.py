@@ -1,0 +1,32 @@
+"""The plain PyTorch definition of every op: what the fast ones are tested against."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def pack_mask_reference(mask: Tensor) -> Tensor:
+    """Bool mask of n elements, any shape -> uint8 [ceil(n / 8)], least significant bit first."""
+    n = mask.numel()
+    flags = torch.nn.functional.pad(mask.flatten(), (0, -n % 8)).view(-(-n // 8), 8)
+    places = torch.arange(8, dtype=torch.uint8, device=mask.device)
+    return (flags.to(torch.uint8) << places).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack_mask_reference(packed: Tensor, shape: Sequence[int]) -> Tensor:
+    """uint8 [ceil(n / 8)] -> bool mask of `shape`, n elements."""
+    places = torch.arange(8, dtype=torch.uint8, device=packed.device)
+    flags = ((packed[:, None] >> places) & 1).bool()
+    return flags.flatten()[: math.prod(shape)].view(tuple(shape))
+
+
+@torch.no_grad()
+def apply_masks_reference_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    """Set each tensor to 0 where its mask is False; masks are bool, or uint8 from `pack_mask`."""
+    for tensor, mask in zip(tensors, masks, strict=True):
+        keep = mask if mask.dtype == torch.bool else unpack_mask_reference(mask, tensor.shape)
+        tensor.masked_fill_(~keep, 0)

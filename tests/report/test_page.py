@@ -1,0 +1,377 @@
+"""The page says what the numbers say, asks for nothing from outside, and is the same every time."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+from html.parser import HTMLParser
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+
+from dau_fast.report import plots
+from dau_fast.report.page import render
+
+ATTACKS = ("correctness", "confidence", "entropy", "modified_entropy", "probability")
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def method(
+    rates: tuple[float, float, float, float], seconds: float, gap: float, speedup: float
+) -> dict[str, Any]:
+    """One entry of report["methods"]; rates are UA, RA, TA and MIA-efficacy."""
+    ua, ra, ta, mia = rates
+    sure = [0.0] * 18 + [10.0, 90.0]
+    return {
+        "ua": ua, "ra": ra, "ta": ta, "mia_efficacy": mia,
+        "attacks": {name: mia + i / 10 for i, name in enumerate(ATTACKS, start=-1)},
+        "seconds": seconds, "compile_seconds": 0.0, "avg_gap": gap, "speedup": speedup,
+        "confidence": {
+            "edges": [round(0.05 * i, 2) for i in range(21)],
+            "forget": sure, "validation": [0.5] * 10 + [9.5] * 10, "test": [5.0] * 20,
+        },
+    }  # fmt: skip
+
+
+def full() -> dict[str, Any]:
+    return {
+        "schema": 1,
+        "run": {
+            "dataset": "digits", "arch": "small", "seed": 7, "repeats": 1, "device": "cpu",
+            "forget": {"spec": "random:0.1", "count": 90, "sha256": "ab" * 32, "indices": [3, 5]},
+            "epochs": 100, "versions": {"dau_fast": "0.1.0", "torch": "2.15.0"},
+            "sets": {"train": 898, "validation": 359, "test": 540, "forget": 90, "retain": 808},
+            "sensitivity": "classifier", "wall_seconds": 23.1,
+            "started": "2026-01-01T10:00:00+00:00",
+        },
+        "methods": {
+            "original": method((0.0, 100.0, 98.5, 1.1), 4.1, 3.95, 0.98),
+            "ga": method((38.9, 62.1, 59.3, 41.1), 0.05, 35.06, 80.4),
+            "dau": method((4.4, 99.8, 98.1, 10.0), 0.87, 0.68, 4.62),
+            "retrain": method((5.6, 100.0, 98.3, 11.1), 4.02, 0.0, 1.0),
+            "ft": method((1.1, 100.0, 98.5, 3.3), 0.61, 3.12, 6.6),
+        },
+        "game": {
+            "step": [0, 2, 4], "auc": [0.74, 0.6, 0.51], "forget_accuracy": [100, 98.0, 94.4],
+            "validation_accuracy": [98.1, 97.5, 96.9], "stopped": "the attacker only guesses",
+        },
+        "noise_floor": None,
+    }  # fmt: skip
+
+
+def repeated() -> dict[str, Any]:
+    report = full()
+    report["run"]["repeats"], report["noise_floor"] = 4, 0.72
+    for measured in report["methods"].values():
+        measured["spread"] = {
+            "ua": 1.31, "ra": 0.22, "ta": 0.44, "mia_efficacy": 1.77, "avg_gap": 0.19,
+            "attacks": dict.fromkeys(ATTACKS, 1.5), "seconds": 0.03, "speedup": 0.25,
+        }  # fmt: skip
+    return report
+
+
+class Page(HTMLParser):
+    """Ids, table rows, headings and text of a page; fails where tags do not close in order."""
+
+    VOID = frozenset({"meta", "br"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.rows: list[list[str]] = []
+        self.scopes: list[str | None] = []
+        self.headings: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        found = dict(attributes)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if "id" in found:
+            self.ids.append(str(found["id"]))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag == "th":
+            self.scopes.append(found.get("scope"))
+        if tag in ("h1", "h2", "h3"):
+            self.headings.append("")
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if {"td", "th"} & set(self.open):
+            self.rows[-1][-1] = " ".join((self.rows[-1][-1] + " " + data).split())
+        if {"h1", "h2", "h3"} & set(self.open):
+            self.headings[-1] += data
+
+
+def verdict(html: str) -> str:
+    """The verdict's headline and sentences, as one text."""
+    found = re.search(r'<section class="verdict.*?</section>', html, re.DOTALL)
+    assert found
+    return " ".join(re.sub(r"<[^>]+>", "", found[0]).split())
+
+
+def texts(svg: str) -> list[str]:
+    """Every text of a picture, which must be well-formed XML by itself."""
+    return [
+        "".join(node.itertext()).strip() for node in ElementTree.fromstring(svg).iter(f"{SVG}text")
+    ]
+
+
+@pytest.fixture
+def words_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves the pictures out of the page, for tests that look at words and numbers."""
+    for name in ("comparison", "attacks", "confidences"):
+        monkeypatch.setattr(plots, name, lambda _: "")
+    monkeypatch.setattr(plots, "game", lambda _: None)
+
+
+# ---- what the page says
+
+
+def test_full_report() -> None:
+    html = render(full())
+    page = Page(html)
+    assert verdict(html).startswith(
+        "DAU comes closest to a model retrained from scratch: avg gap 0.68 points, 4.6 times as "
+        "fast as retraining."
+    )
+    assert "noise floor needs at least two repeats" in verdict(html)
+    assert "original&#39;s avg gap is 3.95. DAU took 0.87 s, retraining 4.02 s" in verdict(html)
+    assert "FT 3.12, GA 35.06" in verdict(html)
+    assert [row[0].split()[0] for row in page.rows] == [
+        "method", "original", "retrained", "DAU", "FT", "GA",
+    ]  # fmt: skip
+    assert page.rows[3][1:] == [
+        "4.4 \u22121.2", "99.8 \u22120.2", "98.1 \u22120.2", "10.0 \u22121.1",
+        "0.68", "0.87", "4.6",
+    ]  # fmt: skip
+    assert page.rows[2][0].endswith("(the reference)")
+    assert page.rows[2][1:6] == ["5.6", "100.0", "98.3", "11.1", "reference"]
+    assert page.scopes == ["col"] * 8 + ["row"] * 5
+    assert html.count('<svg role="img" aria-label="') == 4
+    assert page.headings[-1] == "What this page does not show"
+    assert "The game between model and attacker" in page.headings
+    for fact in ("ab" * 32, "torch 2.15.0", "classifier: norm of", "random:0.1, 90 images"):
+        assert fact in html
+    assert "the attacker only guesses." in html
+    assert "not a proof that data was\ndeleted" in html
+
+
+@pytest.mark.usefixtures("words_only")
+def test_compile_time_is_shown_beside_the_time() -> None:
+    report = full()
+    report["methods"]["dau"]["compile_seconds"] = 3.2
+    html = render(report)
+    assert Page(html).rows[3][6] == "0.87 + 3.20 compiling"
+    assert "DAU took 0.87 s (and 3.20 s compiling)" in verdict(html)
+
+
+def test_without_retraining_nothing_is_compared() -> None:
+    report = full()
+    del report["methods"]["retrain"]
+    for measured in report["methods"].values():
+        measured["avg_gap"] = measured["speedup"] = None
+    html = render(report)
+    assert verdict(html).startswith("No model was retrained in this run")
+    assert "closest" not in verdict(html)
+    assert Page(html).rows[1][1:] == ["0.0", "100.0", "98.5", "1.1", "\u2013", "4.10", "\u2013"]
+    assert "difference (points)" not in texts(plots.comparison(report))
+    assert texts(plots.comparison(report)).count("percent") == 4
+    assert "retrained" not in texts(plots.attacks(report))
+
+
+@pytest.mark.usefixtures("words_only")
+def test_nothing_unlearned() -> None:
+    report = full()
+    report["methods"] = {name: report["methods"][name] for name in ("retrain", "original")}
+    assert "no unlearning method ran. The original is 3.95 points" in verdict(render(report))
+
+
+def test_without_a_game_there_is_no_picture_of_it() -> None:
+    report = full()
+    report["game"] = None
+    assert plots.game(report) is None
+    page = Page(render(report))
+    assert "How sure the models are" in page.headings
+    assert "The game between model and attacker" not in page.headings
+
+
+@pytest.mark.usefixtures("words_only")
+@pytest.mark.parametrize(
+    ("floor", "tone", "sentence"),
+    [(0.72, "good", "within the noise floor"), (0.5, "open", "above the noise floor")],
+)
+def test_repeats_bring_spread_and_noise_floor(floor: float, tone: str, sentence: str) -> None:
+    report = repeated()
+    report["noise_floor"] = floor
+    html = render(report)
+    row = Page(html).rows[3]
+    assert f'<section class="verdict {tone}"' in html
+    assert f"That is {sentence}: two independent retrainings differ by {floor:.2f}" in verdict(html)
+    assert row[1] == "4.4 ± 1.3 \u22121.2"
+    assert row[5] == "0.68 ± 0.19" + (" within noise" if tone == "good" else "")
+    assert "standard deviation over 4 repeats" in html
+    assert "from a single run" not in html
+
+
+@pytest.mark.usefixtures("words_only")
+def test_a_method_worse_than_doing_nothing_is_called_that() -> None:
+    report = full()
+    report["methods"] = {name: report["methods"][name] for name in ("original", "retrain", "ga")}
+    html = render(report)
+    assert '<section class="verdict bad"' in html
+    assert "35.06 points at best (GA), 3.95 before" in verdict(html)
+
+
+@pytest.mark.usefixtures("words_only")
+def test_slower_than_retraining_is_said() -> None:
+    report = full()
+    report["methods"]["dau"]["speedup"] = 0.25
+    assert "but it takes 4.0 times as long as retraining" in verdict(render(report))
+
+
+def test_missing_numbers_are_marked_as_missing() -> None:
+    report = full()
+    report["methods"]["ga"].update(ua=float("nan"), avg_gap=float("nan"), speedup=None)
+    report["methods"]["ga"]["attacks"]["entropy"] = None
+    row = Page(render(report)).rows[5]
+    assert [row[i] for i in (1, 5, 7)] == ["\u2013"] * 3
+    assert texts(plots.comparison(report)).count("not measured") == 2
+
+
+# ---- the pictures
+
+
+def test_comparison_shows_distances_and_an_outlier_does_not_set_the_scale() -> None:
+    shown = texts(plots.comparison(full()))
+    assert {"\u22121.2", "\u22124.5", "+33.3", "retrained: 5.6 %"} <= set(shown)
+    assert shown.count("+10") == 4
+    assert [shown.index(name) for name in ("original", "DAU", "FT", "GA")] == sorted(
+        shown.index(name) for name in ("original", "DAU", "FT", "GA")
+    )
+
+
+def test_comparison_shows_the_noise_floor_and_error_bars() -> None:
+    plain, svg = plots.comparison(full()), plots.comparison(repeated())
+    assert "noise floor: 0.72" in texts(svg)
+    assert not any("noise floor" in text for text in texts(plain))
+    assert "LineCollection" in svg
+    assert "LineCollection" not in plain
+
+
+def test_attacks_shows_every_method_under_every_attack() -> None:
+    report = full()
+    shown = texts(plots.attacks(report))
+    values = [v for m in report["methods"].values() for v in m["attacks"].values()]
+    assert len(values) == 25
+    assert all(f"{value:.1f}" in shown for value in values)
+
+
+def test_confidences_shows_before_retrained_and_after() -> None:
+    report = full()
+    shown = texts(plots.confidences(report))
+    assert [name for name in ("original (before)", "retrained", "DAU", "FT") if name in shown] == [
+        "original (before)", "retrained", "DAU",
+    ]  # fmt: skip
+    del report["methods"]["dau"]
+    assert "FT" in texts(plots.confidences(report))
+    # The smallest bin holds 0.5 %, so the axis must reach below it.
+    assert {"0", "1", "10", "100"} <= set(shown)
+
+
+def test_a_method_has_one_colour_everywhere() -> None:
+    report = full()
+    colors = {name: plots.method_color(report, name) for name in report["methods"]}
+    assert len(set(colors.values())) == 5
+    html = render(report)
+    assert all(f'style="background:{color}"' in html for color in colors.values())
+    # Black is the default of SVG, so the retrained's is written nowhere.
+    del colors["retrain"]
+    bars, dots = plots.attacks(report), plots.comparison(report)
+    assert all(f"fill: {color.lower()}" in bars for color in colors.values())
+    assert all(f"stroke: {color.lower()}" in dots for color in colors.values())
+
+
+def test_unknown_methods_get_their_own_colours() -> None:
+    report = full()
+    for name in ("scrub", "salun"):
+        report["methods"][name] = method((2.0, 99.0, 98.0, 8.0), 1.0, 2.1, 4.0)
+    assert len({plots.method_color(report, name) for name in report["methods"]}) == 7
+    assert "scrub" in texts(plots.comparison(report))
+
+
+# ---- safe and reproducible
+
+
+def test_names_from_outside_are_escaped() -> None:
+    report = full()
+    bad = '<script>alert("x")</script>$y$'
+    run = report["run"]
+    run["forget"]["spec"], run["dataset"], run["arch"] = f"class:{bad}", bad, bad
+    run["versions"][bad] = run["sensitivity"] = run["device"] = bad
+    report["game"]["stopped"] = bad
+    report["methods"][bad] = method((2.0, 99.0, 98.0, 8.0), 1.0, 2.1, 4.0)
+    html = render(report)
+    assert "<script" not in html
+    assert "&lt;script&gt;alert" in html
+    assert bad in texts(plots.comparison(report))
+    Page(html)
+
+
+def test_nothing_is_loaded_from_outside() -> None:
+    html = render(repeated())
+    without_namespaces = re.sub(r' xmlns(:\w+)?="[^"]*"', "", html)
+    for word in ("http://", "https://", "src=", "@import", "<link", "<script", "<!DOCTYPE svg"):
+        assert word not in without_namespaces
+    references = re.findall(r'(?:href="|url\()([^")]+)', html)
+    page = Page(html)
+    assert references
+    assert {reference[1:] for reference in references} <= set(page.ids)
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_same_report_same_bytes_in_any_process_and_under_any_user_settings() -> None:
+    report = repeated()
+    before = copy.deepcopy(report)
+    html = render(report)
+    assert report == before
+    with matplotlib.rc_context(
+        {"font.size": 30, "axes.linewidth": 9, "svg.hashsalt": "x", "svg.fonttype": "path"}
+    ):
+        assert render(report) == html
+        assert matplotlib.rcParams["font.size"] == 30
+    program = (
+        "import hashlib, json, sys\n"
+        "from dau_fast.report.page import render\n"
+        "html = render(json.load(sys.stdin))\n"
+        "print(hashlib.sha256(html.encode()).hexdigest(), 'matplotlib.pyplot' in sys.modules)\n"
+    )
+    other = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(report),
+        env={**os.environ, "PYTHONHASHSEED": "5", "TZ": "Asia/Tokyo"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert other.stderr == ""
+    assert other.stdout.split() == [hashlib.sha256(html.encode()).hexdigest(), "False"]
