@@ -1,0 +1,270 @@
+"""Images that live on the device as uint8, and the data sets that can be named.
+
+A subset is an index tensor; a batch is one gather. Random crop and mirroring are folded into the
+coordinates of that gather, so augmented and plain batches cost the same and no loader or worker
+stands between the pixels and the step.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dau_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after zero padding by `pad` pixels, and mirroring with probability 1/2."""
+
+    pad: int = 0
+    flip: bool = False
+
+
+@dataclass(frozen=True)
+class Images:
+    """All images of a data set on one device.
+
+    pixels: uint8 [N, channels, H, W], or floating point of any shape [N, ...] that is taken as it is.
+    labels: int64 [N].
+    test: int64 indices of the official test part, or None where the data set has none.
+    mean, std: float32 [channels], in units of pixel / 255.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    test: Tensor | None = None
+    mean: Tensor = field(default_factory=lambda: torch.zeros(1))
+    std: Tensor = field(default_factory=lambda: torch.ones(1))
+    augmentation: Augmentation = Augmentation()
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image, (channels, H, W)."""
+        return tuple(self.pixels.shape[1:])
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on `device`."""
+        return replace(
+            self,
+            pixels=self.pixels.to(device),
+            labels=self.labels.to(device),
+            test=None if self.test is None else self.test.to(device),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
+
+    def batch(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Normalised images [B, ...] at `index` [B]; augmented when a `generator` is given."""
+        if self.pixels.is_floating_point():
+            return self.pixels[index]
+        if generator is None or self.augmentation == Augmentation():
+            pixels = self.pixels[index]
+        else:
+            pixels = self._augmented(index, generator)
+        return (pixels.float() / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
+
+    def _augmented(self, index: Tensor, generator: torch.Generator) -> Tensor:
+        """Crop and mirror [B, channels, H, W] in one gather over shifted coordinates."""
+        pad, (height, width) = self.augmentation.pad, self.pixels.shape[-2:]
+        count, device = len(index), self.device
+
+        def draw(high: int) -> Tensor:
+            return torch.randint(high, (count, 1), device=device, generator=generator)
+
+        rows = torch.arange(height, device=device) + draw(2 * pad + 1)
+        columns = torch.arange(width, device=device).expand(count, width)
+        if self.augmentation.flip:
+            columns = torch.where(draw(2).bool(), width - 1 - columns, columns)
+        columns = columns + draw(2 * pad + 1)
+        padded = F.pad(self.pixels[index], (pad, pad, pad, pad))
+        sample = torch.arange(count, device=device).view(-1, 1, 1)
+        # Advanced indices around a slice put the channels last: exactly the layout convolutions want.
+        return padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def load(
+    name: str,
+    folder: Path | None = None,
+    *,
+    download: bool = False,
+    image_size: int | None = None,
+    track: Callable[..., Iterable[Any]] = lambda items, **_: items,
+) -> Images:
+    """Read data set `name` (one of `NAMES`) from `folder` onto the CPU.
+
+    image_size: pixels; `folder` only: shorter side resized, centre cropped.
+    track: wraps a long iteration to show progress; called as `track(items, description=...)`.
+    Raises UserError for an unknown name, and for a missing or unreadable folder.
+    """
+    if name == "digits":
+        return _digits()
+    if name in _TORCHVISION:
+        return _torchvision(name, folder or Path("data"), download)
+    if name == "folder":
+        if folder is None:
+            raise UserError(
+                "--dataset folder needs --data DIR, a folder that holds train/ and test/"
+            )
+        return _folder(folder, image_size, track)
+    raise UserError(f"unknown dataset '{name}': expected one of {', '.join(NAMES)}")
+
+
+def _digits() -> Images:
+    """The 1,797 8x8 grey-scale digits of scikit-learn, 0..16 scaled to 0..255; no test part."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    pixels = torch.from_numpy(digits.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
+    labels = torch.from_numpy(digits.target).long()
+    names = tuple(str(name) for name in digits.target_names)
+    return Images(pixels, labels, names, None, torch.tensor([0.305]), torch.tensor([0.376]))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """How torchvision calls a data set, and the constants the literature normalises it with."""
+
+    dataset: str
+    train: dict[str, object]
+    test: dict[str, object]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    augmentation: Augmentation
+
+
+_TORCHVISION = {
+    "cifar10": _Source(
+        "CIFAR10",
+        {"train": True},
+        {"train": False},
+        (0.4914, 0.4822, 0.4465),
+        (0.2470, 0.2435, 0.2616),
+        Augmentation(pad=4, flip=True),
+    ),
+    "cifar100": _Source(
+        "CIFAR100",
+        {"train": True},
+        {"train": False},
+        (0.5071, 0.4866, 0.4409),
+        (0.2673, 0.2564, 0.2762),
+        Augmentation(pad=4, flip=True),
+    ),
+    # House numbers must not be mirrored.
+    "svhn": _Source(
+        "SVHN",
+        {"split": "train"},
+        {"split": "test"},
+        (0.4377, 0.4438, 0.4728),
+        (0.1980, 0.2010, 0.1970),
+        Augmentation(pad=4),
+    ),
+}
+
+NAMES = ("digits", *_TORCHVISION, "folder")
+
+
+def _torchvision(name: str, folder: Path, download: bool) -> Images:
+    """CIFAR-10, CIFAR-100 or SVHN as torchvision stores them below `folder`."""
+    from torchvision import datasets
+
+    source = _TORCHVISION[name]
+    cls = getattr(datasets, source.dataset)
+    try:
+        parts = [cls(folder, download=download, **part) for part in (source.train, source.test)]
+    except (RuntimeError, OSError) as error:
+        hint = "check the network and the folder" if download else "add --download to fetch it"
+        raise UserError(f"{name} cannot be read from '{folder}': {hint} ({error})") from error
+    arrays = [torch.as_tensor(part.data) for part in parts]
+    if arrays[0].shape[-1] == 3:
+        arrays = [array.permute(0, 3, 1, 2) for array in arrays]
+    pixels = torch.cat(arrays).contiguous(memory_format=torch.channels_last)
+    targets = [
+        torch.as_tensor(part.labels if name == "svhn" else part.targets).long() for part in parts
+    ]
+    names = getattr(parts[0], "classes", None) or [str(digit) for digit in range(10)]
+    test = torch.arange(len(targets[0]), len(pixels))
+    return Images(
+        pixels,
+        torch.cat(targets),
+        tuple(names),
+        test,
+        torch.tensor(source.mean),
+        torch.tensor(source.std),
+        source.augmentation,
+    )
+
+
+def _folder(folder: Path, image_size: int | None, track: Callable[..., Iterable[Any]]) -> Images:
+    """Images under folder/train/<class>/ and folder/test/<class>/, decoded once."""
+    from torchvision.datasets import ImageFolder
+
+    if not folder.is_dir():
+        raise UserError(f"--data '{folder}' is not a folder: name one that holds train/ and test/")
+    parts = []
+    for part in ("train", "test"):
+        if not (folder / part).is_dir():
+            raise UserError(
+                f"--data '{folder}' has no '{part}' folder: expected {part}/<class>/<image>"
+            )
+        try:
+            parts.append(ImageFolder(os.fspath(folder / part)))
+        except (FileNotFoundError, PermissionError) as error:
+            raise UserError(f"'{folder / part}' holds no readable images: {error}") from error
+    train, test = parts
+    if train.classes != test.classes:
+        differing = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
+        raise UserError(
+            f"train/ and test/ of '{folder}' differ in classes ({differing}): "
+            "give both the same class folders"
+        )
+    files = train.samples + test.samples
+    decoded = [
+        _decode(path, image_size)
+        for path, _ in track(files, description=f"reading {len(files):,} images")
+    ]
+    odd = next((i for i, image in enumerate(decoded) if image.shape != decoded[0].shape), None)
+    if odd is not None:
+        raise UserError(
+            f"images differ in size ('{files[odd][0]}' is not like '{files[0][0]}'): "
+            "add --image-size PIXELS to resize them"
+        )
+    pixels = torch.stack(decoded).contiguous(memory_format=torch.channels_last)
+    sample = pixels[: len(train) : max(1, len(train) // 5000)].float().div_(255)
+    mean, std = sample.mean(dim=(0, 2, 3)), sample.std(dim=(0, 2, 3)).clamp_min(1e-3)
+    return Images(
+        pixels,
+        torch.tensor([label for _, label in files]),
+        tuple(train.classes),
+        torch.arange(len(train), len(files)),
+        mean,
+        std,
+        Augmentation(pad=max(1, pixels.shape[-1] // 8), flip=True),
+    )
+
+
+def _decode(path: str, image_size: int | None) -> Tensor:
+    """One image file as uint8 [3, H, W]."""
+    from PIL import Image
+    from torchvision.transforms import functional as transforms
+
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except OSError as error:
+        raise UserError(f"'{path}' is not a readable image: remove or replace it") from error
+    if image_size is not None:
+        image = transforms.center_crop(transforms.resize(image, image_size), image_size)
+    return transforms.pil_to_tensor(image)

@@ -1,0 +1,1 @@
+"""Training and evaluation loops: tensors and callables in, tensors out, no configuration."""

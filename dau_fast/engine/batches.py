@@ -1,0 +1,36 @@
+"""Streams of index batches, and the random generators behind them."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+def generator_for(seed: int, purpose: str, device: torch.device) -> torch.Generator:
+    """A generator on `device` that depends on `seed` and `purpose` alone, not on what ran before."""
+    generator = torch.Generator(device)
+    generator.manual_seed((seed << 32) ^ zlib.crc32(purpose.encode()))
+    return generator
+
+
+def index_stream(index: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Batches [batch_size] of `index` [N] for ever, each pass over it in a fresh order.
+
+    A batch may end one pass and begin the next, so every batch is full, also of a set that is
+    smaller than a batch, and no image is seen more often than another within a pass.
+    """
+    pool = index[:0]
+    while True:
+        while len(pool) < batch_size:
+            order = torch.randperm(len(index), generator=generator, device=index.device)
+            pool = torch.cat([pool, index[order]])
+        yield pool[:batch_size]
+        pool = pool[batch_size:]
+
+
+def steps_for(epochs: float, count: int, batch_size: int) -> int:
+    """Steps of `batch_size` images that make `epochs` passes over `count` images, at least one."""
+    return max(1, round(epochs * count / batch_size))

@@ -1,0 +1,64 @@
+"""Supervised training on images that live on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+
+def train(
+    model: nn.Module,
+    batches: Iterator[Tensor],
+    load: Callable[[Tensor], Tensor],
+    labels: Tensor,
+    *,
+    steps: int,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    on_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Take `steps` optimiser steps on loss(logits, labels), in place.
+
+    model: images [B, ...] -> (features, logits). batches: index tensors [B]. load: index -> images.
+    labels: int64 [N], looked up by index. scheduler: advanced once a step.
+    """
+    model.train()
+    for _, index in zip(range(steps), batches, strict=False):
+        optimizer.zero_grad(set_to_none=True)
+        loss(model(load(index)).logits, labels[index]).backward()
+        optimizer.step()
+        scheduler.step()
+        on_step()
+
+
+@torch.no_grad()
+def recompute_batchnorm(
+    model: nn.Module, load: Callable[[Tensor], Tensor], index: Tensor, *, batch_size: int
+) -> None:
+    """Replace every BatchNorm's running statistics by their mean over `index` [N], in place.
+
+    The running averages of training still hold what the model is to forget; these do not.
+    A model without BatchNorm is left as it is.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    norms = [norm for norm in norms if norm.track_running_stats]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    mode = model.training
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's way to ask for the plain mean over batches
+    model.train()
+    for batch in index.split(batch_size):
+        if len(batch) > 1:
+            model(load(batch))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(mode)

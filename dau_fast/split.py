@@ -1,0 +1,220 @@
+"""The sets of a run as index tensors, and the checks that keep them honest.
+
+Every image of a data set has one role: training, validation or test. The forget set is a part of
+the training images and the retain set is the rest of them. All methods of a run share one split.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dau_fast.errors import UserError
+
+TRAINING, VALIDATION, TEST = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class Forget:
+    """What to forget, as asked for: exactly one of the three fields is set.
+
+    fraction: share of the training images, drawn at random. label: a whole class.
+    indices: positions in the data set, training part first.
+    """
+
+    spec: str
+    fraction: float | None = None
+    label: int | None = None
+    indices: tuple[int, ...] | None = None
+
+    @classmethod
+    def parse(cls, spec: str, class_names: Sequence[str]) -> Forget:
+        """Read `random:FRACTION`, `class:NUMBER_OR_NAME` or `indices:FILE`.
+
+        Raises UserError for anything else, with what was expected.
+        """
+        kind, _, value = spec.partition(":")
+        if kind == "random":
+            return cls(spec, fraction=_fraction(spec, value))
+        if kind == "class":
+            return cls(spec, label=_label(spec, value, class_names))
+        if kind == "indices":
+            return cls(spec, indices=_read_indices(Path(value)))
+        raise UserError(
+            f"--forget {spec!r} is not understood: expected random:0.1, class:3 or indices:FILE"
+        )
+
+
+def _fraction(spec: str, value: str) -> float:
+    try:
+        fraction = float(value)
+    except ValueError:
+        fraction = float("nan")
+    if not 0 < fraction < 1:
+        raise UserError(
+            f"--forget {spec!r}: expected a share of the training images between 0 and 1, "
+            "such as random:0.1"
+        )
+    return fraction
+
+
+def _label(spec: str, value: str, class_names: Sequence[str]) -> int:
+    if value in class_names:
+        return class_names.index(value)
+    if value.isdecimal() and int(value) < len(class_names):
+        return int(value)
+    raise UserError(
+        f"--forget {spec!r}: no such class: expected a number from 0 to {len(class_names) - 1} "
+        "or a class name"
+    )
+
+
+def _read_indices(path: Path) -> tuple[int, ...]:
+    """Whole numbers from 0, separated by white space."""
+    try:
+        words = path.read_text().split()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"index file '{path}' cannot be read: {error}") from error
+    if not words:
+        raise UserError(f"index file '{path}' is empty: expected one index a line")
+    wrong = next((word for word in words if not (word.isascii() and word.isdecimal())), None)
+    if wrong is not None:
+        raise UserError(f"index file '{path}': {wrong[:40]!r} is not an index from 0 up")
+    indices = tuple(int(word) for word in words)
+    if len(set(indices)) < len(indices):
+        twice = next(index for i, index in enumerate(indices) if index in indices[:i])
+        raise UserError(f"index file '{path}' names {twice} twice: name every image once")
+    return indices
+
+
+@dataclass(frozen=True)
+class Split:
+    """int64 index tensors, each sorted; forget and retain partition train.
+
+    classwise: whether whole classes are forgotten, so that no retain image shares a label with the
+    forget set; validation and test set are then without those classes.
+    """
+
+    train: Tensor
+    validation: Tensor
+    test: Tensor
+    forget: Tensor
+    retain: Tensor
+    classwise: bool
+
+    def to(self, device: torch.device) -> Split:
+        """The same sets on `device`."""
+        sets = (self.train, self.validation, self.test, self.forget, self.retain)
+        return Split(*(index.to(device) for index in sets), self.classwise)
+
+    @property
+    def forget_sha256(self) -> str:
+        """SHA-256 over the forget indices as little-endian int64."""
+        return hashlib.sha256(self.forget.cpu().numpy().astype("<i8").tobytes()).hexdigest()
+
+
+def hold_out(
+    labels: Tensor,
+    test: Tensor | None,
+    seed: int,
+    *,
+    validation_share: float,
+    test_share: float,
+    keep: Sequence[int] = (),
+) -> np.ndarray:
+    """Give every image a role, int8 [N]; validation (and test, if there is no official one) per class.
+
+    test: indices of the official test part. keep: indices that must stay in training where possible,
+    so that a person's own images are not held out by the draw.
+    """
+    roles = np.full(len(labels), TRAINING, dtype=np.int8)
+    if test is not None:
+        roles[test.cpu().numpy()] = TEST
+    kept = np.zeros(len(labels), dtype=bool)
+    kept[[index for index in keep if index < len(labels)]] = True
+    rng = np.random.default_rng([seed, 0])
+    for label in np.unique(labels.cpu().numpy()):
+        members = rng.permutation(np.flatnonzero((labels.cpu().numpy() == label) & (roles != TEST)))
+        held = members[~kept[members]]
+        tests = 0 if test is not None else round(test_share * len(members))
+        validations = max(1, round(validation_share * len(members)))
+        roles[held[:tests]] = TEST
+        roles[held[tests : tests + validations]] = VALIDATION
+    return roles
+
+
+def make_split(roles: np.ndarray, labels: Tensor, forget: Forget, seed: int) -> Split:
+    """Choose the forget set among the training images and check that every set can do its work.
+
+    Raises UserError for an index outside the training images and for an empty set.
+    """
+    train = np.flatnonzero(roles == TRAINING)
+    targets = labels.cpu().numpy()
+    if forget.indices is not None:
+        chosen = np.sort(np.array(forget.indices, dtype=np.int64))
+        _check_trained_on(chosen, roles)
+    elif forget.label is not None:
+        chosen = train[targets[train] == forget.label]
+    else:
+        assert forget.fraction is not None
+        count = round(forget.fraction * len(train))
+        chosen = np.sort(np.random.default_rng([seed, 1]).permutation(train)[:count])
+    retain = np.setdiff1d(train, chosen)
+    validation, test = np.flatnonzero(roles == VALIDATION), np.flatnonzero(roles == TEST)
+    classwise = not np.isin(targets[chosen], targets[retain]).any()
+    if classwise:
+        validation, test = (
+            index[~np.isin(targets[index], targets[chosen])] for index in (validation, test)
+        )
+    sets = {"forget": chosen, "retain": retain, "validation": validation, "test": test}
+    for name, index in sets.items():
+        if len(index) == 0:
+            raise UserError(
+                f"--forget {forget.spec!r} leaves no {name} images out of {len(train)} training "
+                "images: forget another share, or add data"
+            )
+    as_tensor = {name: torch.from_numpy(index) for name, index in sets.items()}
+    return Split(train=torch.from_numpy(train), classwise=bool(classwise), **as_tensor)
+
+
+def _check_trained_on(chosen: np.ndarray, roles: np.ndarray) -> None:
+    """Every index must exist and belong to the images the original was trained on."""
+    if chosen[-1] >= len(roles):
+        raise UserError(
+            f"forget index {chosen[-1]} is out of range: the data set has {len(roles)} images, "
+            "numbered from 0"
+        )
+    strangers = chosen[roles[chosen] != TRAINING]
+    if len(strangers):
+        part = "test" if roles[strangers[0]] == TEST else "validation"
+        raise UserError(
+            f"forget index {strangers[0]} is a {part} image, which the original was never trained "
+            f"on ({len(strangers)} such): name training images only"
+        )
+
+
+def encode_roles(roles: np.ndarray) -> str:
+    """Roles as text, for a checkpoint's metadata."""
+    return base64.b64encode(zlib.compress(roles.astype(np.int8).tobytes(), 9)).decode()
+
+
+def decode_roles(text: str, count: int) -> np.ndarray:
+    """The inverse of `encode_roles`; UserError where it does not fit a data set of `count` images."""
+    try:
+        roles = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.int8)
+    except (ValueError, zlib.error) as error:
+        raise UserError(f"the checkpoint's record of its split is damaged: {error}") from error
+    if len(roles) != count:
+        raise UserError(
+            f"the checkpoint was trained on a data set of {len(roles)} images, this one has "
+            f"{count}: use the data it was trained on"
+        )
+    return roles
