@@ -1,0 +1,55 @@
+"""The attacker: says member or non-member from what the defender shows of a sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Sensitivities span many orders of magnitude; below this one they carry no more information.
+_SMALLEST_SENSITIVITY = 1e-3
+
+
+class Attacker(nn.Module):
+    """A two-layer perceptron on u = [softmax, sensitivity], [B, C + 1] -> logit of "member" [B].
+
+    seen: u of the frozen original, [M, C + 1]; the inputs are standardised by its statistics.
+    """
+
+    def __init__(self, seen: Tensor, hidden: int) -> None:
+        super().__init__()
+        scaled = _scaled(seen)
+        self.register_buffer("mean", scaled.mean(0))
+        self.register_buffer("std", scaled.std(0) + 1e-3)
+        self.layers = nn.Sequential(
+            nn.Linear(seen.shape[1], hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, hidden),
+            nn.ReLU(),
+            nn.Linear(hidden, 1),
+        )
+
+    def forward(self, u: Tensor) -> Tensor:
+        return self.layers((_scaled(u) - self.mean) / self.std).squeeze(1)
+
+
+def _scaled(u: Tensor) -> Tensor:
+    """u with its last column, the sensitivity, on a logarithmic scale."""
+    sensitivity = u[:, -1:]
+    return torch.cat([u[:, :-1], torch.log(sensitivity + _SMALLEST_SENSITIVITY)], 1)
+
+
+def attacker_loss(attacker: Attacker, u_forget: Tensor, u_validation: Tensor) -> Tensor:
+    """-(E_f log A(u) + E_v log(1 - A(u))) / 2, which the attacker minimises; scalar, nats.
+
+    u_forget [F, C + 1], u_validation [V, C + 1]; both sets weigh the same whatever their sizes.
+    """
+    member = F.softplus(-attacker(u_forget)).mean()
+    non_member = F.softplus(attacker(u_validation)).mean()
+    return (member + non_member) / 2
+
+
+def auc(member_scores: Tensor, non_member_scores: Tensor) -> float:
+    """Probability that a member [M] scores above a non-member [M'], ties counting half; 0.5 is chance."""
+    difference = member_scores.unsqueeze(1) - non_member_scores.unsqueeze(0)
+    return ((difference > 0).double() + (difference == 0).double() / 2).mean().item()

@@ -1,0 +1,121 @@
+"""When to end the game without a retrained model to look at.
+
+The referee holds back a part of the forget and validation images as an exam that the attacker never
+trains on, looks at both sets now and then, writes down what it sees, and says when it is enough:
+for forgetting spread over classes, when forget behaves like validation; for whole classes, when the
+class is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from dau_fast.dau.attacker import Attacker, auc
+from dau_fast.dau.defender import show
+from dau_fast.engine.evaluation import predict
+from dau_fast.metrics.accuracy import accuracy
+from dau_fast.models import Classifier
+from dau_fast.split import Split
+
+# A class counts as gone when at most this percentage of it is still recognised.
+_GONE = 1.0
+# One look may be luck, on a small exam above all.
+_LOOKS_IN_A_ROW = 2
+
+
+@dataclass
+class History:
+    """One entry a look, the first at the original.
+
+    auc: of the attacker on the exam. forget_accuracy, validation_accuracy: percent. stopped: why
+    the game ended, one sentence.
+    """
+
+    step: list[int] = field(default_factory=list)
+    auc: list[float] = field(default_factory=list)
+    forget_accuracy: list[float] = field(default_factory=list)
+    validation_accuracy: list[float] = field(default_factory=list)
+    stopped: str = "the longest game was played"
+
+
+class Referee:
+    """Looks at forget and validation set, images that `load` turns from indices into batches.
+
+    exam_share: part of each set that the attacker does not train on; a set too small to spare any
+    is its own exam. label_conditioned: see `show`.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        labels: Tensor,
+        load: Callable[[Tensor], Tensor],
+        *,
+        exam_share: float,
+        label_conditioned: bool,
+        generator: torch.Generator,
+    ) -> None:
+        self.split, self.labels, self.load = split, labels, load
+        self.label_conditioned = label_conditioned
+        self.history = History()
+        self._in_a_row = 0
+        self._exam = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+        for index in (split.forget, split.validation):
+            order = torch.randperm(len(index), generator=generator, device=index.device)
+            self._exam[index[order[: round(exam_share * len(index))]]] = True
+
+    def study(self, u: Tensor, index: Tensor) -> Tensor:
+        """The rows of `u` [B, C + 1] of images `index` [B] that the attacker may learn from."""
+        rows = u[~self._exam[index]]
+        return rows if len(rows) else u
+
+    def shown(self, defender: Classifier) -> tuple[Tensor, Tensor]:
+        """The attacker's input for the whole forget and validation set."""
+        sets = (self.split.forget, self.split.validation)
+        forget, validation = (
+            show(predict(defender, self.load, index), self.labels[index], self.label_conditioned)
+            for index in sets
+        )
+        return forget, validation
+
+    def look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
+        """Write down where the game stands after `step`; true when it is enough."""
+        u_forget, u_validation = self.shown(defender)
+        forget, validation = self.split.forget, self.split.validation
+        exam = self._tested(u_forget, forget), self._tested(u_validation, validation)
+        with torch.no_grad():
+            attack = auc(attacker(exam[0]), attacker(exam[1]))
+        seen = self.history
+        seen.step.append(step)
+        seen.auc.append(attack)
+        # u begins with the softmax, whose largest entry is the predicted label.
+        seen.forget_accuracy.append(accuracy(u_forget[:, :-1], self.labels[forget]))
+        seen.validation_accuracy.append(accuracy(u_validation[:, :-1], self.labels[validation]))
+        verdict = self._class_gone() if self.split.classwise else self._like_validation()
+        self._in_a_row = self._in_a_row + 1 if verdict else 0
+        if self._in_a_row < _LOOKS_IN_A_ROW:
+            return False
+        seen.stopped = f"{verdict}, {_LOOKS_IN_A_ROW} looks in a row"
+        return True
+
+    def _tested(self, u: Tensor, index: Tensor) -> Tensor:
+        rows = u[self._exam[index]]
+        return rows if len(rows) else u
+
+    def _class_gone(self) -> str | None:
+        left = self.history.forget_accuracy[-1]
+        return f"{left:.1f} % of the forgotten class is still recognised" if left <= _GONE else None
+
+    def _like_validation(self) -> str | None:
+        seen = self.history
+        forget, validation = seen.forget_accuracy[-1], seen.validation_accuracy[-1]
+        if forget > validation or seen.auc[-1] > 0.5:
+            return None
+        return (
+            f"forget accuracy {forget:.1f} % is no higher than validation's {validation:.1f} %, and "
+            f"the attacker does no better than chance (AUC {seen.auc[-1]:.2f})"
+        )

@@ -1,0 +1,47 @@
+"""The methods by name, and running one with the clock on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dau_fast.dau import game
+from dau_fast.engine.runtime import Stopwatch, flushed_denormals
+from dau_fast.errors import UserError
+from dau_fast.models import Classifier
+from dau_fast.rivals import finetune, gradient_ascent, retrain
+from dau_fast.task import Method, Task
+
+METHODS: dict[str, Method] = {
+    "retrain": retrain.unlearn,
+    "dau": game.unlearn,
+    "ft": finetune.unlearn,
+    "ga": gradient_ascent.unlearn,
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A method's model, its wall-clock seconds from call to finished weights, and its history.
+
+    compile_seconds stands beside seconds and is not part of it.
+    """
+
+    model: Classifier
+    seconds: float
+    compile_seconds: float
+    history: dict[str, Any] | None
+
+
+def method_named(name: str) -> Method:
+    """The method called `name`. Raises UserError for an unknown one."""
+    if name not in METHODS:
+        raise UserError(f"unknown method '{name}': expected some of {', '.join(METHODS)}")
+    return METHODS[name]
+
+
+def run(method: Method, task: Task) -> Finished:
+    """Run `method` on `task` and time it."""
+    with flushed_denormals(), Stopwatch(task.images.device) as watch:
+        result = method(task)
+    return Finished(result.model.eval(), watch.seconds, 0.0, result.history)
