@@ -23,7 +23,7 @@ _EPOCHS = {"digits": 100}
 
 
 def training_recipe(dataset: str, epochs: int | None = None) -> TrainingRecipe:
-    """The recipe for `dataset`, the same for the original and for retraining; `epochs` overrides its length."""
+    """The recipe for `dataset`, for the original and for retraining; `epochs` overrides its length."""
     recipe = TrainingRecipe()
     return replace(recipe, epochs=epochs or _EPOCHS.get(dataset, recipe.epochs))
 

@@ -8,10 +8,9 @@ stands between the pixels and the step.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -101,12 +100,12 @@ def load(
     *,
     download: bool = False,
     image_size: int | None = None,
-    track: Callable[..., Iterable[Any]] = lambda items, **_: items,
+    progress: Callable[[str, int], Callable[[], None]] = lambda _description, _steps: lambda: None,
 ) -> Images:
     """Read data set `name` (one of `NAMES`) from `folder` onto the CPU.
 
     image_size: pixels; `folder` only: shorter side resized, centre cropped.
-    track: wraps a long iteration to show progress; called as `track(items, description=...)`.
+    progress: called with a description and a number of steps; what it returns is called after each.
     Raises UserError for an unknown name, and for a missing or unreadable folder.
     """
     if name == "digits":
@@ -115,10 +114,8 @@ def load(
         return _torchvision(name, folder or Path("data"), download)
     if name == "folder":
         if folder is None:
-            raise UserError(
-                "--dataset folder needs --data DIR, a folder that holds train/ and test/"
-            )
-        return _folder(folder, image_size, track)
+            raise UserError("--dataset folder needs --data DIR, a folder that holds train/ and test/")
+        return _folder(folder, image_size, progress)
     raise UserError(f"unknown dataset '{name}': expected one of {', '.join(NAMES)}")
 
 
@@ -191,9 +188,7 @@ def _torchvision(name: str, folder: Path, download: bool) -> Images:
     if arrays[0].shape[-1] == 3:
         arrays = [array.permute(0, 3, 1, 2) for array in arrays]
     pixels = torch.cat(arrays).contiguous(memory_format=torch.channels_last)
-    targets = [
-        torch.as_tensor(part.labels if name == "svhn" else part.targets).long() for part in parts
-    ]
+    targets = [torch.as_tensor(part.labels if name == "svhn" else part.targets).long() for part in parts]
     names = getattr(parts[0], "classes", None) or [str(digit) for digit in range(10)]
     test = torch.arange(len(targets[0]), len(pixels))
     return Images(
@@ -207,7 +202,9 @@ def _torchvision(name: str, folder: Path, download: bool) -> Images:
     )
 
 
-def _folder(folder: Path, image_size: int | None, track: Callable[..., Iterable[Any]]) -> Images:
+def _folder(
+    folder: Path, image_size: int | None, progress: Callable[[str, int], Callable[[], None]]
+) -> Images:
     """Images under folder/train/<class>/ and folder/test/<class>/, decoded once."""
     from torchvision.datasets import ImageFolder
 
@@ -216,9 +213,7 @@ def _folder(folder: Path, image_size: int | None, track: Callable[..., Iterable[
     parts = []
     for part in ("train", "test"):
         if not (folder / part).is_dir():
-            raise UserError(
-                f"--data '{folder}' has no '{part}' folder: expected {part}/<class>/<image>"
-            )
+            raise UserError(f"--data '{folder}' has no '{part}' folder: expected {part}/<class>/<image>")
         try:
             parts.append(ImageFolder(os.fspath(folder / part)))
         except (FileNotFoundError, PermissionError) as error:
@@ -231,10 +226,11 @@ def _folder(folder: Path, image_size: int | None, track: Callable[..., Iterable[
             "give both the same class folders"
         )
     files = train.samples + test.samples
-    decoded = [
-        _decode(path, image_size)
-        for path, _ in track(files, description=f"reading {len(files):,} images")
-    ]
+    advance = progress("reading images", len(files))
+    decoded = []
+    for path, _ in files:
+        decoded.append(_decode(path, image_size))
+        advance()
     odd = next((i for i, image in enumerate(decoded) if image.shape != decoded[0].shape), None)
     if odd is not None:
         raise UserError(

@@ -6,12 +6,12 @@ input, so torchvision's models and a caller's own need no change and keep their 
 
 from __future__ import annotations
 
-import json
-import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dau_fast.errors import UserError
@@ -42,7 +42,7 @@ class Classifier(nn.Module):
         super().__init__()
         linears = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
         name = head if head is not None else (linears[-1] if linears else None)
-        if name not in linears:
+        if name is None or name not in linears:
             raise UserError(
                 f"{type(network).__name__} has no Linear layer{f' {head!r}' if head else ''} to "
                 "read features from: name its classifier layer"
@@ -54,16 +54,16 @@ class Classifier(nn.Module):
     @property
     def head(self) -> nn.Linear:
         """The classifier layer, W [C, D] and b [C]."""
-        return self.network.get_submodule(self.head_name)  # type: ignore[return-value]
+        head = self.network.get_submodule(self.head_name)
+        assert isinstance(head, nn.Linear)
+        return head
 
     def forward(self, images: Tensor) -> Outputs:
         """Outputs of `images` [B, ...]; one pass through the network."""
         seen: list[Tensor] = []
         handle = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
-            with torch.autocast(
-                images.device.type, self.precision, enabled=self.precision is not None
-            ):
+            with torch.autocast(images.device.type, self.precision, enabled=self.precision is not None):
                 logits = self.network(images)
         finally:
             handle.remove()
@@ -88,9 +88,7 @@ def build(arch: str, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
             logits = network.eval()(torch.zeros(1, *image_shape))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"architecture '{arch}' cannot take {height}x{width} images: {reason}"
-        ) from error
+        raise UserError(f"architecture '{arch}' cannot take {height}x{width} images: {reason}") from error
     assert logits.shape == (1, classes)
     return network.train()
 
@@ -120,20 +118,14 @@ def _torchvision(arch: str, classes: int, small_image: bool) -> nn.Module:
 def _replace_stem(network: nn.Module, channels: int) -> None:
     """Let the first convolution take `channels` instead of 3."""
     name, old = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    new = nn.Conv2d(
-        channels,
-        old.out_channels,
-        old.kernel_size,
-        old.stride,
-        old.padding,
-        bias=old.bias is not None,
-    )
+    new: dict[str, Any] = {key: getattr(old, key) for key in ("kernel_size", "stride", "padding")}
     parent, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, new)
+    stem = nn.Conv2d(channels, old.out_channels, **new, bias=old.bias is not None)
+    setattr(network.get_submodule(parent), attribute, stem)
 
 
 class SmallResNet(nn.Module):
-    """Three residual blocks of 16, 32 and 64 channels (He et al. 2016, section 4.2, with n = 1, 78k weights)."""
+    """Three residual blocks of 16, 32 and 64 channels (He et al. 2016, section 4.2, with n = 1)."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -168,3 +160,59 @@ class _Block(nn.Module):
 
 def _conv(channels: int, out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
     return nn.Conv2d(channels, out, size, stride, padding=size // 2, bias=False)
+
+
+# ---- checkpoints
+
+
+def save(path: Path, network: nn.Module, metadata: dict[str, str]) -> None:
+    """Write the weights of `network` to `path` as safetensors, with `metadata`."""
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    save_file(tensors, path, metadata=metadata)
+
+
+def load(path: Path, network: nn.Module) -> dict[str, str]:
+    """Load weights from a safetensors file, or from a PyTorch one without running its code, in place.
+
+    Returns the metadata (empty for a PyTorch file). Raises UserError for a file that is missing,
+    damaged, executable or of another architecture; `network` is then unchanged.
+    """
+    if not path.is_file():
+        raise UserError(f"checkpoint '{path}' does not exist: name a .safetensors or .pt file")
+    tensors, metadata = _read(path)
+    wanted = network.state_dict()
+    wrong = [
+        name
+        for name in wanted.keys() | tensors.keys()
+        if name not in wanted or name not in tensors or wanted[name].shape != tensors[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"checkpoint '{path}' is of another architecture ({len(wrong)} of its tensors differ, "
+            f"such as '{min(wrong)}'): name the one it was saved from with --arch"
+        )
+    network.load_state_dict(tensors)
+    return metadata
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                return tensors, file.metadata() or {}
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"checkpoint '{path}' cannot be read: {error}") from error
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its unpickler meets in a strange file
+        raise UserError(
+            f"checkpoint '{path}' is damaged or holds more than weights, and nothing in it was run: "
+            "save the state_dict as .safetensors"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+        raise UserError(f"checkpoint '{path}' holds no state_dict: save model.state_dict()")
+    # DataParallel prefixes every name.
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}, {}

@@ -10,7 +10,7 @@ import base64
 import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +48,7 @@ class Forget:
             return cls(spec, label=_label(spec, value, class_names))
         if kind == "indices":
             return cls(spec, indices=_read_indices(Path(value)))
-        raise UserError(
-            f"--forget {spec!r} is not understood: expected random:0.1, class:3 or indices:FILE"
-        )
+        raise UserError(f"--forget {spec!r} is not understood: expected random:0.1, class:3 or indices:FILE")
 
 
 def _fraction(spec: str, value: str) -> float:
@@ -60,8 +58,7 @@ def _fraction(spec: str, value: str) -> float:
         fraction = float("nan")
     if not 0 < fraction < 1:
         raise UserError(
-            f"--forget {spec!r}: expected a share of the training images between 0 and 1, "
-            "such as random:0.1"
+            f"--forget {spec!r}: expected a share of the training images between 0 and 1, such as random:0.1"
         )
     return fraction
 
@@ -112,8 +109,8 @@ class Split:
 
     def to(self, device: torch.device) -> Split:
         """The same sets on `device`."""
-        sets = (self.train, self.validation, self.test, self.forget, self.retain)
-        return Split(*(index.to(device) for index in sets), self.classwise)
+        names = ("train", "validation", "test", "forget", "retain")
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     @property
     def forget_sha256(self) -> str:
@@ -154,7 +151,8 @@ def hold_out(
 def make_split(roles: np.ndarray, labels: Tensor, forget: Forget, seed: int) -> Split:
     """Choose the forget set among the training images and check that every set can do its work.
 
-    Raises UserError for an index outside the training images and for an empty set.
+    Raises UserError for an index outside the training images and for an empty set; only a test set
+    may be missing, where no image has that role.
     """
     train = np.flatnonzero(roles == TRAINING)
     targets = labels.cpu().numpy()
@@ -171,12 +169,10 @@ def make_split(roles: np.ndarray, labels: Tensor, forget: Forget, seed: int) -> 
     validation, test = np.flatnonzero(roles == VALIDATION), np.flatnonzero(roles == TEST)
     classwise = not np.isin(targets[chosen], targets[retain]).any()
     if classwise:
-        validation, test = (
-            index[~np.isin(targets[index], targets[chosen])] for index in (validation, test)
-        )
+        validation, test = (index[~np.isin(targets[index], targets[chosen])] for index in (validation, test))
     sets = {"forget": chosen, "retain": retain, "validation": validation, "test": test}
     for name, index in sets.items():
-        if len(index) == 0:
+        if len(index) == 0 and not (name == "test" and TEST not in roles):
             raise UserError(
                 f"--forget {forget.spec!r} leaves no {name} images out of {len(train)} training "
                 "images: forget another share, or add data"

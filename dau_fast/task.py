@@ -22,7 +22,7 @@ class Progress(Protocol):
     def __call__(self, description: str, steps: int) -> Callable[[], None]: ...
 
 
-def silent(description: str, steps: int) -> Callable[[], None]:  # noqa: ARG001
+def silent(description: str, steps: int) -> Callable[[], None]:
     """No progress shown."""
     return lambda: None
 

@@ -16,6 +16,9 @@ class Attacker(nn.Module):
     seen: u of the frozen original, [M, C + 1]; the inputs are standardised by its statistics.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, seen: Tensor, hidden: int) -> None:
         super().__init__()
         scaled = _scaled(seen)

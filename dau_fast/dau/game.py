@@ -103,8 +103,7 @@ class Game:
         outputs = self.defender(self._load(torch.cat([retain, forget, validation])))
         sizes = [len(retain), len(forget), len(validation)]
         o_retain, o_forget, o_validation = (
-            Outputs(*part)
-            for part in zip(*(tensor.split(sizes) for tensor in outputs), strict=True)
+            Outputs(*part) for part in zip(*(tensor.split(sizes) for tensor in outputs), strict=True)
         )
         u_forget = show(o_forget, labels[forget], config.label_conditioned)
         u_validation = show(o_validation, labels[validation], config.label_conditioned)
@@ -127,7 +126,7 @@ class Game:
         )
         self._defend.zero_grad(set_to_none=True)
         # Naming the leaves keeps the attacker's parameters out of this backward pass.
-        loss.backward(inputs=list(self.defender.parameters()))
+        loss.backward(inputs=[p for p in self.defender.parameters() if p.requires_grad])
         self._defend.step()
 
     def _learn(self, u_forget: Tensor, u_validation: Tensor, steps: int) -> None:
@@ -148,6 +147,4 @@ class Game:
 
 
 def _sgd(model: Classifier, config: DauConfig, lr: float) -> SGD:
-    return SGD(
-        model.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    return SGD(model.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)

@@ -22,9 +22,16 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def default_precision(device: torch.device) -> torch.dtype | None:
-    """bfloat16 autocast on CUDA, None (float32) elsewhere."""
-    return torch.bfloat16 if device.type == "cuda" else None
+def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """`auto`, `fp32` or `bf16` as the dtype of autocast; None is float32. auto is bf16 on CUDA."""
+    choices = {
+        "auto": torch.bfloat16 if device.type == "cuda" else None,
+        "fp32": None,
+        "bf16": torch.bfloat16,
+    }
+    if name not in choices:
+        raise UserError(f"unknown precision '{name}': expected {', '.join(choices)}")
+    return choices[name]
 
 
 class Stopwatch:
@@ -58,3 +65,11 @@ def flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(before)
+
+
+def warm_up(device: torch.device) -> None:
+    """Pay PyTorch's one-time costs (lazy imports, thread pools, libraries) before anything is timed."""
+    network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.BatchNorm2d(8)).to(device)
+    for optimizer in (torch.optim.SGD(network.parameters(), 0.1), torch.optim.Adam(network.parameters())):
+        network(torch.randn(4, 1, 8, 8, device=device)).square().sum().backward()
+        optimizer.step()

@@ -47,9 +47,7 @@ def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     # log(1 - p_i) from the sum of the others, which stays exact where p_i rounds to 1.
     classes = logits.shape[1]
     others = torch.eye(classes, dtype=torch.bool, device=logits.device)
-    log_rest = torch.stack(
-        [log_p.masked_fill(others[i], -torch.inf).logsumexp(1) for i in range(classes)], 1
-    )
+    log_rest = torch.stack([log_p.masked_fill(others[i], -torch.inf).logsumexp(1) for i in range(classes)], 1)
     log_rest = log_rest.clamp_min(-745.0)  # exp(-745) is the smallest double
     true = F.one_hot(labels, classes).bool()
     wrong_terms = -(p * log_rest).masked_fill(true, 0).sum(1, keepdim=True)

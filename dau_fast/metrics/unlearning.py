@@ -10,21 +10,25 @@ from torch import Tensor, nn
 
 from dau_fast.engine.evaluation import predict
 from dau_fast.metrics.accuracy import accuracy
-from dau_fast.metrics.mia import attack_all
+from dau_fast.metrics.mia import attack_all, confidence
 from dau_fast.split import Split
+
+_BINS = 20
 
 
 @dataclass(frozen=True)
 class Measures:
     """All in percent. ua: 100 - accuracy on the forget set. ra, ta: accuracy on retain and test set.
 
-    attacks: share of the forget set that each attack calls non-member.
+    attacks: share of the forget set that each attack calls non-member. confidence: histograms of
+    the true label's probability, by set, in percent a bin; "edges" holds the bins' borders.
     """
 
     ua: float
     ra: float
     ta: float
     attacks: dict[str, float]
+    confidence: dict[str, list[float]]
 
     @property
     def mia_efficacy(self) -> float:
@@ -50,24 +54,36 @@ def measure(
     split: Split,
     generator: torch.Generator,
 ) -> Measures:
-    """Run `model` once over forget, retain and test set and measure it.
+    """Run `model` once over forget, retain, validation and test set and measure it.
 
-    generator: draws the retain images that stand for members; seed it alike for every model.
+    generator: draws the images that stand for members and non-members; seed it alike for every model.
     """
-    sets = {"forget": split.forget, "retain": split.retain, "test": split.test}
-    logits = {name: predict(model, load, index).logits for name, index in sets.items()}
-    targets = {name: labels[index] for name, index in sets.items()}
+    sets = {
+        "forget": split.forget,
+        "retain": split.retain,
+        "validation": split.validation,
+        "test": split.test,
+    }
+    seen = {name: (predict(model, load, index).logits, labels[index]) for name, index in sets.items()}
     size = min(len(split.retain), len(split.test))
 
     def some(name: str) -> tuple[Tensor, Tensor]:
-        count = len(sets[name])
-        chosen = torch.randperm(count, generator=generator, device=labels.device)[:size]
-        return logits[name][chosen], targets[name][chosen]
+        logits, targets = seen[name]
+        order = torch.randperm(len(targets), generator=generator, device=targets.device)
+        return logits[order[:size]], targets[order[:size]]
 
-    attacks = attack_all(some("retain"), some("test"), (logits["forget"], targets["forget"]))
     return Measures(
-        ua=100 - accuracy(logits["forget"], targets["forget"]),
-        ra=accuracy(logits["retain"], targets["retain"]),
-        ta=accuracy(logits["test"], targets["test"]),
-        attacks=attacks,
+        ua=100 - accuracy(*seen["forget"]),
+        ra=accuracy(*seen["retain"]),
+        ta=accuracy(*seen["test"]),
+        attacks=attack_all(some("retain"), some("test"), seen["forget"]),
+        confidence={
+            "edges": [bin / _BINS for bin in range(_BINS + 1)],
+            **{name: _histogram(*seen[name]) for name in ("forget", "validation", "test")},
+        },
     )
+
+
+def _histogram(logits: Tensor, labels: Tensor) -> list[float]:
+    counts = torch.histc(confidence(logits, labels).float().cpu(), _BINS, 0, 1)
+    return (100 * counts / counts.sum()).tolist()

@@ -6,9 +6,7 @@ import torch
 from torch import Tensor
 
 
-def barlow_twins_loss(
-    z_a: Tensor, z_b: Tensor, lambd: float = 5e-3, eps: float = 1e-5
-) -> Tensor:
+def barlow_twins_loss(z_a: Tensor, z_b: Tensor, lambd: float = 5e-3, eps: float = 1e-5) -> Tensor:
     """sum_i (1 - C_ii)^2 + lambd * sum_{i != j} C_ij^2, a scalar; C is the cross-correlation [D, D].
 
     z_a, z_b: [N, D], row i of one paired with row i of the other. Columns are normalised over the

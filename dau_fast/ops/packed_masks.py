@@ -108,9 +108,7 @@ def _packed_size(n: int) -> int:
 
 def _check_packed(name: str, packed: Tensor, n: int) -> None:
     if packed.dtype != torch.uint8:
-        raise ValueError(
-            f"{name} is {_name(packed.dtype)}: expected uint8; pack a bool mask with pack_mask"
-        )
+        raise ValueError(f"{name} is {_name(packed.dtype)}: expected uint8; pack a bool mask with pack_mask")
     if n < 0 or packed.shape != (_packed_size(n),):
         raise ValueError(
             f"{name} has shape {list(packed.shape)}: expected [{_packed_size(n)}] for {n} weights; "

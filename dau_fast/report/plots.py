@@ -121,9 +121,7 @@ def comparison(report: Report) -> str:
         _label_rows(axes[0], rows)
         names = ", ".join(method_name(name) for name in rows)
         what = "distance to the retrained model" if has_reference else "the rates themselves"
-        return _svg(
-            figure, "comparison", f"Dot plot of UA, RA, TA and MIA-efficacy, {what}: {names}"
-        )
+        return _svg(figure, "comparison", f"Dot plot of UA, RA, TA and MIA-efficacy, {what}: {names}")
 
 
 def attacks(report: Report) -> str:
@@ -133,9 +131,7 @@ def attacks(report: Report) -> str:
         figure = _figure(3.6)
         axes = figure.subplots()
         for place, method in enumerate(methods):
-            _attack_bars(
-                axes, report, method, (place - (len(methods) - 1) / 2) * 0.84 / len(methods)
-            )
+            _attack_bars(axes, report, method, (place - (len(methods) - 1) / 2) * 0.84 / len(methods))
         _attack_references(axes, report)
         axes.set_xticks(range(len(ATTACKS)), list(ATTACKS.values()), fontsize=10)
         axes.tick_params(axis="x", length=0)
@@ -300,9 +296,7 @@ def _attack_bars(axes: Axes, report: Report, method: str, offset: float) -> None
     color, width = _look_of(report, method)[0], 0.84 / len(methods)
     axes.bar(places, heights, width, color=color, edgecolor="white", label=method_name(method))
     if any(errors):
-        axes.errorbar(
-            places, heights, errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2
-        )
+        axes.errorbar(places, heights, errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
     if len(methods) > 6:
         return
     for place, height, error in zip(places, heights, errors, strict=True):
@@ -374,9 +368,7 @@ def _game_accuracies(axes: Axes, history: Report, report: Report) -> None:
     for name in ("forget", "validation"):
         color, _ = SETS[name]
         values = _numbers(history[f"{name}_accuracy"])
-        axes.plot(
-            history["step"], values, color=color, marker="o", ms=4, lw=1.8, label=f"{name} set"
-        )
+        axes.plot(history["step"], values, color=color, marker="o", ms=4, lw=1.8, label=f"{name} set")
     forgotten = report["methods"].get("retrain", {}).get("ua")
     if known(forgotten):
         label = "forget set, retrained"
@@ -401,9 +393,7 @@ def _figure(height: float) -> Figure:
     return Figure(figsize=(_WIDTH, height), layout=ConstrainedLayoutEngine(wspace=0.06))
 
 
-def _note(
-    axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **look: Any
-) -> None:
+def _note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
     """`text` `offset` points from `at`, on white so that no line runs through it."""
     look = {"ha": "center", "va": "bottom", "fontsize": 9.5, "annotation_clip": False, **look}
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6}

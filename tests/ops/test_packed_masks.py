@@ -257,9 +257,7 @@ def test_cuda_equals_the_cpu() -> None:
         assert same_bits(on_device.cpu(), torch.where(mask, weights, 0.0))
 
 
-def test_cpp_takes_contiguous_float32_and_nothing_else(
-    path: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cpp_takes_contiguous_float32_and_nothing_else(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "plain":
         pytest.skip("about the extension only")
     spy = Mock(wraps=_native.extension)
@@ -291,9 +289,7 @@ def packed_ones(n: int) -> Tensor:
         ([torch.ones(3)], [torch.ones(3, device="meta").bool()], "mask 0 is on meta, its tensor"),
     ],
 )
-def test_apply_says_what_is_wrong(
-    tensors: Sequence[Tensor], wrong: Sequence[Tensor], message: str
-) -> None:
+def test_apply_says_what_is_wrong(tensors: Sequence[Tensor], wrong: Sequence[Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}[^\n]*; [^\n]+$"):
         apply_masks_(tensors, wrong)
 

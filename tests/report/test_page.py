@@ -131,9 +131,7 @@ def verdict(html: str) -> str:
 
 def texts(svg: str) -> list[str]:
     """Every text of a picture, which must be well-formed XML by itself."""
-    return [
-        "".join(node.itertext()).strip() for node in ElementTree.fromstring(svg).iter(f"{SVG}text")
-    ]
+    return ["".join(node.itertext()).strip() for node in ElementTree.fromstring(svg).iter(f"{SVG}text")]
 
 
 @pytest.fixture

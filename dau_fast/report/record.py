@@ -1,0 +1,95 @@
+"""The report as a dictionary: one run's numbers, and the mean and spread of several."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from statistics import fmean, stdev
+from typing import Any
+
+import torch
+
+from dau_fast.methods import Finished
+from dau_fast.metrics.unlearning import Measures, avg_gap
+
+SCHEMA = 1
+
+
+def method_entry(
+    measures: Measures,
+    finished: Finished | None,
+    reference: tuple[Measures, Finished] | None,
+) -> dict[str, Any]:
+    """What the report says of one method. finished: None where its making was not timed.
+
+    reference: the retrained model's; avg_gap and speedup are None without it.
+    """
+    seconds = finished.seconds if finished else None
+    return {
+        "ua": measures.ua,
+        "ra": measures.ra,
+        "ta": measures.ta,
+        "mia_efficacy": measures.mia_efficacy,
+        "attacks": measures.attacks,
+        "seconds": seconds,
+        "compile_seconds": finished.compile_seconds if finished else None,
+        "avg_gap": avg_gap(measures, reference[0]) if reference else None,
+        "speedup": reference[1].seconds / seconds if reference and seconds else None,
+        "confidence": measures.confidence,
+    }
+
+
+def combine(runs: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Method entries of several runs as one: every number the mean, and "spread" beside them."""
+    if len(runs) == 1:
+        return runs[0]
+    combined = {}
+    for name in runs[0]:
+        entries = [run[name] for run in runs]
+        combined[name] = _over(entries, fmean)
+        spread = {key: _over(values, stdev) for key, values in _columns(entries).items()}
+        combined[name]["spread"] = {k: v for k, v in spread.items() if k != "confidence"}
+    return combined
+
+
+def _columns(entries: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
+    return {key: [entry[key] for entry in entries] for key in entries[0]}
+
+
+def _over(values: Sequence[Any], statistic: Any) -> Any:
+    """Apply `statistic` to numbers that stand at the same place of nested dicts and lists."""
+    first = values[0]
+    if any(value is None for value in values):
+        return None
+    if isinstance(first, dict):
+        return {key: _over(column, statistic) for key, column in _columns(values).items()}
+    if isinstance(first, list):
+        return [_over(column, statistic) for column in zip(*values, strict=True)]
+    return statistic(values)
+
+
+def versions() -> dict[str, str]:
+    """What the numbers depend on, by name."""
+    packages = ("dau-fast", "torch", "torchvision", "numpy", "scikit-learn")
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def hardware(device: torch.device) -> str:
+    """The device in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+
+
+def mean_or_none(values: Sequence[float | None]) -> float | None:
+    """The mean, or None where a value is missing."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None

@@ -1,0 +1,67 @@
+"""The report as a table for the terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from dau_fast.report.plots import method_name
+from dau_fast.report.verdict import verdict
+
+
+def table(report: dict[str, Any]) -> Table:
+    """One row a method: what it scores, how far that is from the retrained model, what it cost."""
+    run = report["run"]
+    forget = run["forget"]
+    rows = Table(
+        title=(
+            f"{run['dataset']}, {run['arch']}: {forget['count']:,} of "
+            f"{run['sets']['train']:,} training images forgotten ({forget['spec']})"
+        ),
+        caption=_caption(report),
+        caption_justify="left",
+        title_justify="left",
+        title_style="bold",
+        caption_style="",
+        box=SIMPLE_HEAD,
+    )
+    rows.add_column("method")
+    for heading in ("UA %", "RA %", "TA %", "MIA-efficacy %", "avg gap", "seconds", "speedup"):
+        rows.add_column(heading, justify="right", no_wrap=True)
+    for name, entry in report["methods"].items():
+        rows.add_row(method_name(name), *_cells(name, entry), style=_style(name))
+    return rows
+
+
+def _cells(name: str, entry: dict[str, Any]) -> list[str]:
+    spread = entry.get("spread") or {}
+
+    def cell(key: str, decimals: int = 1, unit: str = "") -> str:
+        value, deviation = entry[key], spread.get(key)
+        if value is None:
+            return "-"
+        more = f" ±{deviation:.{decimals}f}" if deviation is not None else ""
+        return f"{value:.{decimals}f}{unit}{more}"
+
+    gap = "reference" if name == "retrain" else cell("avg_gap", 2)
+    rates = [cell(key) for key in ("ua", "ra", "ta", "mia_efficacy")]
+    return [*rates, gap, cell("seconds", 2), cell("speedup", 1, "x")]
+
+
+def _style(name: str) -> str:
+    return {"original": "dim", "retrain": "bold"}.get(name, "")
+
+
+def _caption(report: dict[str, Any]) -> str:
+    words = verdict(report)
+    return "\n".join(
+        [
+            words.headline,
+            *words.details[:1],
+            "avg gap: mean distance to the retrained model in the four rates, in points; smaller is better.",
+            "UA: error on the forget set; RA, TA: accuracy on retain and test set; "
+            "MIA-efficacy: forget images an attack takes for unseen ones.",
+        ]
+    )

@@ -1,0 +1,125 @@
+"""What the numbers say, in plain words: for the page and for the terminal."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dau_fast.report.plots import Report, known, method_name, method_order
+
+_UNKNOWN = "\u2013"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """headline: one sentence. details: what it rests on. tone: "good", "open" or "bad"."""
+
+    headline: str
+    details: tuple[str, ...]
+    tone: str
+
+
+def verdict(report: Report) -> Verdict:
+    methods = report["methods"]
+    gaps = {
+        name: methods[name].get("avg_gap")
+        for name in method_order(report)
+        if name not in ("original", "retrain") and known(methods[name].get("avg_gap"))
+    }
+    if "retrain" not in methods:
+        return _without_reference(report)
+    if not gaps:
+        return _nothing_unlearned(report)
+    closest = next(iter(gaps))
+    gap, before = gaps[closest], methods["original"].get("avg_gap")
+    if known(before) and gap >= before:
+        headline = (
+            "No method brought the model closer to one retrained from scratch than it was when "
+            f"untouched: avg gap {gap:.2f} points at best ({method_name(closest)}), "
+            f"{before:.2f} before."
+        )
+        return Verdict(headline, _others(gaps), "bad")
+    headline = (
+        f"{method_name(closest)} comes closest to a model retrained from scratch: avg gap "
+        f"{gap:.2f} points{_speed(methods[closest].get('speedup'))}."
+    )
+    tone, noise = _against_noise(report, gap)
+    return Verdict(headline, (noise, _basis(methods, closest), *_others(gaps)), tone)
+
+
+def _without_reference(report: Report) -> Verdict:
+    details = [
+        f"{method_name(name)}: forget-set accuracy {100 - measured['ua']:.1f} %, test accuracy "
+        f"{number_text(measured.get('ta'))} %, after {seconds_text(measured.get('seconds'))} s."
+        for name, measured in report["methods"].items()
+        if known(measured.get("ua"))
+    ]
+    headline = (
+        "No model was retrained in this run, so it cannot say how close any method comes to one; "
+        "a run with retrain among its methods can."
+    )
+    return Verdict(headline, tuple(details), "open")
+
+
+def _nothing_unlearned(report: Report) -> Verdict:
+    gap = report["methods"]["original"].get("avg_gap")
+    distance = f"{gap:.2f} points from it on average" if known(gap) else "at an unknown distance"
+    return Verdict(
+        "Only the original and the retrained model were measured: no unlearning method ran.",
+        (f"The original is {distance}; that is the gap a method has to close.",),
+        "open",
+    )
+
+
+def _speed(speedup: object) -> str:
+    if not known(speedup) or speedup <= 0:
+        return ""
+    if speedup >= 1:
+        return f", {factor_text(speedup)} times as fast as retraining"
+    return f", but it takes {factor_text(1 / speedup)} times as long as retraining"
+
+
+def _basis(methods: Report, closest: str) -> str:
+    """What the closest method is compared with, and what it cost."""
+    before, compiling = methods["original"].get("avg_gap"), methods[closest].get("compile_seconds")
+    start = f"The untouched original's avg gap is {before:.2f}. " if known(before) else ""
+    more = f" (and {seconds_text(compiling)} s compiling)" if known(compiling) and compiling else ""
+    return (
+        f"{start}{method_name(closest)} took {seconds_text(methods[closest].get('seconds'))} s{more}, "
+        f"retraining {seconds_text(methods['retrain'].get('seconds'))} s."
+    )
+
+
+def _against_noise(report: Report, gap: float) -> tuple[str, str]:
+    """Tone and sentence: whether another retraining would have come closer."""
+    floor = report.get("noise_floor")
+    if not known(floor):
+        return "open", (
+            "Whether another retraining would have come closer is not known: the noise floor needs "
+            "at least two repeats of the run."
+        )
+    two = f"two independent retrainings differ by {floor:.2f} points on average"
+    if gap <= floor:
+        return "good", f"That is within the noise floor: {two}, so one more would be no closer."
+    return "open", f"That is above the noise floor: {two}, so the difference is still measurable."
+
+
+def _others(gaps: dict[str, float]) -> tuple[str, ...]:
+    rest = [f"{method_name(name)} {gap:.2f}" for name, gap in list(gaps.items())[1:]]
+    return (f"The other methods' avg gaps: {', '.join(rest)}.",) if rest else ()
+
+
+def number_text(value: object, decimals: int = 1) -> str:
+    return f"{value:.{decimals}f}" if known(value) else _UNKNOWN
+
+
+def seconds_text(value: object) -> str:
+    """Three digits or all whole seconds."""
+    if not known(value):
+        return _UNKNOWN
+    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
+
+
+def factor_text(value: object) -> str:
+    if not known(value):
+        return _UNKNOWN
+    return f"{value:,.{2 if value < 2 else 1 if value < 100 else 0}f}"
