@@ -80,7 +80,7 @@ def unlearn(
     settings = {"dau": config} if config else {}
     task = Task(images, split, seed, original, _no_fresh_network, TrainingRecipe(), settings, progress)
     warm_up(place)
-    finished = run(chosen, task)
+    finished = run(method, chosen, task)
 
     def measured(classifier: Classifier) -> Measures | None:
         if test is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from dau_fast.dau import game
 from dau_fast.engine.runtime import Stopwatch, flushed_denormals
 from dau_fast.errors import UserError
@@ -40,8 +42,12 @@ def method_named(name: str) -> Method:
     return METHODS[name]
 
 
-def run(method: Method, task: Task) -> Finished:
-    """Run `method` on `task` and time it."""
+def run(name: str, method: Method, task: Task) -> Finished:
+    """Run `method`, called `name`, on `task` and time it. Raises UserError where it diverged."""
     with flushed_denormals(), Stopwatch(task.images.device) as watch:
         result = method(task)
+    if not all(torch.isfinite(parameter).all() for parameter in result.model.parameters()):
+        raise UserError(
+            f"{name} diverged, its weights are no longer finite: leave it out, or train the original longer"
+        )
     return Finished(result.model.eval(), watch.seconds, 0.0, result.history)

@@ -7,14 +7,45 @@ import platform
 from collections.abc import Sequence
 from importlib import metadata
 from statistics import fmean, stdev
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dau_fast.methods import Finished
 from dau_fast.metrics.unlearning import Measures, avg_gap
+from dau_fast.split import Split
+
+if TYPE_CHECKING:
+    from dau_fast.experiment import SeedResult
 
 SCHEMA = 1
+
+
+def report(run: dict[str, Any], results: Sequence[SeedResult]) -> dict[str, Any]:
+    """The whole report: `run` says what ran, `results` holds one entry a seed, at least one.
+
+    The game is the first seed's. noise_floor needs two retrainings a seed, else it is None.
+    """
+    gaps = [result.retraining_gap for result in results]
+    known = [gap for gap in gaps if gap is not None]
+    return {
+        "schema": SCHEMA,
+        "run": run,
+        "methods": combine([result.entries for result in results]),
+        "game": results[0].history,
+        "noise_floor": fmean(known) if known and len(known) == len(gaps) else None,
+        "runs": [_seed_facts(run, result) for result in results] if len(results) > 1 else None,
+    }
+
+
+def _seed_facts(run: dict[str, Any], result: SeedResult) -> dict[str, Any]:
+    return {
+        "seed": result.seed,
+        "forget": forget_facts(run["forget"]["spec"], result.split),
+        "methods": result.entries,
+        "game": result.history,
+        "retraining_gap": result.retraining_gap,
+    }
 
 
 def method_entry(
@@ -89,7 +120,14 @@ def hardware(device: torch.device) -> str:
     return f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
 
 
-def mean_or_none(values: Sequence[float | None]) -> float | None:
-    """The mean, or None where a value is missing."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if known and len(known) == len(values) else None
+def forget_facts(spec: str, split: Split) -> dict[str, Any]:
+    """The forget set, so that anybody can check it."""
+    indices = split.forget
+    sha256 = split.forget_sha256
+    return {"spec": spec, "count": len(indices), "sha256": sha256, "indices": indices.tolist()}
+
+
+def set_sizes(split: Split) -> dict[str, int]:
+    """How many images each set holds."""
+    names = ("train", "validation", "test", "forget", "retain")
+    return {name: len(getattr(split, name)) for name in names}

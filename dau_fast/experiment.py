@@ -1,0 +1,124 @@
+"""One seed of a run: split, original, every method on the same task, and their measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dau_fast import models
+from dau_fast.config import SplitConfig, TrainingRecipe
+from dau_fast.data import Images
+from dau_fast.engine.batches import generator_for
+from dau_fast.methods import METHODS, Finished, run
+from dau_fast.metrics.unlearning import Measures, avg_gap, measure
+from dau_fast.models import Classifier
+from dau_fast.report.record import method_entry
+from dau_fast.rivals import original, retrain
+from dau_fast.split import Forget, Split, hold_out, make_split
+from dau_fast.task import Progress, Task
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A given original, and the role every image had in its training, int8 [N], if it is known."""
+
+    model: Classifier
+    roles: np.ndarray | None
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What all seeds of a run share. seed: the first one. fresh: see Task."""
+
+    images: Images
+    forget: Forget
+    methods: tuple[str, ...]
+    seed: int
+    shares: SplitConfig
+    recipe: TrainingRecipe
+    fresh: Callable[[int], Classifier]
+    checkpoint: Checkpoint | None
+
+    def roles(self, seed: int) -> np.ndarray:
+        """The role of every image, int8 [N]; a given original keeps the ones it was trained with."""
+        given = self.checkpoint
+        if given and given.roles is not None:
+            return given.roles
+        return hold_out(
+            self.images.labels,
+            self.images.test,
+            self.seed if given else seed,
+            validation_share=self.shares.validation_share,
+            test_share=self.shares.test_share,
+            keep=() if given else self.forget.indices or (),
+        )
+
+
+@dataclass(frozen=True)
+class SeedResult:
+    """One seed's numbers and models, by method.
+
+    entries: as the report has them. history: of the game. retraining_gap: avg gap between two
+    retrainings, or None. networks: "original" and one a method.
+    """
+
+    seed: int
+    split: Split
+    roles: np.ndarray
+    entries: dict[str, dict[str, Any]]
+    history: dict[str, Any] | None
+    retraining_gap: float | None
+    networks: dict[str, nn.Module]
+
+
+def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progress) -> SeedResult:
+    """Run every method with `seed`. twice: retrain a second time for the noise floor."""
+    images, given = experiment.images, experiment.checkpoint
+    roles = experiment.roles(seed)
+    split = make_split(roles, images.labels, experiment.forget, seed).to(images.device)
+    initial = generator_for(seed, "original", images.device).initial_seed()
+    start = given.model if given else experiment.fresh(initial)
+    task = Task(images, split, seed, start, experiment.fresh, experiment.recipe, progress=progress)
+
+    # Without a checkpoint this trains `start` itself, so it comes before all others.
+    finished: dict[str, Finished] = {} if given else {"original": run("original", original.train, task)}
+    for name, method in METHODS.items():
+        if name in experiment.methods:
+            finished[name] = run(name, method, task)
+
+    def measured(model: Classifier) -> Measures:
+        return measure(model, images.batch, images.labels, split, task.generator("measures"))
+
+    trained = {"original": start} | {name: result.model for name, result in finished.items()}
+    measures = {name: measured(model) for name, model in trained.items()}
+    reference = (measures["retrain"], finished["retrain"]) if "retrain" in finished else None
+    gap = None
+    if reference and twice:
+        gap = avg_gap(measured(run("retrain", retrain.unlearn_again, task).model), reference[0])
+    return SeedResult(
+        seed,
+        split,
+        roles,
+        {name: method_entry(measures[name], finished.get(name), reference) for name in trained},
+        finished["dau"].history if "dau" in finished else None,
+        gap,
+        {name: model.network for name, model in trained.items()},
+    )
+
+
+def builder(arch: str, images: Images, precision: torch.dtype | None) -> Callable[[int], Classifier]:
+    """seed -> a newly initialised `arch` for `images`, on their device; torch's generator is untouched."""
+
+    def fresh(seed: int) -> Classifier:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            network = models.build(arch, len(images.class_names), images.shape)
+        network = network.to(images.device).to(memory_format=torch.channels_last)
+        return Classifier(network, precision=precision)
+
+    return fresh
