@@ -29,11 +29,13 @@ from dau_fast.task import Task, Unlearned
 
 def unlearn(task: Task) -> Unlearned:
     """Make a copy of the original forget task.split.forget; settings["dau"] may hold a DauConfig."""
-    config = task.settings.get("dau") or DauConfig.default(task.split.classwise)
-    defender = copy.deepcopy(task.original)
     retain, load = task.split.retain, task.images.batch
-    game_steps = steps_for(config.game_epochs, len(retain), config.retain_batch)
-    recovery_steps = steps_for(config.recovery_epochs, len(retain), config.retain_batch)
+    config = task.settings.get("dau") or DauConfig.default(
+        classwise=task.split.classwise, retain_images=len(retain)
+    )
+    defender = copy.deepcopy(task.original)
+    game_steps = steps_for(config.game_epochs, len(retain), config.batch_size)
+    recovery_steps = steps_for(config.recovery_epochs, len(retain), config.batch_size)
     advance = task.progress("dau", game_steps + recovery_steps)
 
     game = Game(defender, task, config)
@@ -48,7 +50,7 @@ def unlearn(task: Task) -> Unlearned:
     optimizer = _sgd(defender, config, config.recovery_lr)
     train(
         defender,
-        index_stream(retain, config.retain_batch, task.generator("recovery")),
+        index_stream(retain, config.batch_size, task.generator("recovery")),
         task.augmented("recovery"),
         task.labels,
         steps=recovery_steps,
@@ -56,7 +58,7 @@ def unlearn(task: Task) -> Unlearned:
         scheduler=LinearLR(optimizer, 1.0, 1 / recovery_steps, total_iters=recovery_steps),
         on_step=advance,
     )
-    recompute_batchnorm(defender, load, retain, batch_size=config.retain_batch)
+    recompute_batchnorm(defender, load, retain, batch_size=config.batch_size)
     return Unlearned(defender, asdict(game.referee.history))
 
 
@@ -139,9 +141,9 @@ class Game:
         config, split = self.config, self.task.split
         generator = self.task.generator("game")
         return zip(
-            index_stream(split.retain, config.retain_batch, generator),
-            index_stream(split.forget, config.forget_batch, generator),
-            index_stream(split.validation, config.forget_batch, generator),
+            index_stream(split.retain, config.batch_size, generator),
+            index_stream(split.forget, config.batch_size, generator),
+            index_stream(split.validation, config.batch_size, generator),
             strict=True,
         )
 

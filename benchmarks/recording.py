@@ -1,0 +1,49 @@
+"""What every benchmark writes beside its numbers, so that a reader can run it again."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dau_fast.report.record import hardware, versions
+
+ROOT = Path(__file__).parents[1]
+RECORDS = ROOT / "benchmarks" / "records"
+
+
+def record_folder(what: str) -> Path:
+    """benchmarks/records/<date>-<what>, made if it is not there."""
+    folder = RECORDS / f"{datetime.now(UTC):%Y-%m-%d}-{what}"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Commit, hardware and versions; a commit with uncommitted changes says so."""
+    return {
+        "commit": _commit(),
+        "device": str(device),
+        "hardware": hardware(device),
+        "versions": versions(),
+        "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write `content` whole or not at all."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
+    unfinished.replace(path)
+
+
+def _commit() -> str:
+    try:
+        git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]
+        return subprocess.run(git, check=True, capture_output=True, text=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown: not a git checkout"

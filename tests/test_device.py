@@ -1,0 +1,111 @@
+"""Everything that computes, on the device chosen with --device: the part of the suite that CUDA needs."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from dau_fast import unlearn
+from dau_fast.data import Augmentation, Images
+from dau_fast.engine.batches import generator_for, index_stream
+from dau_fast.engine.evaluation import predict
+from dau_fast.engine.training import recompute_batchnorm
+from dau_fast.models import Classifier, SmallResNet
+from dau_fast.ops import apply_masks_, attack_features, barlow_twins_loss, pack_mask
+
+
+def some_images(device: torch.device) -> Images:
+    pixels = torch.randint(0, 256, (40, 3, 16, 16), dtype=torch.uint8)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.4])
+    augmentation = Augmentation(pad=2, flip=True)
+    images = Images(pixels, torch.randint(0, 4, (40,)), tuple("abcd"), None, mean, std, augmentation)
+    return images.to(device)
+
+
+@pytest.mark.parametrize("c", [2, 10, 1000])
+def test_attack_features_agree_with_float64_on_the_cpu(device: torch.device, c: int) -> None:
+    logits = torch.randn(33, c, device=device, requires_grad=True)
+    features = torch.randn(33, 7, device=device, requires_grad=True)
+    weights = torch.randn(33, c + 1, device=device)
+    u = attack_features(logits, features, None)
+    (u * weights).sum().backward()
+    exact_logits, exact_features = (t.detach().double().cpu().requires_grad_() for t in (logits, features))
+    exact = attack_features(exact_logits, exact_features, None)
+    (exact * weights.double().cpu()).sum().backward()
+    pairs = [(u, exact), (logits.grad, exact_logits.grad), (features.grad, exact_features.grad)]
+    for ours, theirs in pairs:
+        torch.testing.assert_close(ours.double().cpu(), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_barlow_twins_loss_agrees_with_float64_on_the_cpu(device: torch.device) -> None:
+    z_a, z_b = (torch.randn(32, 48, device=device, requires_grad=True) for _ in range(2))
+    loss = barlow_twins_loss(z_a, z_b)
+    loss.backward()
+    e_a, e_b = (z.detach().double().cpu().requires_grad_() for z in (z_a, z_b))
+    exact = barlow_twins_loss(e_a, e_b)
+    exact.backward()
+    for ours, theirs in [(loss, exact), (z_a.grad, e_a.grad), (z_b.grad, e_b.grad)]:
+        # A CUDA matrix product in TF32 would miss this by far.
+        torch.testing.assert_close(ours.double().cpu(), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_masks_zero_what_they_do_not_keep(device: torch.device) -> None:
+    weights, keep = torch.randn(1001, device=device), torch.rand(1001, device=device) < 0.3
+    expected = torch.where(keep, weights, 0.0)
+    apply_masks_([weights], [pack_mask(keep)])
+    torch.testing.assert_close(weights, expected, rtol=0, atol=0)
+
+
+def test_plain_batches_are_the_normalised_pixels(device: torch.device) -> None:
+    images = some_images(device)
+    index = torch.tensor([3, 0, 39], device=device)
+    expected = images.pixels[index].double() / 255
+    expected = (expected - images.mean.view(-1, 1, 1)) / images.std.view(-1, 1, 1)
+    torch.testing.assert_close(images.batch(index).double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_augmented_batches_stay_on_the_device_and_follow_their_generator(device: torch.device) -> None:
+    images = some_images(device)
+    index = next(index_stream(torch.arange(40, device=device), 16, generator_for(0, "order", device)))
+    batches = [images.batch(index, generator_for(1, "augmentation", device)) for _ in range(2)]
+    assert batches[0].device.type == device.type
+    torch.testing.assert_close(*batches, rtol=0, atol=0)
+
+
+def test_recomputed_batchnorm_statistics_are_those_of_the_set(device: torch.device) -> None:
+    images = some_images(device)
+    model = Classifier(SmallResNet(3, 4)).to(device)
+    index = torch.arange(40, device=device)
+    recompute_batchnorm(model, images.batch, index, batch_size=40)
+    first = model.network.stem[0](images.batch(index))
+    torch.testing.assert_close(
+        model.network.stem[1].running_mean, first.mean((0, 2, 3)), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_bf16_autocast_gives_float32_outputs_near_the_exact_ones(device: torch.device) -> None:
+    images, index = some_images(device), torch.arange(40, device=device)
+    network = SmallResNet(3, 4).to(device)
+    exact = predict(Classifier(network), images.batch, index)
+    rounded = predict(Classifier(network, precision=torch.bfloat16), images.batch, index)
+    assert rounded.logits.dtype == rounded.features.dtype == torch.float32
+    error = (rounded.logits - exact.logits).norm() / exact.logits.norm()
+    assert 0 < error < 0.05
+
+
+@pytest.mark.parametrize("forget", ["random:0.1", "class:3"])
+def test_the_main_job_runs(device: torch.device, forget: str, tmp_path, monkeypatch) -> None:
+    out = tmp_path / "out"
+    arguments = ["--epochs", "10", "--methods", "dau,retrain,ft,ga", "--forget", forget]
+    arguments += ["--device", device.type, "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", ["unlearn", *arguments])
+    unlearn.main()
+    report = json.loads((out / "report.json").read_text())
+    assert report["run"]["device"] == device.type
+    assert set(report["methods"]) == {"original", "retrain", "dau", "ft", "ga"}
+    if forget == "class:3":
+        assert report["methods"]["dau"]["ua"] > 90
+    assert report["methods"]["dau"]["ra"] > 90
