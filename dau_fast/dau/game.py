@@ -58,7 +58,7 @@ def unlearn(task: Task) -> Unlearned:
         scheduler=LinearLR(optimizer, 1.0, 1 / recovery_steps, total_iters=recovery_steps),
         on_step=advance,
     )
-    recompute_batchnorm(defender, load, retain, batch_size=config.batch_size)
+    recompute_batchnorm(defender, load, retain)
     return Unlearned(defender, asdict(game.referee.history))
 
 
@@ -80,7 +80,7 @@ class Game:
             torch.manual_seed(task.seed)
             seen = torch.cat(self._original_shows)
             self.attacker = Attacker(seen, config.attacker_hidden).to(seen.device)
-        self._attack = Adam(self.attacker.parameters(), lr=config.attacker_lr)
+        self._attack = Adam(self.attacker.parameters(), lr=config.attacker_lr, fused=True)
         self._defend = _sgd(defender, config, config.lr)
         self._load = task.augmented("game")
         self._batches = self._index_batches()
@@ -149,4 +149,6 @@ class Game:
 
 
 def _sgd(model: Classifier, config: DauConfig, lr: float) -> SGD:
-    return SGD(model.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    return SGD(
+        model.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
+    )

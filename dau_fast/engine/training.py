@@ -39,7 +39,7 @@ def train(
 
 @torch.no_grad()
 def recompute_batchnorm(
-    model: nn.Module, load: Callable[[Tensor], Tensor], index: Tensor, *, batch_size: int
+    model: nn.Module, load: Callable[[Tensor], Tensor], index: Tensor, *, batch_size: int = 512
 ) -> None:
     """Replace every BatchNorm's running statistics by their mean over `index` [N], in place.
 

@@ -31,6 +31,7 @@ def fit(
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
+        fused=True,
     )
     train(
         model,
