@@ -59,7 +59,7 @@ class DauConfig:
         The batch is the power of two that leaves about 25 steps a pass, from 32 to 256: on digits
         larger batches recover worse, on more images smaller ones only cost time.
         """
-        batch_size = min(256, max(32, 1 << (retain_images // 25).bit_length() - 1))
+        batch_size = min(256, max(32, 1 << max(1, retain_images // 25).bit_length() - 1))
         if classwise:
             return cls(label_conditioned=False, alpha=1.0, game_epochs=2, batch_size=batch_size)
         return cls(label_conditioned=True, alpha=0.5, game_epochs=1, batch_size=batch_size)

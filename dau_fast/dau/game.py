@@ -132,6 +132,8 @@ class Game:
         self._defend.step()
 
     def _learn(self, u_forget: Tensor, u_validation: Tensor, steps: int) -> None:
+        if not len(u_forget) or not len(u_validation):
+            return  # the batch held exam images alone
         for _ in range(steps):
             self._attack.zero_grad(set_to_none=True)
             attacker_loss(self.attacker, u_forget, u_validation).backward()

@@ -70,8 +70,7 @@ class Referee:
 
     def study(self, u: Tensor, index: Tensor) -> Tensor:
         """The rows of `u` [B, C + 1] of images `index` [B] that the attacker may learn from."""
-        rows = u[~self._exam[index]]
-        return rows if len(rows) else u
+        return u[~self._exam[index]]
 
     def shown(self, defender: Classifier) -> tuple[Tensor, Tensor]:
         """The attacker's input for the whole forget and validation set."""

@@ -5,15 +5,16 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from torch import Tensor
 
 
 def generator_for(seed: int, purpose: str, device: torch.device) -> torch.Generator:
     """A generator on `device` that depends on `seed` and `purpose` alone, not on what ran before."""
-    generator = torch.Generator(device)
-    generator.manual_seed((seed << 32) ^ zlib.crc32(purpose.encode()))
-    return generator
+    # Mixed into 32 bits, because PyTorch's CPU generator ignores all others.
+    mixed = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)
+    return torch.Generator(device).manual_seed(int(mixed[0]))
 
 
 def index_stream(index: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

@@ -17,6 +17,8 @@ def predict(
     """Outputs over `index` [N]: features [N, D] and logits [N, C]; the model's mode is restored."""
     mode = model.training
     model.eval()
-    parts = [model(load(batch)) for batch in index.split(batch_size)]
-    model.train(mode)
+    try:
+        parts = [model(load(batch)) for batch in index.split(batch_size)]
+    finally:
+        model.train(mode)
     return Outputs(*(torch.cat(column) for column in zip(*parts, strict=True)))

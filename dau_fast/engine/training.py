@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -44,11 +45,11 @@ def recompute_batchnorm(
     """Replace every BatchNorm's running statistics by their mean over `index` [N], in place.
 
     The running averages of training still hold what the model is to forget; these do not.
-    A model without BatchNorm is left as it is.
+    A model without BatchNorm, and a set of one image, change nothing.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     norms = [norm for norm in norms if norm.track_running_stats]
-    if not norms:
+    if not norms or len(index) < 2:
         return
     momenta = [norm.momentum for norm in norms]
     mode = model.training
@@ -56,9 +57,9 @@ def recompute_batchnorm(
         norm.reset_running_stats()
         norm.momentum = None  # PyTorch's way to ask for the plain mean over batches
     model.train()
-    for batch in index.split(batch_size):
-        if len(batch) > 1:
-            model(load(batch))
+    # Batches of even size, because that mean weighs batches and not images.
+    for batch in index.tensor_split(math.ceil(len(index) / batch_size)):
+        model(load(batch))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(mode)

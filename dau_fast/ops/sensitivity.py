@@ -17,12 +17,14 @@ def sensitivity(logits: Tensor, features: Tensor, targets: Tensor, bias: bool = 
     logits: [B, C]. features: [B, D], the layer's input. targets: int64 [B]. bias: whether the layer
     has one. Differentiable in logits and features; the gradient is 0 where p equals e_y.
     """
-    log_p = F.log_softmax(logits, 1)
     true = targets.unsqueeze(1)
-    # expm1 keeps p_y - 1 exact where p_y rounds to 1; a plain difference loses it below 6e-8.
-    error = log_p.exp().scatter(1, true, torch.expm1(log_p.gather(1, true)))
+    others = F.softmax(logits, 1).scatter(1, true, 0.0)
+    # 1 - p_y as the sum of the others stays exact where p_y rounds to 1.
+    error = others.scatter(1, true, -others.sum(1, keepdim=True))
     pull = torch.linalg.vector_norm(error, dim=1)
-    return pull * (features.square().sum(1) + float(bias)).sqrt()
+    if not bias:
+        return pull * torch.linalg.vector_norm(features, dim=1)
+    return pull * (features.square().sum(1) + 1).sqrt()
 
 
 def attack_features(logits: Tensor, features: Tensor, targets: Tensor | None) -> Tensor:

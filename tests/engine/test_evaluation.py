@@ -1,0 +1,66 @@
+"""Outputs over a set: complete, in order, in evaluation mode."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dau_fast.engine.evaluation import predict
+from dau_fast.models import Classifier
+
+IMAGES = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
+
+
+def a_model() -> Classifier:
+    """BatchNorm and dropout give other outputs in training mode."""
+    torch.manual_seed(0)
+    return Classifier(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 22, 23, 512])
+@pytest.mark.parametrize("training", [True, False])
+def test_outputs_are_those_of_the_model_in_evaluation_mode_row_by_row(
+    batch_size: int, training: bool
+) -> None:
+    model = a_model().eval()
+    index = torch.randperm(23, generator=torch.Generator().manual_seed(1))
+    expected = model(IMAGES[index])
+    outputs = predict(model.train(training), IMAGES.__getitem__, index, batch_size=batch_size)
+    torch.testing.assert_close(outputs.features, expected.features)
+    torch.testing.assert_close(outputs.logits, expected.logits)
+    assert all(module.training == training for module in model.modules())
+
+
+def test_batches_are_never_larger_than_asked_for() -> None:
+    sizes: list[int] = []
+
+    def load(index: Tensor) -> Tensor:
+        sizes.append(len(index))
+        return IMAGES[index]
+
+    predict(a_model(), load, torch.arange(23), batch_size=10)
+    assert sizes == [10, 10, 3]
+
+
+def test_prediction_builds_no_graph_and_changes_no_statistics() -> None:
+    model = a_model()
+    before = model.network[1].running_mean.clone()
+    outputs = predict(model, IMAGES.__getitem__, torch.arange(23))
+    assert not outputs.logits.requires_grad
+    assert torch.equal(model.network[1].running_mean, before)
+
+
+def test_an_empty_set_has_no_rows() -> None:
+    outputs = predict(a_model(), IMAGES.__getitem__, torch.arange(0))
+    assert (outputs.features.shape, outputs.logits.shape) == ((0, 4), (0, 3))
+
+
+def test_the_mode_is_restored_where_loading_fails() -> None:
+    def load(index: Tensor) -> Tensor:
+        raise OSError("gone")
+
+    model = a_model().train()
+    with pytest.raises(OSError, match="gone"):
+        predict(model, load, torch.arange(3))
+    assert all(module.training for module in model.modules())

@@ -1,0 +1,225 @@
+"""The table for the terminal and the verdict under it."""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from dau_fast.report.table import table
+from dau_fast.report.verdict import verdict
+
+Report = dict[str, Any]
+
+WIDTHS = [80, 120]
+
+
+def method(
+    rates: tuple[float, ...], seconds: float | None, gap: float | None, speedup: float | None
+) -> Report:
+    return {
+        **dict(zip(("ua", "ra", "ta", "mia_efficacy"), rates, strict=True)),
+        "seconds": seconds, "compile_seconds": 0.0, "avg_gap": gap, "speedup": speedup,
+    }  # fmt: skip
+
+
+def single(*, only: str = "original retrain dau ft ga", floor: float | None = None) -> Report:
+    """A report with some of its methods; DAU comes closest and GA ruins the model."""
+    methods = {
+        "original": method((0.0, 100.0, 98.5, 1.1), 4.1, 3.95, 0.98),
+        "retrain": method((5.6, 100.0, 98.3, 11.1), 4.02, 0.0, 1.0),
+        "dau": method((4.4, 99.8, 98.1, 10.0), 0.87, 0.68, 4.62),
+        "ft": method((1.1, 100.0, 98.5, 3.3), 0.61, 3.12, 6.6),
+        "ga": method((38.9, 62.1, 59.3, 41.1), 0.05, 35.06, 80.4),
+    }
+    return {
+        "run": {
+            "dataset": "digits", "arch": "small", "sets": {"train": 898},
+            "forget": {"spec": "random:0.1", "count": 90},
+        },
+        "methods": {name: entry for name, entry in methods.items() if name in only.split()},
+        "noise_floor": floor,
+    }  # fmt: skip
+
+
+def repeated() -> Report:
+    report = single(floor=0.72)
+    for entry in report["methods"].values():
+        keys = ("ua", "ra", "ta", "mia_efficacy", "seconds", "speedup")
+        entry["spread"] = dict.fromkeys(keys, 1.31) | {"avg_gap": 0.19}
+    return report
+
+
+def large() -> Report:
+    """Long names and the numbers of a week's computation."""
+    report = repeated()
+    report["run"] = {
+        "dataset": "cifar100", "arch": "efficientnet_v2_s", "sets": {"train": 1_281_167},
+        "forget": {"spec": "indices:/somewhere/far/away/listed.txt", "count": 128_117},
+    }  # fmt: skip
+    report["methods"]["retrain"]["seconds"] = 123456.78
+    report["methods"]["dau"]["speedup"] = 1234.5
+    report["methods"]["ga"].update(ua=100.0, ra=10.0, avg_gap=72.25)
+    return report
+
+
+def unreferenced() -> Report:
+    """No retraining, and an original that came from a checkpoint."""
+    report = single(only="original dau")
+    for entry in report["methods"].values():
+        entry["avg_gap"] = entry["speedup"] = None
+    report["methods"]["original"].update(seconds=None, compile_seconds=None)
+    return report
+
+
+def printed(report: Report, width: int) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(table(report))
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def row(text: str, name: str) -> list[str]:
+    """The cells of one method; the lines around the table are not indented."""
+    (found,) = [line.split() for line in text.splitlines() if re.match(rf" +{name} ", line)]
+    return found
+
+
+# ---- the table
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("report", [single, repeated, large, unreferenced])
+def test_nothing_is_cut_off(report: Any, width: int) -> None:
+    text = printed(report(), width)
+    assert "\u2026" not in text
+    assert max(len(line.rstrip()) for line in text.splitlines()) <= width
+    headings = next(line for line in text.splitlines() if "avg gap" in line)
+    for heading in ("method", "UA", "RA", "TA", "MIA", "seconds", "speedup"):
+        assert heading in headings
+    names = {"original": "original", "retrain": "retrained", "dau": "DAU", "ft": "FT", "ga": "GA"}
+    for name, entry in report()["methods"].items():
+        cells = row(text, names[name])
+        for key in ("ua", "ra", "ta", "mia_efficacy"):
+            assert f"{entry[key]:.1f}" in cells
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_row_says_what_a_method_scores_and_costs(width: int) -> None:
+    text = printed(single(), width)
+    assert row(text, "DAU") == ["DAU", "4.4", "99.8", "98.1", "10.0", "0.68", "0.87", "4.6x"]
+    assert row(text, "retrained")[5] == "reference"
+    assert row(text, "original")[5:7] == ["3.95", "4.10"]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_spread_of_the_avg_gap_is_shown(width: int) -> None:
+    text = printed(repeated(), width)
+    assert re.search(r"0\.68 ?± ?0\.19", " ".join(row(text, "DAU")))
+    assert "±" not in printed(single(), width)
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_without_retraining_there_are_dashes(width: int) -> None:
+    text = printed(unreferenced(), width)
+    assert row(text, "DAU") == ["DAU", "4.4", "99.8", "98.1", "10.0", "-", "0.87", "-"]
+    assert row(text, "original")[5:] == ["-", "-", "-"]
+    assert "reference" not in text
+
+
+def test_title_and_verdict_stand_around_it() -> None:
+    text = " ".join(printed(single(), 80).split())
+    assert text.startswith("digits, small: 90 of 898 training images forgotten (random:0.1)")
+    assert verdict(single()).headline in text
+    assert verdict(single()).details[0] in text
+
+
+@pytest.mark.parametrize("spec", ["class:[b]", "class:[/b]", "indices:runs[red]/x[/red].txt"])
+def test_brackets_in_a_name_are_shown_as_they_are(spec: str) -> None:
+    report = single()
+    report["run"]["forget"]["spec"] = spec
+    assert f"({spec})" in " ".join(printed(report, 120).split())
+
+
+# ---- the verdict
+
+
+def test_the_closest_method_is_named_with_its_gap_and_speed() -> None:
+    found = verdict(single())
+    assert found.headline == (
+        "DAU comes closest to a model retrained from scratch: avg gap 0.68 points, "
+        "4.6 times as fast as retraining."
+    )
+    assert "original's avg gap is 3.95. DAU took 0.87 s, retraining 4.02 s." in found.details[1]
+    assert found.details[2] == "The other methods' avg gaps: FT 3.12, GA 35.06."
+
+
+def test_the_closest_method_need_not_be_ours() -> None:
+    report = single()
+    report["methods"]["ft"]["avg_gap"] = 0.5
+    assert verdict(report).headline.startswith("FT comes closest")
+    assert "DAU 0.68, GA 35.06" in verdict(report).details[-1]
+
+
+@pytest.mark.parametrize(
+    ("speedup", "words"),
+    [
+        (1.0, ", 1.00 times as fast as retraining."),
+        (0.25, ", but it takes 4.0 times as long as retraining."),
+        (None, "0.68 points."),
+    ],
+)
+def test_the_speed_is_told_both_ways(speedup: float | None, words: str) -> None:
+    report = single()
+    report["methods"]["dau"]["speedup"] = speedup
+    assert verdict(report).headline.endswith(words)
+
+
+@pytest.mark.parametrize("gap", [3.95, 35.06])
+def test_a_method_that_is_no_closer_than_the_original_is_called_that(gap: float) -> None:
+    report = single(only="original retrain ga", floor=40.0)
+    report["methods"]["ga"]["avg_gap"] = gap
+    found = verdict(report)
+    assert found.tone == "bad"
+    assert found.headline.startswith("No method brought the model closer")
+    assert f"avg gap {gap:.2f} points at best (GA), 3.95 before" in found.headline
+    assert found.details == ()
+
+
+def test_nothing_unlearned_leaves_the_gap_to_close() -> None:
+    found = verdict(single(only="original retrain"))
+    assert found.tone == "open"
+    assert "no unlearning method ran" in found.headline
+    assert "The original is 3.95 points from it on average" in found.details[0]
+
+
+def test_without_retraining_closeness_is_not_claimed() -> None:
+    found = verdict(unreferenced())
+    assert found.tone == "open"
+    assert found.headline.startswith("No model was retrained in this run")
+    assert found.details[-1] == "DAU: forget-set accuracy 95.6 %, test accuracy 98.1 %, after 0.87 s."
+    assert "closest" not in " ".join((found.headline, *found.details))
+
+
+def test_a_time_that_was_not_taken_is_not_told() -> None:
+    about_original = verdict(unreferenced()).details[0]
+    assert about_original.startswith("original: forget-set accuracy 100.0 %, test accuracy 98.5 %")
+    assert "\u2013 s" not in about_original
+
+
+@pytest.mark.parametrize(
+    ("floor", "tone", "words"),
+    [
+        (0.72, "good", "within the noise floor: two independent retrainings differ by 0.72 points"),
+        (0.68, "good", "within the noise floor"),
+        (0.67, "open", "above the noise floor: two independent retrainings differ by 0.67 points"),
+        (None, "open", "noise floor needs at least two repeats"),
+    ],
+)
+def test_the_gap_is_held_against_the_noise_floor(floor: float | None, tone: str, words: str) -> None:
+    found = verdict(single(floor=floor))
+    assert found.tone == tone
+    assert words in found.details[0]
