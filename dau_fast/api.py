@@ -88,7 +88,9 @@ def unlearn(
         return measure(classifier, images.batch, images.labels, split, task.generator("measures"))
 
     before, after = measured(original), measured(finished.model)
-    network = finished.model.network.to(_device_of(model)).train(model.training)
+    network = finished.model.network.to(_device_of(model))
+    for ours, theirs in zip(network.modules(), model.modules(), strict=True):
+        ours.training = theirs.training
     return Result(network, finished.seconds, finished.compile_seconds, before, after, finished.history)
 
 
@@ -101,14 +103,19 @@ def _tensors(name: str, data: Labelled) -> tuple[Tensor, Tensor]:
         pairs = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
         if not pairs:
             raise UserError(f"the {name} set is empty: give at least one image")
-        data = torch.stack([image for image, _ in pairs]), torch.tensor([int(y) for _, y in pairs])
+        try:
+            data = torch.stack([image for image, _ in pairs]), torch.tensor([int(y) for _, y in pairs])
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"the {name} set's pairs do not fit together, all images need one shape: {error}"
+            ) from error
     images, labels = data
     if len(images) == 0 or len(images) != len(labels):
         raise UserError(
             f"the {name} set has {len(images)} images and {len(labels)} labels: expected as many of "
             "both, at least one"
         )
-    if not images.is_floating_point() or labels.dtype != torch.int64:
+    if not images.is_floating_point() or labels.dtype != torch.int64 or labels.ndim != 1:
         raise UserError(
             f"the {name} set has {images.dtype} images and {labels.dtype} labels: expected floating-point "
             "images as the model takes them, and int64 labels"

@@ -259,7 +259,7 @@ def _decode(path: str, image_size: int | None) -> Tensor:
     try:
         with Image.open(path) as file:
             image = file.convert("RGB")
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"'{path}' is not a readable image: remove or replace it") from error
     if image_size is not None:
         image = transforms.center_crop(transforms.resize(image, image_size), image_size)

@@ -46,7 +46,7 @@ def run(name: str, method: Method, task: Task) -> Finished:
     """Run `method`, called `name`, on `task` and time it. Raises UserError where it diverged."""
     with flushed_denormals(), Stopwatch(task.images.device) as watch:
         result = method(task)
-    if not all(torch.isfinite(parameter).all() for parameter in result.model.parameters()):
+    if not all(torch.isfinite(parameter).all() for parameter in result.model.state_dict().values()):
         raise UserError(
             f"{name} diverged, its weights are no longer finite: leave it out, or train the original longer"
         )

@@ -6,12 +6,13 @@ input, so torchvision's models and a caller's own need no change and keep their 
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from dau_fast.errors import UserError
@@ -67,6 +68,10 @@ class Classifier(nn.Module):
                 logits = self.network(images)
         finally:
             handle.remove()
+        if not seen:
+            raise UserError(
+                f"layer {self.head_name!r} takes no part in the forward pass: name the classifier layer"
+            )
         return Outputs(seen[-1].float(), logits.float())
 
 
@@ -166,9 +171,12 @@ def _conv(channels: int, out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
 
 
 def save(path: Path, network: nn.Module, metadata: dict[str, str]) -> None:
-    """Write the weights of `network` to `path` as safetensors, with `metadata`."""
+    """Write the weights of `network` to `path` as safetensors, with `metadata`.
+
+    The metadata is one JSON text under "dau_fast": several keys would come out in any order.
+    """
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    save_file(tensors, path, metadata=metadata)
+    path.write_bytes(serialize(tensors, metadata={"dau_fast": json.dumps(metadata)}))
 
 
 def load(path: Path, network: nn.Module) -> dict[str, str]:
@@ -200,8 +208,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return tensors, file.metadata() or {}
-        except (SafetensorError, OSError) as error:
+                return tensors, json.loads((file.metadata() or {}).get("dau_fast", "{}"))
+        except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"checkpoint '{path}' cannot be read: {error}") from error
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -212,7 +220,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ) from error
     if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
         content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(v, Tensor) for v in content.values()):
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
         raise UserError(f"checkpoint '{path}' holds no state_dict: save model.state_dict()")
     # DataParallel prefixes every name.
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}, {}

@@ -66,7 +66,7 @@ def _fraction(spec: str, value: str) -> float:
 def _label(spec: str, value: str, class_names: Sequence[str]) -> int:
     if value in class_names:
         return class_names.index(value)
-    if value.isdecimal() and int(value) < len(class_names):
+    if value.isdecimal() and len(value) < 10 and int(value) < len(class_names):
         return int(value)
     raise UserError(
         f"--forget {spec!r}: no such class: expected a number from 0 to {len(class_names) - 1} "
@@ -82,7 +82,9 @@ def _read_indices(path: Path) -> tuple[int, ...]:
         raise UserError(f"index file '{path}' cannot be read: {error}") from error
     if not words:
         raise UserError(f"index file '{path}' is empty: expected one index a line")
-    wrong = next((word for word in words if not (word.isascii() and word.isdecimal())), None)
+    wrong = next(
+        (word for word in words if not (word.isascii() and word.isdecimal() and len(word) < 19)), None
+    )
     if wrong is not None:
         raise UserError(f"index file '{path}': {wrong[:40]!r} is not an index from 0 up")
     indices = tuple(int(word) for word in words)
@@ -208,6 +210,8 @@ def decode_roles(text: str, count: int) -> np.ndarray:
         roles = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.int8)
     except (ValueError, zlib.error) as error:
         raise UserError(f"the checkpoint's record of its split is damaged: {error}") from error
+    if not np.isin(roles, (TRAINING, VALIDATION, TEST)).all():
+        raise UserError("the checkpoint's record of its split is damaged: it holds an unknown role")
     if len(roles) != count:
         raise UserError(
             f"the checkpoint was trained on a data set of {len(roles)} images, this one has "

@@ -82,7 +82,8 @@ def unlearn(out: Path, methods: str, **given: Any) -> None:
         (folder / "report.html").write_text(render(report), encoding="utf-8")
     console = Console()
     console.print(table(report))
-    console.print(f"{out / 'report.html'} shows the pictures, {out / 'report.json'} has every number.")
+    files = f"{out / 'report.html'} shows the pictures, {out / 'report.json'} has every number."
+    console.print(files, markup=False, highlight=False, soft_wrap=True)
 
 
 def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], SeedResult]:
@@ -119,7 +120,7 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
     run = {
         "dataset": options.dataset,
         "arch": options.arch,
-        "forget": record.forget_facts(options.forget, first.split),
+        "forget": record.forget_facts(_readable(options.forget), first.split),
         "seed": options.seed,
         "repeats": options.repeats,
         "device": str(device),
@@ -133,6 +134,11 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
         "wall_seconds": time.perf_counter() - began,
     }
     return record.report(run, results), first
+
+
+def _readable(text: str) -> str:
+    """`text` without what no file can hold: a file's name need not be valid Unicode."""
+    return text.encode(errors="replace").decode()
 
 
 def _checkpoint(path: Path | None, model: models.Classifier, images: int) -> Checkpoint | None:

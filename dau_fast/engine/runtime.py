@@ -69,7 +69,8 @@ def flushed_denormals() -> Iterator[None]:
 
 def warm_up(device: torch.device) -> None:
     """Pay PyTorch's one-time costs (lazy imports, thread pools, libraries) before anything is timed."""
-    network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.BatchNorm2d(8)).to(device)
-    for optimizer in (torch.optim.SGD(network.parameters(), 0.1), torch.optim.Adam(network.parameters())):
-        network(torch.randn(4, 1, 8, 8, device=device)).square().sum().backward()
-        optimizer.step()
+    with torch.random.fork_rng():
+        network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.BatchNorm2d(8)).to(device)
+        for optimizer in (torch.optim.SGD(network.parameters(), 0.1), torch.optim.Adam(network.parameters())):
+            network(torch.randn(4, 1, 8, 8, device=device)).square().sum().backward()
+            optimizer.step()

@@ -42,12 +42,21 @@ class OutputFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if kind is None:
-            for file in sorted(self._staging.iterdir()):
-                os.replace(file, self.path / file.name)
-        shutil.rmtree(self._staging, ignore_errors=True)
-        if kind is not None:
-            self._remove_folders()
+        done = False
+        try:
+            if kind is None:
+                for file in sorted(self._staging.iterdir()):
+                    os.replace(file, self.path / file.name)
+                done = True
+        except OSError as problem:
+            raise UserError(
+                f"output folder '{self.path}' cannot take {file.name}: {problem.strerror}: choose "
+                "another with --out"
+            ) from problem
+        finally:
+            shutil.rmtree(self._staging, ignore_errors=True)
+            if not done:
+                self._remove_folders()
 
     def _remove_folders(self) -> None:
         for folder in reversed(self._made):

@@ -15,13 +15,15 @@ from dau_fast.task import Progress
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
     """A `Progress` that draws one bar for each announced piece of work, gone when all is done."""
+    console = Console(stderr=True)
     bars = Bars(
         TextColumn("{task.description:>28}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
+        disable=not console.is_terminal,
     )
 
     def announce(description: str, steps: int) -> Callable[[], None]:

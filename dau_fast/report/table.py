@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from dau_fast.report.plots import method_name
 from dau_fast.report.verdict import verdict
@@ -16,18 +17,19 @@ def table(report: dict[str, Any]) -> Table:
     run = report["run"]
     forget = run["forget"]
     rows = Table(
-        title=(
+        title=Text(
             f"{run['dataset']}, {run['arch']}: {forget['count']:,} of "
             f"{run['sets']['train']:,} training images forgotten ({forget['spec']})"
         ),
-        caption=_caption(report),
+        caption=Text(_caption(report)),
         caption_justify="left",
         title_justify="left",
         title_style="bold",
         caption_style="",
         box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
     )
-    rows.add_column("method")
+    rows.add_column("method", no_wrap=True)
     for heading in ("UA", "RA", "TA", "MIA-efficacy", "avg gap", "seconds", "speedup"):
         rows.add_column(heading, justify="right", no_wrap=True)
     for name, entry in report["methods"].items():

@@ -19,6 +19,7 @@ class Verdict:
 
 
 def verdict(report: Report) -> Verdict:
+    """Which method came closest to retraining, how close, and how sure that is."""
     methods = report["methods"]
     gaps = {
         name: methods[name].get("avg_gap")
@@ -49,7 +50,7 @@ def verdict(report: Report) -> Verdict:
 def _without_reference(report: Report) -> Verdict:
     details = [
         f"{method_name(name)}: forget-set accuracy {100 - measured['ua']:.1f} %, test accuracy "
-        f"{number_text(measured.get('ta'))} %, after {seconds_text(measured.get('seconds'))} s."
+        f"{number_text(measured.get('ta'))} %{_after(measured.get('seconds'))}."
         for name, measured in report["methods"].items()
         if known(measured.get("ua"))
     ]
@@ -58,6 +59,10 @@ def _without_reference(report: Report) -> Verdict:
         "a run with retrain among its methods can."
     )
     return Verdict(headline, tuple(details), "open")
+
+
+def _after(seconds: object) -> str:
+    return f", after {seconds_text(seconds)} s" if known(seconds) else ""
 
 
 def _nothing_unlearned(report: Report) -> Verdict:
