@@ -2,8 +2,8 @@
 
     python benchmarks/digits.py
 
-About six minutes on 2 cores. Writes benchmarks/records/<date>-digits/ with every run's report and a
-summary that says, for each target, whether it was reached.
+About six minutes on 2 cores. Writes benchmarks/records/<date>-digits/: the default run as a user sees it,
+every other run's report, a picture, and a summary that says of each target whether it was reached.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from typing import Any
 import click
 import torch
 from recording import ROOT, environment, record_folder, write_json
+
+from dau_fast.report.plots import comparison
 
 FORGET = ("random:0.1", "class:3", "class:0", "class:8")
 FASTER_THAN_RETRAINING = 5
@@ -43,6 +45,18 @@ def judge(report: dict[str, Any], classwise: bool) -> dict[str, Any]:
     return {"noise_floor": floor, "avg_gap": {"dau": dau["avg_gap"], **others}, "targets": targets}
 
 
+def _unlearn(report_file: Path, arguments: list[str]) -> str:
+    """Run the main job on the CPU, keep its report, and return what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out"
+        command = [sys.executable, "-m", "dau_fast.unlearn", "--device", "cpu", *arguments]
+        done = subprocess.run(
+            [*command, "--out", str(out)], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        )
+        shutil.copy(out / "report.json", report_file)
+        return done.stdout.replace(str(out), "out")
+
+
 @click.command()
 @click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=2), help="Seeds, from 0.")
 @click.option("--record", type=Path, help="Record folder; default benchmarks/records/<date>-digits.")
@@ -51,17 +65,18 @@ def main(repeats: int, record: Path | None) -> None:
     folder = record or record_folder("digits")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "environment.json", environment(torch.device("cpu")))
+    printed = _unlearn(folder / "default.json", [])
+    (folder / "default.txt").write_text(printed)
     summary = {}
     for forget in FORGET:
-        name = forget.replace(":", "-")
-        with tempfile.TemporaryDirectory() as out:
-            command = [sys.executable, "-m", "dau_fast.unlearn", "--device", "cpu", "--forget", forget]
-            command += ["--methods", "dau,retrain,ft,ga", "--repeats", str(repeats), "--out", out]
-            subprocess.run(command, check=True, cwd=ROOT)
-            shutil.copy(Path(out) / "report.json", folder / f"{name}.json")
-        report = json.loads((folder / f"{name}.json").read_text())
+        report_file = folder / f"{forget.replace(':', '-')}.json"
+        arguments = ["--forget", forget, "--methods", "dau,retrain,ft,ga", "--repeats", str(repeats)]
+        print(_unlearn(report_file, arguments), flush=True)
+        report = json.loads(report_file.read_text())
         summary[forget] = judge(report, classwise=forget.startswith("class"))
         write_json(folder / "summary.json", summary)
+    report = json.loads((folder / "random-0.1.json").read_text())
+    (folder / "comparison.svg").write_text(comparison(report))
     for forget, figures in summary.items():
         for target, (value, limit, reached) in figures["targets"].items():
             verdict = "reached" if reached else "MISSED"
