@@ -35,8 +35,8 @@ class DauConfig:
     label_conditioned: bool  # the attacker sees the sensitivity at the true label, or at the predicted one
     alpha: float  # weight of the attacker's verdict in the defender's loss
     game_epochs: float  # longest game, in passes over the retain set
-    recovery_epochs: float  # passes over the retain set after the game, without the attacker
     batch_size: int  # images of each of retain, forget and validation set
+    recovery_epochs: float = 5  # passes over the retain set after the game, without the attacker
     beta: float = 1e-3  # weight of the Barlow Twins term
     lambd: float = 5e-3  # its off-diagonal weight (Zbontar et al. 2021, section 3)
     lr: float = 0.02  # defender, during the game
@@ -60,9 +60,8 @@ class DauConfig:
         larger batches recover worse, on more images smaller ones only cost time.
         """
         batch_size = min(256, max(32, 1 << max(1, retain_images // 25).bit_length() - 1))
-        if classwise:
-            return cls(False, alpha=1.0, game_epochs=2, recovery_epochs=3, batch_size=batch_size)
-        return cls(True, alpha=0.5, game_epochs=1, recovery_epochs=5, batch_size=batch_size)
+        shared = cls(label_conditioned=not classwise, alpha=0.5, game_epochs=1, batch_size=batch_size)
+        return replace(shared, alpha=1.0, game_epochs=2, recovery_epochs=3) if classwise else shared
 
 
 # The rivals' recipes are those of Jia et al. 2023's reference implementation.
