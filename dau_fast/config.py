@@ -36,11 +36,11 @@ class DauConfig:
     alpha: float  # weight of the attacker's verdict in the defender's loss
     game_epochs: float  # longest game, in passes over the retain set
     batch_size: int  # images of each of retain, forget and validation set
-    recovery_epochs: float = 5  # passes over the retain set after the game, without the attacker
+    recovery_epochs: float = 4  # passes over the retain set after the game, without the attacker
     beta: float = 1e-3  # weight of the Barlow Twins term
     lambd: float = 5e-3  # its off-diagonal weight (Zbontar et al. 2021, section 3)
     lr: float = 0.02  # defender, during the game
-    recovery_lr: float = 0.05  # defender, decayed linearly to 0
+    recovery_lr: float = 0.1  # defender, decayed linearly to 0
     momentum: float = 0.9
     weight_decay: float = 5e-4
     attacker_hidden: int = 64  # units a layer
