@@ -47,9 +47,10 @@ def run(name: str, method: Method, task: Task) -> Finished:
 
     Kernels that are built at the first use of a batch size are built before, as compile_seconds.
     """
+    building = Stopwatch(task.images.device)
     with flushed_denormals():
-        with Stopwatch(task.images.device) as building:
-            if method is game.unlearn:
+        if method is game.unlearn:
+            with building:
                 game.prepare(task)
         with Stopwatch(task.images.device) as watch:
             result = method(task)

@@ -106,7 +106,7 @@ def test_a_class_given_as_tensors_is_forgotten_and_measured(network: nn.Module) 
     assert result.before.ta == pytest.approx(percent_right(network, sets["test"], without=2))
     assert result.after.ta == pytest.approx(percent_right(result.model, sets["test"], without=2))
     assert result.seconds > 0
-    assert result.compile_seconds == 0
+    assert result.compile_seconds > 0
     assert result.history is not None
     assert result.history["forget_accuracy"][0] == pytest.approx(percent_right(network, sets["forget"]))
 
