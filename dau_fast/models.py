@@ -7,6 +7,7 @@ input, so torchvision's models and a caller's own need no change and keep their 
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -212,7 +213,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"checkpoint '{path}' cannot be read: {error}") from error
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # on pickle protocols, before it refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever its unpickler meets in a strange file
         raise UserError(
             f"checkpoint '{path}' is damaged or holds more than weights, and nothing in it was run: "

@@ -90,7 +90,7 @@ class Game:
         )
         self._original_shows = self.referee.shown(defender)
         with torch.random.fork_rng():
-            torch.manual_seed(task.seed)
+            torch.manual_seed(task.generator("attacker").initial_seed())
             seen = torch.cat(self._original_shows)
             self.attacker = Attacker(seen, config.attacker_hidden).to(seen.device)
         self._attack = Adam(self.attacker.parameters(), lr=config.attacker_lr, fused=True)

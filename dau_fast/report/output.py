@@ -23,8 +23,8 @@ class OutputFolder:
         self._made: list[Path] = []
 
     def __enter__(self) -> Path:
-        missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
+            missing = [p for p in (self.path, *self.path.parents) if not p.exists()]
             for folder in reversed(missing):
                 folder.mkdir()
                 self._made.append(folder)
