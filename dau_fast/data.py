@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, exists
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ def _folder(
     """Images under folder/train/<class>/ and folder/test/<class>/, decoded once."""
     from torchvision.datasets import ImageFolder
 
-    if not folder.is_dir():
+    if not exists(folder, "folder"):
         raise UserError(f"--data '{folder}' is not a folder: name one that holds train/ and test/")
     parts = []
     for part in ("train", "test"):

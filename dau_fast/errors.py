@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class UserError(ValueError):
     """A request that cannot be carried out as asked.
@@ -9,3 +11,11 @@ class UserError(ValueError):
     The message is one line: what was wrong, what was expected, what to do. The command line prints
     it and exits with code 2; from Python it is an ordinary `ValueError`.
     """
+
+
+def exists(path: Path, kind: str) -> bool:
+    """Whether `path` is a "file" or "folder"; a path the system will not even look up is neither."""
+    try:
+        return path.is_file() if kind == "file" else path.is_dir()
+    except OSError:
+        return False

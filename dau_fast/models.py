@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, exists
 
 # Up to this many pixels a ResNet keeps its resolution: 3x3 stem, no max-pool (He et al. 2016, section 4.2).
 SMALL_IMAGE = 64
@@ -186,7 +186,7 @@ def load(path: Path, network: nn.Module) -> dict[str, str]:
     Returns the metadata (empty for a PyTorch file). Raises UserError for a file that is missing,
     damaged, executable or of another architecture; `network` is then unchanged.
     """
-    if not path.is_file():
+    if not exists(path, "file"):
         raise UserError(f"checkpoint '{path}' does not exist: name a .safetensors or .pt file")
     tensors, metadata = _read(path)
     wanted = network.state_dict()
@@ -204,12 +204,20 @@ def load(path: Path, network: nn.Module) -> dict[str, str]:
     return metadata
 
 
+def _metadata(text: str) -> dict[str, str]:
+    """What `save` wrote; ValueError for anything else."""
+    found = json.loads(text)
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("its dau_fast metadata is damaged")
+    return found
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return tensors, json.loads((file.metadata() or {}).get("dau_fast", "{}"))
+                return tensors, _metadata((file.metadata() or {}).get("dau_fast", "{}"))
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"checkpoint '{path}' cannot be read: {error}") from error
     try:

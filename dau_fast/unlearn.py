@@ -64,7 +64,7 @@ class Options:
 @click.option("--epochs", type=_POSITIVE, help="Training length of the original and of retraining.")
 @click.option("--forget", default="random:0.1", help="random:0.1, class:3 or indices:FILE.")
 @click.option("--methods", default="dau,retrain", help=f"Some of {','.join(METHODS)}.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, help="Decides every random choice.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Decides every random choice.")
 @click.option("--repeats", type=_POSITIVE, default=1, help="Seeds; from 2 on with spread and noise floor.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", help="auto (bf16 on CUDA), fp32 or bf16.")
