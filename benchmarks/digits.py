@@ -1,9 +1,10 @@
-"""The README's figures: the default job on digits, 5 seeds, random 10 % and three classes, on the CPU.
+"""The README's figures: the main job on digits, 5 seeds, random 10 % and three classes, on the CPU.
 
     python benchmarks/digits.py
 
-About six minutes on 2 cores. Writes benchmarks/records/<date>-digits/: the default run as a user sees it,
+About ten minutes on 2 cores. Writes benchmarks/records/<date>-digits/: the default run as a user sees it,
 every other run's report, a picture, and a summary that says of each target whether it was reached.
+The seeds are not those the settings were chosen on (0 to 33).
 """
 
 from __future__ import annotations
@@ -60,9 +61,10 @@ def _unlearn(report_file: Path, arguments: list[str]) -> str:
 
 
 @click.command()
-@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=2), help="Seeds, from 0.")
+@click.option("--seed", default=100, show_default=True, type=click.IntRange(0), help="The first seed.")
+@click.option("--repeats", default=5, show_default=True, type=click.IntRange(min=2), help="Seeds.")
 @click.option("--record", type=Path, help="Record folder; default benchmarks/records/<date>-digits.")
-def main(repeats: int, record: Path | None) -> None:
+def main(seed: int, repeats: int, record: Path | None) -> None:
     """Run the four jobs and write the record."""
     folder = record or record_folder("digits")
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,8 +74,9 @@ def main(repeats: int, record: Path | None) -> None:
     summary = {}
     for forget in FORGET:
         report_file = folder / f"{forget.replace(':', '-')}.json"
-        arguments = ["--forget", forget, "--methods", "dau,retrain,ft,ga", "--repeats", str(repeats)]
-        print(_unlearn(report_file, arguments), flush=True)
+        arguments = ["--forget", forget, "--methods", "dau,retrain,ft,ga"]
+        seeds = ["--seed", str(seed), "--repeats", str(repeats)]
+        print(_unlearn(report_file, [*arguments, *seeds]), flush=True)
         report = json.loads(report_file.read_text())
         summary[forget] = judge(report, classwise=forget.startswith("class"))
         write_json(folder / "summary.json", summary)

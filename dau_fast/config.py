@@ -30,7 +30,7 @@ def training_recipe(dataset: str, epochs: int | None = None) -> TrainingRecipe:
 
 @dataclass(frozen=True)
 class DauConfig:
-    """The game. Chosen on digits, mostly on seeds 10 to 33, after results on seeds 0 to 4 had been seen."""
+    """The game. Chosen on digits, on seeds 0 to 33; measured on seeds from 100 on."""
 
     label_conditioned: bool  # the attacker sees the sensitivity at the true label, or at the predicted one
     alpha: float  # weight of the attacker's verdict in the defender's loss
@@ -39,7 +39,7 @@ class DauConfig:
     recovery_epochs: float = 4  # passes over the retain set after the game, without the attacker
     beta: float = 1e-3  # weight of the Barlow Twins term
     lambd: float = 5e-3  # its off-diagonal weight (Zbontar et al. 2021, section 3)
-    lr: float = 0.02  # defender, during the game
+    lr: float = 0.03  # defender, during the game
     recovery_lr: float = 0.1  # defender, decayed linearly to 0
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -56,10 +56,10 @@ class DauConfig:
 
         With the true label in sight class-wise forgetting fails: the attacker learns that high loss
         means forget, and the defender answers by becoming more certain of the forgotten label.
-        The batch is the power of two that leaves about 25 steps a pass, from 32 to 256: on digits
+        The batch is the power of two that leaves about 12 steps a pass, from 32 to 256: on digits
         larger batches recover worse, on more images smaller ones only cost time.
         """
-        batch_size = min(256, max(32, 1 << max(1, retain_images // 25).bit_length() - 1))
+        batch_size = min(256, max(32, 1 << max(1, retain_images // 12).bit_length() - 1))
         shared = cls(label_conditioned=not classwise, alpha=0.5, game_epochs=1, batch_size=batch_size)
         return replace(shared, alpha=1.0, game_epochs=2, recovery_epochs=3) if classwise else shared
 
