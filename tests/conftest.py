@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from calling import Called, succeed
+from PIL import Image
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -17,3 +22,33 @@ def device(request: pytest.FixtureRequest) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         pytest.exit("--device cuda: PyTorch finds no CUDA device", returncode=2)
     return torch.device(name)
+
+
+# ---- runs of the command line that several files look at
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("unlearn")
+
+
+@pytest.fixture(scope="session")
+def once(place: Path) -> Called:
+    """Defaults, in a folder whose parent is missing as well."""
+    return succeed(place / "new" / "once")
+
+
+@pytest.fixture(scope="session")
+def pictures(place: Path) -> Path:
+    """train/ and test/ with three classes of coloured noise, 12 and 6 images of 16x16 pixels each."""
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 6)):
+        for channel, name in enumerate(("red", "green", "blue")):
+            folder = place / "pictures" / part / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                mean = np.full(3, 60)
+                mean[channel] = 180
+                pixels = rng.normal(mean, 30, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{i:02}.png")
+    return place / "pictures"

@@ -13,8 +13,20 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dau_fast.report import plots
-from dau_fast.report.plots import MEASURES, Report, known, method_name
-from dau_fast.report.verdict import factor_text, number_text, seconds_text, verdict
+from dau_fast.report.drawing import method_color
+from dau_fast.report.reading import (
+    MEASURES,
+    Report,
+    difference,
+    factor_text,
+    known,
+    method_name,
+    method_order,
+    number_text,
+    seconds_text,
+    signed_text,
+)
+from dau_fast.report.verdict import verdict
 
 _TEMPLATE = "page.html.jinja"
 _METHODS = {
@@ -43,7 +55,7 @@ def render(report: Report) -> str:
         repeats=report["run"].get("repeats", 1),
         subject=_subject(report["run"]),
         verdict=verdict(report),
-        rows=[_row(report, name) for name in plots.method_order(report)],
+        rows=[_row(report, name) for name in method_order(report)],
         has_reference="retrain" in report["methods"],
         has_spread=any("spread" in measured for measured in report["methods"].values()),
         noise_floor=number_text(floor, 2) if known(floor) else None,
@@ -75,7 +87,7 @@ def _row(report: Report, method: str) -> dict[str, Any]:
     return {
         "name": method_name(method),
         "about": _METHODS.get(method, ""),
-        "color": plots.method_color(report, method),
+        "color": method_color(report, method),
         "is_reference": is_reference,
         "cells": cells,
         "gap": None if is_reference else number_text(gap, 2),
@@ -90,8 +102,8 @@ def _row(report: Report, method: str) -> dict[str, Any]:
 
 
 def _difference(report: Report, method: str, measure: str) -> str | None:
-    value = None if method == "retrain" else plots.difference(report, method, measure)
-    return None if value is None else plots.signed_text(value)
+    value = None if method == "retrain" else difference(report, method, measure)
+    return None if value is None else signed_text(value)
 
 
 # ---- how this was run

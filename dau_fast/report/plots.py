@@ -1,108 +1,27 @@
 """The report's pictures: SVG strings drawn from the report dictionary and from nothing else.
 
-One look for all of them: a method has one colour and one marker everywhere, a set of images has one
-colour and one line style, and none of the colours (Okabe and Ito 2008, Tol 2021) needs full colour
-vision. Every picture is 900 CSS pixels wide and the same bytes for the same dictionary.
+Every picture is 900 CSS pixels wide and the same bytes for the same dictionary.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from html import escape
-from typing import Any, TypeGuard
+from collections.abc import Sequence
 
-from matplotlib import style
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-Report = dict[str, Any]
-
-MEASURES = {"ua": "UA", "ra": "RA", "ta": "TA", "mia_efficacy": "MIA-efficacy"}
-ATTACKS = {
-    "correctness": "correctness",
-    "confidence": "confidence",
-    "entropy": "entropy",
-    "modified_entropy": "modified entropy",
-    "probability": "probability",
-}
-SETS = {"forget": ("#D55E00", "-"), "validation": ("#332288", "-"), "test": ("#56B4E9", "--")}
-
-_NAMES = {"retrain": "retrained", "dau": "DAU", "ft": "FT", "ga": "GA"}
-_LOOKS = {
-    "original": ("#808080", "s"),
-    "retrain": ("#000000", "D"),
-    "dau": ("#0072B2", "o"),
-    "ft": ("#E69F00", "^"),
-    "ga": ("#009E73", "v"),
-}
-_FURTHER_LOOKS = [("#CC79A7", "P"), ("#882255", "X"), ("#999933", "<"), ("#44AA99", ">")]
-
-_WIDTH = 9.375  # inches; 900 CSS pixels at 96 an inch
-_MUTED = "#5a5a5a"
-_STYLE = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a class named "$5$" is a name, not mathematics
-    "font.size": 10,
-    "axes.titlesize": 11,
-    "axes.labelsize": 10,
-    "xtick.labelsize": 9,
-    "ytick.labelsize": 10,
-    "legend.fontsize": 10,
-    "legend.frameon": False,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _MUTED,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
-    "xtick.labelcolor": "#222222",
-    "ytick.labelcolor": "#222222",
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "figure.facecolor": "white",
-}
-
-
-def known(value: object) -> TypeGuard[float]:
-    """Whether `value` is a finite number: it may be null, and a ruined model gives NaN."""
-    return isinstance(value, int | float) and math.isfinite(value)
-
-
-def method_order(report: Report) -> list[str]:
-    """The report's methods: the original, the retrained, then the others from the closest on."""
-    methods = report["methods"]
-    others = [name for name in methods if name not in ("original", "retrain")]
-    gaps = {name: methods[name].get("avg_gap") for name in others}
-    others.sort(key=lambda name: gaps[name] if known(gaps[name]) else math.inf)
-    return [name for name in ("original", "retrain") if name in methods] + others
-
-
-def method_name(method: str) -> str:
-    """What the page calls `method`."""
-    return _NAMES.get(method, method)
-
-
-def method_color(report: Report, method: str) -> str:
-    """The colour, as #rrggbb, that `method` has in every picture of `report`."""
-    return _look_of(report, method)[0]
-
-
-def signed_text(value: float, decimals: int = 1) -> str:
-    """A difference with its sign, a real minus, and no sign on what rounds to zero."""
-    text = f"{value:+.{decimals}f}"
-    return text.replace("-", "\u2212") if text.strip("+-0.") else text[1:]
-
-
-def difference(report: Report, method: str, measure: str) -> float | None:
-    """`measure` of `method` minus that of the retrained, in percentage points; None if unknown."""
-    value = report["methods"][method].get(measure)
-    reference = report["methods"].get("retrain", {}).get(measure)
-    return value - reference if known(value) and known(reference) else None
-
+from dau_fast.report.drawing import MUTED, SETS, house_style, look_of, note, page_wide, to_svg
+from dau_fast.report.reading import (
+    ATTACKS,
+    MEASURES,
+    Report,
+    difference,
+    known,
+    method_name,
+    method_order,
+    signed_text,
+    spread,
+)
 
 # ---- the four pictures
 
@@ -111,8 +30,8 @@ def comparison(report: Report) -> str:
     """How far every method is from the retrained; the rates themselves where none was retrained."""
     has_reference = "retrain" in report["methods"]
     rows = [name for name in method_order(report) if name != "retrain"]
-    with _look():
-        figure = _figure(1.15 + 0.46 * len(rows))
+    with house_style():
+        figure = page_wide(1.15 + 0.46 * len(rows))
         axes = figure.subplots(1, 5 if has_reference else 4, sharey=True)
         if has_reference:
             _differences(report, rows, axes)
@@ -121,14 +40,14 @@ def comparison(report: Report) -> str:
         _label_rows(axes[0], rows)
         names = ", ".join(method_name(name) for name in rows)
         what = "distance to the retrained model" if has_reference else "the rates themselves"
-        return _svg(figure, "comparison", f"Dot plot of UA, RA, TA and MIA-efficacy, {what}: {names}")
+        return to_svg(figure, "comparison", f"Dot plot of UA, RA, TA and MIA-efficacy, {what}: {names}")
 
 
 def attacks(report: Report) -> str:
     """Share of the forget set that each of the five attacks calls non-member, for every method."""
     methods = method_order(report)
-    with _look():
-        figure = _figure(3.6)
+    with house_style():
+        figure = page_wide(3.6)
         axes = figure.subplots()
         for place, method in enumerate(methods):
             _attack_bars(axes, report, method, (place - (len(methods) - 1) / 2) * 0.84 / len(methods))
@@ -141,14 +60,14 @@ def attacks(report: Report) -> str:
         axes.set_ylim(0, max(1.0, axes.dataLim.y1 * 1.1))
         figure.legend(loc="outside upper left", ncols=min(len(methods), 6))
         names = ", ".join(method_name(name) for name in methods)
-        return _svg(figure, "attacks", f"Bar chart of five membership-inference attacks on {names}")
+        return to_svg(figure, "attacks", f"Bar chart of five membership-inference attacks on {names}")
 
 
 def confidences(report: Report) -> str:
     """Histograms of the probability of the true label, before, retrained and after unlearning."""
     methods = _before_and_after(report)
-    with _look():
-        figure = _figure(3.3)
+    with house_style():
+        figure = page_wide(3.3)
         panels = figure.subplots(1, max(1, len(methods)), sharey=True, squeeze=False)[0]
         floor = _histogram_floor(report, methods)
         for axes, method in zip(panels, methods, strict=False):
@@ -161,7 +80,7 @@ def confidences(report: Report) -> str:
             figure.legend(handles, labels, loc="outside upper left", ncols=len(SETS))
         names = ", ".join(method_name(name) for name in methods) or "no method"
         text = f"Histograms of the confidence on forget, validation and test set: {names}"
-        return _svg(figure, "confidences", text)
+        return to_svg(figure, "confidences", text)
 
 
 def game(report: Report) -> str | None:
@@ -169,8 +88,8 @@ def game(report: Report) -> str | None:
     history = report.get("game")
     if not history:
         return None
-    with _look():
-        figure = _figure(3.2)
+    with house_style():
+        figure = page_wide(3.2)
         left, right = figure.subplots(1, 2)
         _game_auc(left, history)
         _game_accuracies(right, history, report)
@@ -179,7 +98,7 @@ def game(report: Report) -> str | None:
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(axis="y")
         text = "Line charts over the game: the attacker's AUC, and forget and validation accuracy"
-        return _svg(figure, "game", text)
+        return to_svg(figure, "game", text)
 
 
 # ---- comparison
@@ -192,7 +111,7 @@ def _differences(report: Report, rows: Sequence[str], panels: Sequence[Axes]) ->
         axes.set_title(f"{title}\n", loc="left", weight="bold")
         shown = f"retrained: {reference:.1f} %" if known(reference) else "retrained: unknown"
         _subtitle(axes, shown)
-        deviation = _spread(report, "retrain", measure)
+        deviation = spread(report, "retrain", measure)
         if deviation:
             axes.axvspan(-deviation, deviation, color="#e4e4e4", lw=0)
         axes.set_xlim(-limit, limit)
@@ -200,7 +119,7 @@ def _differences(report: Report, rows: Sequence[str], panels: Sequence[Axes]) ->
         axes.set_xlabel("difference (points)")
         for row, method in enumerate(rows):
             value = difference(report, method, measure)
-            _dot(axes, row, method, report, value, _spread(report, method, measure), signed=True)
+            _dot(axes, row, method, report, value, spread(report, method, measure), signed=True)
     _gap_panel(report, rows, panels[-1], limit)
 
 
@@ -215,7 +134,7 @@ def _gap_panel(report: Report, rows: Sequence[str], axes: Axes, limit: float) ->
     axes.set_xlabel("avg gap (points)")
     for row, method in enumerate(rows):
         value = report["methods"][method].get("avg_gap")
-        _dot(axes, row, method, report, value, _spread(report, method, "avg_gap"), signed=False)
+        _dot(axes, row, method, report, value, spread(report, method, "avg_gap"), signed=False)
 
 
 def _rates(report: Report, rows: Sequence[str], panels: Sequence[Axes]) -> None:
@@ -225,7 +144,7 @@ def _rates(report: Report, rows: Sequence[str], panels: Sequence[Axes]) -> None:
         axes.set_xlabel("percent")
         for row, method in enumerate(rows):
             value = report["methods"][method].get(measure)
-            _dot(axes, row, method, report, value, _spread(report, method, measure), signed=False)
+            _dot(axes, row, method, report, value, spread(report, method, measure), signed=False)
 
 
 def _difference_limit(report: Report, rows: Sequence[str]) -> float:
@@ -254,9 +173,9 @@ def _dot(
     """One value as a marker on a stem, with its number above; an arrow where it leaves the axis."""
     low, high = axes.get_xlim()
     if value is None or not known(value):
-        axes.text((low + high) / 2, row, "not measured", ha="center", va="center", color=_MUTED)
+        axes.text((low + high) / 2, row, "not measured", ha="center", va="center", color=MUTED)
         return
-    color, marker = _look_of(report, method)
+    color, marker = look_of(report, method)
     end = min(max(value, low), high)
     axes.plot([0, end], [row, row], color=color, lw=2.5, solid_capstyle="butt", alpha=0.55)
     if end == value:
@@ -266,7 +185,7 @@ def _dot(
     axes.plot(end, row, color=color, marker=marker, ms=8, mec="white", mew=0.8, clip_on=False)
     place = (end - low) / (high - low)
     align = "left" if place < 0.15 else "right" if place > 0.85 else "center"
-    _note(axes, signed_text(value) if signed else f"{value:.1f}", (end, row), (0, 6), ha=align)
+    note(axes, signed_text(value) if signed else f"{value:.1f}", (end, row), (0, 6), ha=align)
 
 
 def _label_rows(axes: Axes, rows: Sequence[str]) -> None:
@@ -280,7 +199,7 @@ def _label_rows(axes: Axes, rows: Sequence[str]) -> None:
 
 
 def _subtitle(axes: Axes, text: str) -> None:
-    _note(axes, text, (0, 1), (0, 4), xycoords="axes fraction", ha="left", color=_MUTED)
+    note(axes, text, (0, 1), (0, 4), xycoords="axes fraction", ha="left", color=MUTED)
 
 
 # ---- attacks
@@ -293,7 +212,7 @@ def _attack_bars(axes: Axes, report: Report, method: str, offset: float) -> None
     deviations = methods[method].get("spread", {}).get("attacks", {})
     errors = [deviations.get(name) or 0 for name in ATTACKS]
     places = [place + offset for place in range(len(ATTACKS))]
-    color, width = _look_of(report, method)[0], 0.84 / len(methods)
+    color, width = look_of(report, method)[0], 0.84 / len(methods)
     axes.bar(places, heights, width, color=color, edgecolor="white", label=method_name(method))
     if any(errors):
         axes.errorbar(places, heights, errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
@@ -302,7 +221,7 @@ def _attack_bars(axes: Axes, report: Report, method: str, offset: float) -> None
     for place, height, error in zip(places, heights, errors, strict=True):
         if known(height):
             text = f"{height:.1f}" if height < 99.95 else "100"
-            _note(axes, text, (place, height + error), (0, 3), fontsize=9)
+            note(axes, text, (place, height + error), (0, 3), fontsize=9)
 
 
 def _attack_references(axes: Axes, report: Report) -> None:
@@ -356,8 +275,8 @@ def _histogram(axes: Axes, confidence: Report, floor: float) -> None:
 def _game_auc(axes: Axes, history: Report) -> None:
     axes.plot(history["step"], _numbers(history["auc"]), color="#333333", marker="o", ms=4, lw=1.8)
     axes.axhline(0.5, color="black", lw=1, ls=(0, (4, 2)))
-    beside = {"xycoords": ("axes fraction", "data"), "va": "top", "ha": "left", "color": _MUTED}
-    _note(axes, "0.5: no better than guessing", (0.02, 0.5), (0, -6), **beside)
+    beside = {"xycoords": ("axes fraction", "data"), "va": "top", "ha": "left", "color": MUTED}
+    note(axes, "0.5: no better than guessing", (0.02, 0.5), (0, -6), **beside)
     low, high = axes.get_ylim()
     axes.set_ylim(min(low, 0.42), max(high, 0.6))
     axes.set_ylabel("attacker's AUC")
@@ -383,56 +302,3 @@ def _game_accuracies(axes: Axes, history: Report, report: Report) -> None:
 
 def _numbers(values: Sequence[float | None]) -> list[float]:
     return [math.nan if value is None else value for value in values]
-
-
-# ---- shared
-
-
-def _figure(height: float) -> Figure:
-    """A page-wide figure, `height` inches high, with room between its panels."""
-    return Figure(figsize=(_WIDTH, height), layout=ConstrainedLayoutEngine(wspace=0.06))
-
-
-def _note(axes: Axes, text: str, at: tuple[float, float], offset: tuple[float, float], **look: Any) -> None:
-    """`text` `offset` points from `at`, on white so that no line runs through it."""
-    look = {"ha": "center", "va": "bottom", "fontsize": 9.5, "annotation_clip": False, **look}
-    box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.6}
-    axes.annotate(text, at, offset, textcoords="offset points", bbox=box, **look)
-
-
-def _spread(report: Report, method: str, key: str) -> float:
-    """Standard deviation over the repeats, 0 where none was taken."""
-    value = report["methods"][method].get("spread", {}).get(key)
-    return float(value) if known(value) else 0.0
-
-
-def _look_of(report: Report, method: str) -> tuple[str, str]:
-    """Colour and marker of `method`."""
-    if method in _LOOKS:
-        return _LOOKS[method]
-    further = sorted(name for name in report["methods"] if name not in _LOOKS)
-    return _FURTHER_LOOKS[further.index(method) % len(_FURTHER_LOOKS)]
-
-
-@contextmanager
-def _look() -> Iterator[None]:
-    """Matplotlib's defaults and ours, whatever the user's own settings are; restored on leaving."""
-    with style.context(["default", _STYLE]):
-        yield
-
-
-def _svg(figure: Figure, name: str, description: str) -> str:
-    """`figure` as an <svg> element for a page: no prologue, no date, ids that begin with `name`."""
-    buffer = io.StringIO()
-    with style.context({"svg.hashsalt": name}):
-        nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        figure.savefig(buffer, format="svg", metadata=nothing)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    # An SVG inside HTML shares the page's ids and its styles.
-    text = re.sub(r'(\bid="|url\(#|href="#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL).replace("xlink:href", "href")
-    text = text.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "")
-    label = escape(description, quote=True)
-    rounded = 'stroke-linejoin="round" stroke-linecap="butt"'
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}" {rounded}', 1).strip()

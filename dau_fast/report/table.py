@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from dau_fast.report.plots import method_name
+from dau_fast.report.reading import method_name
 from dau_fast.report.verdict import verdict
 
 

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dau_fast.report.plots import Report, known, method_name, method_order
-
-_UNKNOWN = "\u2013"
+from dau_fast.report.reading import (
+    Report,
+    factor_text,
+    known,
+    method_name,
+    method_order,
+    number_text,
+    seconds_text,
+)
 
 
 @dataclass(frozen=True)
@@ -111,20 +117,3 @@ def _against_noise(report: Report, gap: float) -> tuple[str, str]:
 def _others(gaps: dict[str, float]) -> tuple[str, ...]:
     rest = [f"{method_name(name)} {gap:.2f}" for name, gap in list(gaps.items())[1:]]
     return (f"The other methods' avg gaps: {', '.join(rest)}.",) if rest else ()
-
-
-def number_text(value: object, decimals: int = 1) -> str:
-    return f"{value:.{decimals}f}" if known(value) else _UNKNOWN
-
-
-def seconds_text(value: object) -> str:
-    """Three digits or all whole seconds."""
-    if not known(value):
-        return _UNKNOWN
-    return f"{value:,.{2 if value < 10 else 1 if value < 100 else 0}f}"
-
-
-def factor_text(value: object) -> str:
-    if not known(value):
-        return _UNKNOWN
-    return f"{value:,.{2 if value < 2 else 1 if value < 100 else 0}f}"

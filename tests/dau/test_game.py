@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from toys import blobs, perceptron
 
 from dau_fast.config import DauConfig, TrainingRecipe
-from dau_fast.data import Images
 from dau_fast.dau import game
 from dau_fast.dau.attacker import Attacker
 from dau_fast.dau.defender import defender_loss, show
@@ -37,29 +37,15 @@ SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=3, batch_size=
 ONE_CLASS, TENTH = Forget("class:2", label=2), Forget("random:0.1", fraction=0.1)
 
 
-def blobs(count: int = 480) -> Images:
-    """Three overlapping normal distributions in six dimensions."""
-    labels = torch.arange(count) % 3
-    noise = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
-    return Images(3 * torch.eye(3, 6)[labels] + noise, labels, ("a", "b", "c"))
-
-
-def fresh(seed: int) -> Classifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = [nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3)]
-        return Classifier(nn.Sequential(*layers))
-
-
 def trained(forget: Forget, config: DauConfig | None, seed: int = 0) -> Task:
     """A task whose original was trained on the whole training set."""
-    images = blobs()
+    images = blobs(480)
     keep = forget.indices or ()
     roles = hold_out(images.labels, None, seed, validation_share=0.25, test_share=0.2, keep=keep)
     split = make_split(roles, images.labels, forget, seed)
     recipe = TrainingRecipe(epochs=20, batch_size=32, lr=0.05)
     settings = {"dau": config} if config else {}
-    task = Task(images, split, seed, fresh(seed), fresh, recipe, settings)
+    task = Task(images, split, seed, perceptron(seed), perceptron, recipe, settings)
     original.train(task)
     task.original.eval()
     return task

@@ -17,6 +17,7 @@ import matplotlib
 import pytest
 
 from dau_fast.report import plots
+from dau_fast.report.drawing import method_color
 from dau_fast.report.page import render
 
 ATTACKS = ("correctness", "confidence", "entropy", "modified_entropy", "probability")
@@ -298,7 +299,7 @@ def test_confidences_shows_before_retrained_and_after() -> None:
 
 def test_a_method_has_one_colour_everywhere() -> None:
     report = full()
-    colors = {name: plots.method_color(report, name) for name in report["methods"]}
+    colors = {name: method_color(report, name) for name in report["methods"]}
     assert len(set(colors.values())) == 5
     html = render(report)
     assert all(f'style="background:{color}"' in html for color in colors.values())
@@ -313,7 +314,7 @@ def test_unknown_methods_get_their_own_colours() -> None:
     report = full()
     for name in ("scrub", "salun"):
         report["methods"][name] = method((2.0, 99.0, 98.0, 8.0), 1.0, 2.1, 4.0)
-    assert len({plots.method_color(report, name) for name in report["methods"]}) == 7
+    assert len({method_color(report, name) for name in report["methods"]}) == 7
     assert "scrub" in texts(plots.comparison(report))
 
 

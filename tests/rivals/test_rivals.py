@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from toys import blobs, perceptron
 
 from dau_fast.config import (
     FINE_TUNE,
@@ -39,26 +40,12 @@ FIFTH, ONE_CLASS = Forget("random:0.2", fraction=0.2), Forget("class:1", label=1
 every_rival = pytest.mark.parametrize("name", RIVALS)
 
 
-def blobs(count: int = 240) -> Images:
-    """Three overlapping normal distributions in six dimensions."""
-    labels = torch.arange(count) % 3
-    noise = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
-    return Images(3 * torch.eye(3, 6)[labels] + noise, labels, ("a", "b", "c"))
-
-
-def fresh(seed: int) -> Classifier:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = [nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 3)]
-        return Classifier(nn.Sequential(*layers))
-
-
 def untrained(forget: Forget = FIFTH, seed: int = 0) -> Task:
-    images = blobs()
+    images = blobs(240)
     roles = hold_out(images.labels, None, seed, validation_share=0.2, test_share=0.2)
     split = make_split(roles, images.labels, forget, seed)
     recipe = TrainingRecipe(epochs=10, batch_size=32, lr=0.05)
-    return Task(images, split, seed, fresh(seed), fresh, recipe)
+    return Task(images, split, seed, perceptron(seed), perceptron, recipe)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +150,7 @@ def test_training_the_original_happens_in_place() -> None:
 def test_retraining_begins_at_a_fresh_network_and_not_at_the_original(trained: Task) -> None:
     still = replace(trained, recipe=replace(trained.recipe, lr=0.0))
     started = retrain.unlearn(still).model
-    expected = fresh(trained.generator("retrain").initial_seed())
+    expected = perceptron(trained.generator("retrain").initial_seed())
     for ours, theirs in zip(started.parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert not torch.equal(started.head.weight, trained.original.head.weight)
