@@ -187,7 +187,7 @@ def test_fine_tuning_begins_at_the_original_and_fits_the_retain_set_better(train
 
 
 def test_gradient_ascent_raises_the_loss_on_the_forget_set(trained: Task) -> None:
-    recipe = TrainingRecipe(epochs=10, lr=0.01, milestones=())
+    recipe = TrainingRecipe(epochs=10, batch_size=16, lr=0.02, milestones=())
     model = gradient_ascent.unlearn(replace(trained, settings={"ga": recipe})).model
     forget = trained.split.forget
     assert loss_on(trained, model, forget) > loss_on(trained, trained.original, forget)
