@@ -30,3 +30,16 @@ def apply_masks_reference_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -
     for tensor, mask in zip(tensors, masks, strict=True):
         keep = mask if mask.dtype == torch.bool else unpack_mask_reference(mask, tensor.shape)
         tensor.masked_fill_(~keep, 0)
+
+
+def barlow_twins_reference(z_a: Tensor, z_b: Tensor, lambd: float, eps: float) -> Tensor:
+    """sum_i (1 - C_ii)^2 + lambd * sum_{i != j} C_ij^2 of views [N, D] (Zbontar et al. 2021)."""
+
+    def normalised(z: Tensor) -> Tensor:
+        variance, mean = torch.var_mean(z, 0, correction=0)
+        return (z - mean) * torch.rsqrt(variance + eps)
+
+    correlation = normalised(z_a).T @ normalised(z_b) / len(z_a)
+    wanted = torch.eye(len(correlation), dtype=correlation.dtype, device=correlation.device)
+    weight = wanted + lambd * (1 - wanted)
+    return (weight * (correlation - wanted).square()).sum()

@@ -1,0 +1,52 @@
+"""Building Triton kernels on a machine without a GPU."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+CAPABILITIES = (80, 90, 100)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What ptxas gave a kernel. registers: a thread. spilled: bytes of local memory a thread."""
+
+    registers: int
+    spilled: int
+
+
+def build(kernel: Any, arguments: dict[str, Any], capability: int, folder: Path, **options: int) -> Resources:
+    """Compile `kernel` for compute capability `capability` / 10, without a device.
+
+    arguments: by name, a type such as "*fp32" or "i32" ("*fp32:16" where divisible by 16), or a
+    value for what is constant. options: such as num_warps.
+    """
+    from triton import knobs
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+    from triton.compiler import compile as compile_kernel
+
+    names = [parameter.name for parameter in kernel.params]
+    assert set(names) == set(arguments), set(names) ^ set(arguments)
+    types = {name: given for name, given in arguments.items() if isinstance(given, str) and _is_type(given)}
+    constants = {name: given for name, given in arguments.items() if name not in types}
+    signature = {name: types[name].split(":")[0] if name in types else "constexpr" for name in names}
+    aligned = [i for i, name in enumerate(names) if types.get(name, "").endswith(":16")]
+    attributes = {(i,): [["tt.divisibility", 16]] for i in aligned}
+    source = ASTSource(kernel, signature, constants, attributes)
+    built = compile_kernel(source, target=GPUTarget("cuda", capability, 32), options=options)
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(built.asm["cubin"])
+    tool = knobs.nvidia.cuobjdump.path
+    command = [tool, "--dump-resource-usage", str(cubin)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return Resources(usage["REG"], usage["STACK"] + usage["LOCAL"])
+
+
+def _is_type(given: str) -> bool:
+    return re.fullmatch(r"\*?(fp|bf|i|u)\d+(:16)?", given) is not None

@@ -1,0 +1,168 @@
+"""The Barlow Twins kernels without a GPU: their numbers in Triton's interpreter, their builds by ptxas."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from kernels import CAPABILITIES, build
+from test_barlow_twins_op import defined, relative_error, value_and_gradients, views
+from torch import Tensor
+
+SHAPES = [(2, 1), (2, 3), (3, 2), (17, 33), (33, 17), (66, 70), (130, 20), (20, 130), (5, 300)]
+
+
+@pytest.fixture
+def launchers() -> ModuleType:
+    """The launchers, which take CPU tensors in the interpreter."""
+    return importlib.import_module("dau_fast.ops._barlow_twins_cuda")
+
+
+@pytest.fixture(autouse=True)
+def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory that a kernel forgets to write shows as NaN."""
+    new_empty = Tensor.new_empty
+
+    def filled(self: Tensor, *size: Any, **kind: Any) -> Tensor:
+        return new_empty(self, *size, **kind).fill_(float("nan"))
+
+    monkeypatch.setattr(Tensor, "new_empty", filled)
+
+
+def run(
+    launchers: ModuleType, a: Tensor, b: Tensor, *, gram: bool, precision: str = "ieee", factor: float = 1.0
+) -> tuple[Tensor, ...]:
+    """Loss and gradients, with `factor` in front."""
+    loss, stats, products = launchers.forward(a, b, 0.1, 1e-5, gram, precision)
+    grad_loss = torch.tensor(factor)
+    grads = launchers.backward(grad_loss, a, b, stats, products, 0.1, gram, precision, True, True)
+    return loss, *grads
+
+
+def expected_of(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    return value_and_gradients(lambda x, y: defined(x, y, 0.1), a.double(), b.double())
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("n", "d"), SHAPES)
+@pytest.mark.parametrize("gram", [True, False])
+def test_numbers_are_those_of_the_definition(launchers: ModuleType, n: int, d: int, gram: bool) -> None:
+    a, b = views(n, d, torch.float32)
+    for found, expected in zip(run(launchers, a, b, gram=gram), expected_of(a, b), strict=True):
+        torch.testing.assert_close(found.double(), expected, rtol=2e-4, atol=1e-5)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gram", [True, False])
+def test_errors_are_those_of_float32(launchers: ModuleType, gram: bool) -> None:
+    a, b = views(96, 80, torch.float32)
+    for found, expected in zip(run(launchers, a, b, gram=gram), expected_of(a, b), strict=True):
+        assert relative_error(found, expected) < 1e-5
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gram", [True, False])
+def test_the_gradient_carries_the_factor_in_front(launchers: ModuleType, gram: bool) -> None:
+    a, b = views(20, 24, torch.float32)
+    once, tripled = run(launchers, a, b, gram=gram), run(launchers, a, b, gram=gram, factor=3.0)
+    for one, three in zip(once[1:], tripled[1:], strict=True):
+        torch.testing.assert_close(three, 3 * one)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gram", [True, False])
+def test_strides_and_half_precision(launchers: ModuleType, gram: bool) -> None:
+    a, b = views(18, 20, torch.float32)
+    strided = a.T.contiguous().T, torch.stack([b, b], 2)[:, :, 0]
+    for found, plain in zip(
+        run(launchers, *strided, gram=gram), run(launchers, a, b, gram=gram), strict=True
+    ):
+        torch.testing.assert_close(found, plain)
+    half, other = a.bfloat16(), b.half()
+    found = run(launchers, half, other, gram=gram)
+    assert [x.dtype for x in found] == [torch.float32, torch.bfloat16, torch.float16]
+    for one, expected in zip(found, expected_of(half, other), strict=True):
+        assert relative_error(one, expected) < 4e-3
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gram", [True, False])
+def test_one_side_alone_and_no_columns(launchers: ModuleType, gram: bool) -> None:
+    a, b = views(6, 5, torch.float32)
+    _, stats, products = launchers.forward(a, b, 0.1, 1e-5, gram, "ieee")
+    saved = torch.tensor(1.0), a, b, stats, products, 0.1, gram, "ieee"
+    both = launchers.backward(*saved, True, True)
+    assert torch.equal(launchers.backward(*saved, True, False)[0], both[0])
+    assert torch.equal(launchers.backward(*saved, False, True)[1], both[1])
+    nothing = torch.zeros(6, 0)
+    loss, stats, products = launchers.forward(nothing, nothing, 0.1, 1e-5, gram, "ieee")
+    assert loss.item() == 0
+    saved = torch.tensor(1.0), nothing, nothing, stats, products, 0.1, gram, "ieee"
+    assert launchers.backward(*saved, True, True)[0].shape == (6, 0)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("gram", [True, False])
+def test_a_value_that_is_not_finite_shows(launchers: ModuleType, gram: bool) -> None:
+    a, b = views(18, 20, torch.float32)
+    a[3, 4] = float("inf")
+    loss, grad_a, grad_b = run(launchers, a, b, gram=gram)
+    assert loss.isnan()
+    assert grad_a.isnan().any()
+    assert grad_b.isnan().any()
+
+
+# ---- ahead of time
+
+
+def arguments_of(kernel: Any, view: str, aligned: bool) -> dict[str, Any]:
+    """Types as the launchers pass them; aligned: the sizes and strides that networks have."""
+    from dau_fast.ops import _barlow_twins_cuda as cuda
+
+    by_sixteen = ":16" if aligned else ""
+    found: dict[str, Any] = {}
+    for parameter in kernel.params:
+        name = parameter.name
+        if name in ("a_ptr", "b_ptr", "z_ptr", "own_ptr", "other_ptr") or name == "grad_ptr":
+            found[name] = f"*{view}{by_sixteen}"
+        elif name.endswith("_ptr"):
+            found[name] = f"*fp32{by_sixteen}"
+        elif name in ("eps", "lambd"):
+            found[name] = "fp32"
+        elif name in ("stride_ad", "stride_bd", "stride_d", "stride_own_d", "stride_other_d", "stride_cj"):
+            found[name] = 1 if aligned else "i32"
+        elif name == "tiles":
+            found[name] = "i32"
+        elif name[0].islower() or name in ("N", "D"):
+            found[name] = f"i32{by_sixteen}"
+    constants = {"TILE": cuda.TILE, "BLOCK_N": 64, "BLOCK_D": 64, "SIDE": 1}
+    return found | {n: v for n, v in constants.items() if n in {p.name for p in kernel.params}}
+
+
+KERNELS = [
+    "statistics_kernel", "correlation_kernel", "primal_loss_kernel", "primal_backward_kernel",
+    "gram_kernel", "gram_pull_kernel", "gram_backward_kernel",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", KERNELS)
+@pytest.mark.parametrize(("view", "aligned"), [("fp32", True), ("bf16", False)])
+def test_every_kernel_builds_without_spilling(
+    name: str, capability: int, view: str, aligned: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("triton")
+    from dau_fast.ops import _barlow_twins_cuda as cuda
+
+    kernel = getattr(cuda, name)
+    arguments = arguments_of(kernel, view, aligned)
+    products = "PRECISION" in {parameter.name for parameter in kernel.params}
+    for precision in ("tf32x3", "ieee") if aligned and products else ("tf32",):
+        chosen = {"PRECISION": precision, "DEPTH": cuda.DEPTH[precision]} if products else {}
+        found = build(kernel, arguments | chosen, capability, tmp_path, num_warps=cuda.WARPS)
+        assert found.spilled == 0, (precision, found)
+        assert found.registers <= 255

@@ -1,0 +1,25 @@
+"""Starts the process in which Triton's kernels are interpreted on CPU tensors, see the marker's tests."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from calling import environment
+
+
+def test_kernels_in_tritons_interpreter() -> None:
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-m", "interpreter", "-p", "no:cacheprovider", "-ra"]
+    done = subprocess.run(
+        [*command, str(Path(__file__).parent)],
+        env=environment() | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
