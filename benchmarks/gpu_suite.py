@@ -74,6 +74,18 @@ def tests(suite: Suite) -> None:
     write_json(suite.record / "tests.json", {"outcome": outcome, "seconds": time.perf_counter() - began})
 
 
+# ---- ops: every op against its rivals
+
+
+def ops(suite: Suite) -> None:
+    """The Barlow Twins loss: timings, memory, error and targets."""
+    out = suite.record / "ops-barlow"
+    if (out / "summary.json").exists():
+        return
+    command = [sys.executable, "benchmarks/barlow.py", "--device", suite.device.type, "--record", str(out)]
+    suite.run("ops-barlow", [*command, "--smoke"] if suite.smoke else command)
+
+
 # ---- quality: the main job with ResNet-18 on CIFAR-10, by the literature's recipe
 
 
@@ -157,7 +169,7 @@ def _summarise(suite: Suite) -> None:
     write_json(suite.record / "quality.json", summary)
 
 
-STAGES: dict[str, Callable[[Suite], None]] = {"tests": tests, "quality": quality}
+STAGES: dict[str, Callable[[Suite], None]] = {"tests": tests, "ops": ops, "quality": quality}
 
 
 @click.command()

@@ -8,6 +8,8 @@ atomics: equal inputs give equal bits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -309,7 +311,16 @@ def backward(
     )
 
 
-def _primal_gradient(side, grad_loss, own, other, stats, products, lambd, tiling):
+def _primal_gradient(
+    side: int,
+    grad_loss: Tensor,
+    own: Tensor,
+    other: Tensor,
+    stats: Tensor,
+    products: Tensor,
+    lambd: float,
+    tiling: dict[str, Any],
+) -> Tensor:
     n, d = own.shape
     grad = own.new_empty((n, d))
     if grad.numel() == 0:
@@ -322,7 +333,16 @@ def _primal_gradient(side, grad_loss, own, other, stats, products, lambd, tiling
     return grad
 
 
-def _gram_gradient(side, grad_loss, own, other, stats, products, lambd, tiling):
+def _gram_gradient(
+    side: int,
+    grad_loss: Tensor,
+    own: Tensor,
+    other: Tensor,
+    stats: Tensor,
+    products: Tensor,
+    lambd: float,
+    tiling: dict[str, Any],
+) -> Tensor:
     n, d = own.shape
     grad = own.new_empty((n, d))
     if grad.numel() == 0:
@@ -341,7 +361,7 @@ def _gram_gradient(side, grad_loss, own, other, stats, products, lambd, tiling):
     return grad
 
 
-def _tiling(precision: str, *views: Tensor) -> dict[str, object]:
+def _tiling(precision: str, *views: Tensor) -> dict[str, Any]:
     """Launch settings; TF32 is finer than the rounding of float16 and bfloat16 views themselves."""
     if all(z.dtype in (torch.float16, torch.bfloat16) for z in views):
         precision = "tf32"

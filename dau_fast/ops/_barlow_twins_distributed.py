@@ -16,7 +16,7 @@ from torch import Tensor
 from dau_fast.ops.barlow_twins import compute_dtype, forward_op, gradients, prefers_gram, primal_loss
 
 
-@torch.compiler.disable
+@torch.compiler.disable  # type: ignore[untyped-decorator]
 def global_loss(
     z_a: Tensor, z_b: Tensor, lambd: float, eps: float, group: dist.ProcessGroup, precision: str
 ) -> Tensor:

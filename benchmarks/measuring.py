@@ -1,0 +1,77 @@
+"""What every speed benchmark measures beside the clock: the machine's limits, memory and error."""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device, rounds: int = 7) -> float:
+    """Median wall clock of `work`, after one call that is not counted."""
+    work()
+    taken = []
+    for _ in range(rounds):
+        synchronise(device)
+        began = time.perf_counter()
+        work()
+        synchronise(device)
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken)
+
+
+@cache
+def flops_per_second(device: torch.device, size: int) -> float:
+    """What a float32 matrix product of `size` cubed reaches here."""
+    a, b = torch.randn(2, size, size, device=device)
+    return 2 * size**3 / seconds(lambda: a @ b, device)
+
+
+@cache
+def bytes_per_second(device: torch.device, size: int) -> float:
+    """What a copy of `size` float32 numbers reaches here, read and written bytes together."""
+    source = torch.randn(size, device=device)
+    target = torch.empty_like(source)
+    return 8 * size / seconds(lambda: target.copy_(source), device)
+
+
+def peak_memory(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes that PyTorch holds at the worst moment of `work` beyond what it held before."""
+    work()
+    if device.type == "cuda":
+        synchronise(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(profile_memory=True) as profile:
+        work()
+    with tempfile.TemporaryDirectory() as folder:
+        trace = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(trace))
+        events = json.loads(trace.read_text())["traceEvents"]
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
+    held, worst = 0, 0
+    for _, change in changes:
+        held += change
+        worst = max(worst, held)
+    return worst
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Root mean square of the difference over that of `expected`, in float64."""
+    expected = expected.double()
+    norm = torch.linalg.vector_norm
+    return (norm(found.to(expected) - expected) / norm(expected)).item()
