@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -12,8 +13,15 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dau_fast.nn import BarlowTwinsLoss
-from dau_fast.ops import barlow_twins_loss
-from dau_fast.ops.barlow_twins import backward_op, forward_op, prefers_gram
+from dau_fast.ops import _library, barlow_twins_loss
+from dau_fast.ops.barlow_twins import (
+    PRECISIONS,
+    _backward_cuda,
+    _forward_cuda,
+    backward_op,
+    forward_op,
+    prefers_gram,
+)
 from dau_fast.ops.reference import barlow_twins_reference
 
 # (N, D), both forms: the Gram form runs where N < 0.75 D.
@@ -268,6 +276,58 @@ def test_no_larger_array_than_needed_is_kept(n: int, d: int) -> None:
         barlow_twins_loss(a, b)
     own = [t for t in kept if t.data_ptr() not in (a.data_ptr(), b.data_ptr())]
     assert sum(t.numel() for t in own) <= 7 * d + min(2 * n * n, d * d)
+
+
+# ---- on the device that was chosen with --device
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize(("n", "d"), [(2, 1), (33, 47), (130, 20), (20, 130), (512, 128), (256, 1024)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_the_device(device: torch.device, precision: str, n: int, d: int, dtype: torch.dtype) -> None:
+    a, b = (z.to(device) for z in views(n, d, dtype))
+    found = value_and_gradients(lambda x, y: barlow_twins_loss(x, y, precision=precision), a, b)
+    expected = value_and_gradients(defined, a.double(), b.double())
+    coarse = precision == "tf32" or dtype == torch.bfloat16
+    if n > 2:  # two rows are +1 and -1 whatever they hold, and the gradient is nearly 0
+        for one, other in zip(found, expected, strict=True):
+            assert relative_error(one, other) < (8e-3 if coarse else 1e-5)
+    torch.testing.assert_close(found[0].double(), expected[0], rtol=8e-3, atol=1e-3)
+
+
+def test_captured_in_a_cuda_graph(device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("needs --device cuda")
+    for n, d in ((64, 16), (16, 64)):
+        a, b = (z.to(device).requires_grad_() for z in views(n, d, torch.float32))
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                torch.autograd.grad(barlow_twins_loss(a, b), (a, b))
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = torch.autograd.grad(barlow_twins_loss(a, b), (a, b))
+        with torch.no_grad():
+            a.copy_(views(n, d, torch.float32, seed=1)[0])
+        graph.replay()
+        for one, other in zip(captured, value_and_gradients(defined, a, b)[1:], strict=True):
+            assert relative_error(one, other) < 1e-5
+
+
+def test_without_triton_plain_pytorch_takes_over_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "dau_fast.ops._barlow_twins_cuda", raising=False)
+    monkeypatch.setattr(_library, "_warned", set())
+    a, b = views(6, 9, torch.float32)
+    for _ in range(2):
+        loss, stats, products = _forward_cuda(a, b, 5e-3, 1e-5, True, "ieee")
+        _backward_cuda(loss.new_ones(()), a, b, stats, products, 5e-3, True, "ieee", True, True)
+    assert relative_error(loss, defined(a, b)) < 1e-5
+    (record,) = caplog.records
+    assert "plain PyTorch runs on the GPU instead; install triton" in record.message
 
 
 # ---- the module
