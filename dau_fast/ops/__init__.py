@@ -2,6 +2,7 @@
 
 from dau_fast.ops.barlow_twins import barlow_twins_loss
 from dau_fast.ops.packed_masks import apply_masks_, count_kept, pack_mask, unpack_mask
+from dau_fast.ops.per_sample_grad_norms import input_grad_norms, per_sample_grad_norms
 from dau_fast.ops.sensitivity import attack_features, sensitivity
 
 __all__ = [
@@ -9,7 +10,9 @@ __all__ = [
     "attack_features",
     "barlow_twins_loss",
     "count_kept",
+    "input_grad_norms",
     "pack_mask",
+    "per_sample_grad_norms",
     "sensitivity",
     "unpack_mask",
 ]

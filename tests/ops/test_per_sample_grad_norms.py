@@ -1,0 +1,262 @@
+"""Per-sample gradient norms against one backward pass a sample, in float64, layer by layer."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dau_fast import models
+from dau_fast.ops import input_grad_norms, per_sample_grad_norms
+
+CLASSES = 3
+
+
+class Flat(nn.Module):
+    """Any layer before a mean over positions and a classifier that is not trained."""
+
+    def __init__(self, layer: nn.Module, width: int, channels_first: bool) -> None:
+        super().__init__()
+        self.layer = layer
+        self.channels_first = channels_first
+        self.mix = nn.Linear(width, CLASSES).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.layer(x))
+        if x.ndim > 2:
+            x = (x.flatten(2) if self.channels_first else x.flatten(1, -2).mT).square().mean(2)
+        return self.mix(x)
+
+
+def one_by_one(
+    model: nn.Module, inputs: Tensor, targets: Tensor, loss_fn: Callable[..., Tensor] = F.cross_entropy
+) -> Tensor:
+    """The definition: a backward pass of its own for every sample."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    norms = []
+    for i in range(len(inputs)):
+        loss = loss_fn(model(inputs[i : i + 1]), targets[i : i + 1], reduction="sum")
+        grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+        norms.append(sum(g.square().sum() for g in grads if g is not None) ** 0.5)
+    return torch.stack(norms)
+
+
+def batch_for(shape: tuple[int, ...], batch: int = 4) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(batch, *shape, dtype=torch.float64, generator=generator)
+    return x, torch.randint(CLASSES, (batch,), generator=generator)
+
+
+def trained_batch_norm(norm: nn.Module) -> nn.Module:
+    """With statistics and scales that are not the initial zeros and ones."""
+    for tensor in (norm.running_mean, norm.running_var, norm.weight, norm.bias):
+        nn.init.uniform_(tensor, 0.5, 2)
+    return norm.eval()
+
+
+LAYERS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, bool]] = {
+    "linear": (lambda: nn.Linear(5, 7), (5,), 7, False),
+    "linear without bias": (lambda: nn.Linear(5, 7, bias=False), (5,), 7, False),
+    "linear over positions, Gram": (lambda: nn.Linear(19, 23), (4, 19), 23, False),
+    "linear over positions, direct": (lambda: nn.Linear(2, 3), (20, 2), 3, False),
+    "linear over two axes": (lambda: nn.Linear(6, 7), (3, 5, 6), 7, False),
+    "conv1d": (lambda: nn.Conv1d(3, 5, 4, stride=2, padding=3, dilation=2), (3, 17), 5, True),
+    "conv2d": (lambda: nn.Conv2d(3, 5, 3, padding=1), (3, 7, 6), 5, True),
+    "conv2d, few positions": (lambda: nn.Conv2d(8, 12, 3, stride=3), (8, 7, 6), 12, True),
+    "conv2d 1x1": (lambda: nn.Conv2d(6, 5, 1), (6, 4, 3), 5, True),
+    "conv2d 1x1 with a stride": (lambda: nn.Conv2d(6, 5, 1, stride=2), (6, 5, 4), 5, True),
+    "conv2d, all options": (
+        lambda: nn.Conv2d(4, 6, (3, 2), (2, 1), padding=(1, 2), dilation=(1, 3), groups=2),
+        (4, 9, 11), 6, True,
+    ),
+    "conv2d, depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4, bias=False), (4, 5, 5), 8, True),
+    "conv2d, padding by name": (lambda: nn.Conv2d(3, 4, (2, 3), padding="same"), (3, 5, 6), 4, True),
+    "conv2d, reflected": (lambda: nn.Conv2d(3, 4, 3, padding=1, padding_mode="reflect"), (3, 5, 6), 4, True),
+    "conv3d": (
+        lambda: nn.Conv3d(2, 4, (2, 3, 2), (1, 2, 1), padding=(1, 0, 1), dilation=(2, 1, 1)),
+        (2, 5, 6, 4), 4, True,
+    ),
+    "layer norm": (lambda: nn.LayerNorm(6), (6,), 6, False),
+    "layer norm over positions": (lambda: nn.LayerNorm((5, 6)), (3, 5, 6), 6, False),
+    "group norm": (lambda: nn.GroupNorm(2, 6), (6, 4, 3), 6, True),
+    "batch norm 1d": (lambda: trained_batch_norm(nn.BatchNorm1d(6)), (6,), 6, False),
+    "batch norm 2d": (lambda: trained_batch_norm(nn.BatchNorm2d(6)), (6, 4, 3), 6, True),
+    "batch norm 3d": (lambda: trained_batch_norm(nn.BatchNorm3d(6)), (6, 4, 3, 2), 6, True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_every_layer(name: str) -> None:
+    build, shape, width, channels_first = LAYERS[name]
+    torch.manual_seed(0)
+    model = Flat(build(), width, channels_first).double()
+    for norm in (m for m in model.modules() if isinstance(m, nn.LayerNorm | nn.GroupNorm)):
+        nn.init.uniform_(norm.weight, 0.5, 2)
+    x, y = batch_for(shape)
+    torch.testing.assert_close(per_sample_grad_norms(model, x, y), one_by_one(model, x, y))
+    model.layer.bias = None if model.layer.bias is None else model.layer.bias.requires_grad_(False)
+    torch.testing.assert_close(per_sample_grad_norms(model, x, y), one_by_one(model, x, y))
+
+
+@pytest.mark.parametrize("options", [{}, {"padding_idx": 2}])
+def test_embedding(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model = Flat(nn.Embedding(5, 6, **options), 6, False).double()
+    words, y = torch.randint(5, (4, 9)), torch.tensor([0, 1, 2, 0])
+    words[0] = 3
+    torch.testing.assert_close(per_sample_grad_norms(model, words, y), one_by_one(model, words, y))
+
+
+def test_small_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["dau_fast.ops.per_sample_grad_norms"]  # the function has its name
+    for name in ("conv2d", "conv2d, few positions", "linear over positions, Gram"):
+        build, shape, width, channels_first = LAYERS[name]
+        model = Flat(build(), width, channels_first).double()
+        x, y = batch_for(shape, batch=7)
+        whole = per_sample_grad_norms(model, x, y)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "_CHUNK", 1)
+            torch.testing.assert_close(per_sample_grad_norms(model, x, y), whole)
+
+
+class Tied(nn.Module):
+    """A layer that is used twice, and a parameter that two layers share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.once = nn.Linear(4, 4)
+        self.twice = nn.Linear(4, 4)
+        self.same = nn.Linear(4, 4, bias=False)
+        self.same.weight = self.once.weight
+        self.words = nn.Embedding(CLASSES, 4)
+        self.out = nn.Linear(4, CLASSES, bias=False)
+        self.out.weight = self.words.weight
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.words(words).tanh().mean(1)
+        x = self.twice(self.twice(self.once(x)).tanh()).tanh()
+        return self.out(self.same(x).tanh())
+
+
+def test_shared_parameters_and_layers_used_twice() -> None:
+    torch.manual_seed(0)
+    model = Tied().double()
+    words, y = torch.randint(CLASSES, (5, 6)), torch.tensor([0, 1, 2, 0, 1])
+    torch.testing.assert_close(per_sample_grad_norms(model, words, y), one_by_one(model, words, y))
+
+
+@pytest.mark.parametrize("arch", ["small", "resnet18", "vgg16"])
+def test_whole_networks(arch: str) -> None:
+    torch.manual_seed(0)
+    shape = (3, 32, 32) if arch == "vgg16" else (3, 16, 16)
+    model = models.build(arch, CLASSES, shape).double().eval()
+    x, y = batch_for(shape, batch=3)
+    torch.testing.assert_close(per_sample_grad_norms(model, x, y), one_by_one(model, x, y))
+
+
+def test_layers_add_up_to_the_whole() -> None:
+    torch.manual_seed(0)
+    model = models.build("small", CLASSES, (1, 8, 8)).double().eval()
+    x, y = batch_for((1, 8, 8))
+    by_layer = per_sample_grad_norms(model, x, y, per_layer=True)
+    trainable = {n for n, m in model.named_modules() if list(m.parameters(recurse=False))}
+    assert by_layer.keys() == trainable
+    total = torch.stack(list(by_layer.values())).square().sum(0).sqrt()
+    torch.testing.assert_close(total, per_sample_grad_norms(model, x, y))
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = models.build("small", CLASSES, (1, 8, 8)).double().eval()
+    model.stem.train(False)
+    before = copy.deepcopy(model.state_dict())
+    x, y = batch_for((1, 8, 8))
+    with torch.no_grad():
+        norms = per_sample_grad_norms(model, x, y)
+    assert not norms.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    assert all(not m._forward_hooks for m in model.modules())
+    assert not any(m.training for m in model.modules())
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    with pytest.raises(RuntimeError):
+        per_sample_grad_norms(model, x[:, :, :1, :1].expand(-1, 2, -1, -1), y)
+    assert all(not m._forward_hooks for m in model.modules())
+
+
+def test_the_norms_can_be_differentiated() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, CLASSES)).double()
+    x, y = batch_for((4,))
+    weight = model[0].weight
+
+    def total(value: Tensor) -> Tensor:
+        with torch.no_grad():
+            weight.copy_(value)
+        return per_sample_grad_norms(model, x, y).sum()
+
+    (found,) = torch.autograd.grad(per_sample_grad_norms(model, x, y, create_graph=True).sum(), [weight])
+    start, step = weight.detach().clone(), 1e-6
+    for index in ((0, 0), (3, 2)):
+        moved = start.clone()
+        moved[index] += step
+        above = total(moved)
+        moved[index] -= 2 * step
+        assert found[index].item() == pytest.approx(((above - total(moved)) / (2 * step)).item(), rel=1e-5)
+
+
+def test_losses_of_other_shapes() -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 2).double()
+    x, y = batch_for((4,))
+    wanted = torch.randn(4, 2).double()
+    norms = per_sample_grad_norms(model, x, wanted, F.mse_loss)
+    torch.testing.assert_close(norms, one_by_one(model, x, wanted, F.mse_loss))
+    own = per_sample_grad_norms(model, x, wanted, lambda z, t: (z - t).square().sum(1))
+    torch.testing.assert_close(own, norms)
+    with pytest.raises(
+        ValueError, match=r"loss_fn gives shape \[\] for 4 samples: expected one loss a sample"
+    ):
+        per_sample_grad_norms(model, x, wanted, lambda z, t: (z - t).square().sum())
+    assert y.shape == (4,)
+
+
+def test_unknown_layers_are_named_or_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.PReLU(), nn.Linear(4, CLASSES)).double()
+    x, y = batch_for((4,))
+    with pytest.raises(ValueError, match=r"no per-sample gradient is known for 1 \(PReLU\): freeze"):
+        per_sample_grad_norms(model, x, y)
+    norms = per_sample_grad_norms(model, x, y, strict=False)
+    assert "leave out 1 (PReLU)" in caplog.text
+    model[1].requires_grad_(False)
+    torch.testing.assert_close(norms, per_sample_grad_norms(model, x, y))
+
+
+def test_batch_norm_in_training_is_refused() -> None:
+    model = models.build("small", CLASSES, (1, 8, 8))
+    x, y = batch_for((1, 8, 8))
+    for function in (per_sample_grad_norms, input_grad_norms):
+        with pytest.raises(ValueError, match=r"stem.1 normalises over the batch.*call model.eval\(\)"):
+            function(model, x.float(), y)
+    with pytest.raises(ValueError, match="no layer with trainable parameters"):
+        per_sample_grad_norms(model.eval().requires_grad_(False), x.float(), y)
+
+
+def test_input_gradients() -> None:
+    torch.manual_seed(0)
+    model = models.build("small", CLASSES, (1, 8, 8)).double().eval()
+    x, y = batch_for((1, 8, 8))
+    expected = []
+    for i in range(len(x)):
+        one = x[i : i + 1].clone().requires_grad_()
+        (grad,) = torch.autograd.grad(F.cross_entropy(model(one), y[i : i + 1]), [one])
+        expected.append(grad.norm())
+    found = input_grad_norms(model, x, y)
+    torch.testing.assert_close(found, torch.stack(expected))
+    assert not found.requires_grad
+    assert x.grad is None
+    assert all(p.grad is None for p in model.parameters())
