@@ -16,8 +16,13 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 64  # rows and columns of an output tile
-DEPTH = {"ieee": 16, "tf32x3": 32, "tf32": 32}  # what a product takes at a time: no kernel spills
 WARPS = 8
+# What a product takes at a time, and how many of these are on their way: no kernel spills.
+TILING = {
+    "ieee": {"DEPTH": 16, "num_stages": 2},
+    "tf32x3": {"DEPTH": 32, "num_stages": 3},
+    "tf32": {"DEPTH": 32, "num_stages": 3},
+}
 # Programs that keep every multiprocessor of a large GPU busy.
 _FILL = 264
 
@@ -365,4 +370,4 @@ def _tiling(precision: str, *views: Tensor) -> dict[str, Any]:
     """Launch settings; TF32 is finer than the rounding of float16 and bfloat16 views themselves."""
     if all(z.dtype in (torch.float16, torch.bfloat16) for z in views):
         precision = "tf32"
-    return {"PRECISION": precision, "TILE": TILE, "DEPTH": DEPTH[precision], "num_warps": WARPS}
+    return {"PRECISION": precision, "TILE": TILE, "num_warps": WARPS, **TILING[precision]}

@@ -162,7 +162,9 @@ def test_every_kernel_builds_without_spilling(
     arguments = arguments_of(kernel, view, aligned)
     products = "PRECISION" in {parameter.name for parameter in kernel.params}
     for precision in ("tf32x3", "ieee") if aligned and products else ("tf32",):
-        chosen = {"PRECISION": precision, "DEPTH": cuda.DEPTH[precision]} if products else {}
-        found = build(kernel, arguments | chosen, capability, tmp_path, num_warps=cuda.WARPS)
+        tiling = dict(cuda.TILING[precision])
+        stages = {"num_stages": tiling.pop("num_stages")} if products else {}
+        chosen = {"PRECISION": precision, **tiling} if products else {}
+        found = build(kernel, arguments | chosen, capability, tmp_path, num_warps=cuda.WARPS, **stages)
         assert found.spilled == 0, (precision, found)
         assert found.registers <= 255
