@@ -21,7 +21,7 @@ def test_smoke_runs_every_stage_leaves_a_record_and_does_not_repeat_finished_job
     assert {"commit", "hardware", "versions"} <= environment.keys()
     assert " passed" in json.loads((tmp_path / "tests.json").read_text())["outcome"]
     ops = json.loads((tmp_path / "ops-barlow" / "summary.json").read_text())
-    assert {"dau_fast", "definition", "facebook compiled"} <= ops["sizes"]["6x8"].keys()
+    assert {"dau_fast", "definition", "facebook compiled"} <= ops["sizes"]["8x6"].keys()
     quality = json.loads((tmp_path / "quality.json").read_text())
     for job in ("quality-random-0.1", "quality-class-0"):
         assert set(quality[job]["methods"]) == {"original", "retrain", "dau", "ft", "ga"}
