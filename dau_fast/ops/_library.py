@@ -53,6 +53,29 @@ def _as_given(implementation: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
+def differentiable_once(op: Any, instead: str) -> Callable[..., Any]:
+    """The backward op `op` with a backward pass that refuses: without one, second derivatives would be 0.
+
+    instead: sentence that names the function and what to use for a second derivative.
+    """
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *arguments: Any) -> Any:
+            return op(*arguments)
+
+        @staticmethod
+        def backward(ctx: Any, *_: Any) -> None:
+            raise RuntimeError(instead)
+
+    def run(*arguments: Any) -> Any:
+        # Compiled code has no second derivative, nor can it trace a Function inside a backward pass.
+        once = torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return Once.apply(*arguments) if once else op(*arguments)
+
+    return run
+
+
 _warned: set[str] = set()
 
 

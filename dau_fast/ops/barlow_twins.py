@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dau_fast.ops._library import define, kernels
+from dau_fast.ops._library import define, differentiable_once, kernels
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 
@@ -99,26 +99,8 @@ class _BarlowTwins(torch.autograd.Function):
 def gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """With respect to both views, None where not wanted, from what a forward pass left in `ctx`."""
     wanted = ctx.needs_input_grad[:2]
-    # Compiled code has no second derivative, nor can it trace a Function inside a backward pass.
-    once = torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    run = _Once.apply if once else backward_op
-    grads = run(grad_loss, *ctx.saved_tensors, *ctx.settings, *wanted)
+    grads = _backward_once(grad_loss, *ctx.saved_tensors, *ctx.settings, *wanted)
     return grads[0] if wanted[0] else None, grads[1] if wanted[1] else None
-
-
-class _Once(torch.autograd.Function):
-    """backward_op with a backward pass that refuses: without one, a second derivative would be 0."""
-
-    @staticmethod
-    def forward(ctx: Any, grad_loss: Tensor, *saved: Any) -> tuple[Tensor, Tensor]:
-        return backward_op(grad_loss, *saved)
-
-    @staticmethod
-    def backward(ctx: Any, *_: Any) -> tuple[None, ...]:
-        raise RuntimeError(
-            "barlow_twins_loss is differentiable once: for a second derivative use "
-            "dau_fast.ops.reference.barlow_twins_reference"
-        )
 
 
 # ---- the ops: plain PyTorch
@@ -248,4 +230,9 @@ backward_op = define(
     _backward,
     _backward_fake,
     _backward_cuda,
+)
+_backward_once = differentiable_once(
+    backward_op,
+    "barlow_twins_loss is differentiable once: for a second derivative use "
+    "dau_fast.ops.reference.barlow_twins_reference",
 )
