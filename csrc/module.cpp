@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "packed_masks.h"
+#include "sensitivity.h"
 
 namespace py = pybind11;
 
@@ -46,4 +47,29 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
       "count",
       [](Address bits, std::size_t n) { return dau_fast::count(at<const Bits>(bits), n); },
       py::arg("bits"), py::arg("n"), without_gil);
+
+  using Label = std::int64_t;
+  // Addresses that are 0 stand for arrays that are not there.
+  m.def(
+      "sensitivity_forward",
+      [](Address logits, Address features, Address targets, Address shown, Address stats,
+         Address predicted, std::size_t batch, std::size_t classes, std::size_t width, bool bias,
+         bool softmax, std::size_t threads) {
+        const dau_fast::Batch in{at<const float>(logits), at<const float>(features), at<float>(stats),
+                                 batch, classes, width, softmax};
+        return dau_fast::sensitivity_forward(in, at<const Label>(targets), bias, at<float>(shown),
+                                             at<Label>(predicted), threads);
+      },
+      without_gil);
+  m.def(
+      "sensitivity_backward",
+      [](Address grad, Address logits, Address features, Address labels, Address stats,
+         Address grad_logits, Address grad_features, std::size_t batch, std::size_t classes,
+         std::size_t width, bool softmax, std::size_t threads) {
+        const dau_fast::Batch in{at<const float>(logits), at<const float>(features), at<float>(stats),
+                                 batch, classes, width, softmax};
+        dau_fast::sensitivity_backward(in, at<const Label>(labels), at<const float>(grad),
+                                       at<float>(grad_logits), at<float>(grad_features), threads);
+      },
+      without_gil);
 }

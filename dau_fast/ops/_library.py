@@ -1,8 +1,8 @@
 """How every op of this package is registered with PyTorch, and which path runs where.
 
 An op has one schema, a plain PyTorch implementation that runs on every device, a fake one that knows
-shapes alone, and where it pays a Triton launcher for CUDA. Autograd stays outside, in an
-`autograd.Function` around the op: that costs less a call than autograd registered on the op.
+shapes alone, and where it pays C++ for the CPU and a Triton launcher for CUDA. Autograd stays outside,
+in an `autograd.Function` around the op: that costs less a call than autograd registered on the op.
 """
 
 from __future__ import annotations
@@ -24,18 +24,21 @@ def define(
     schema: str,
     implementation: Callable[..., Any],
     fake: Callable[..., Any],
+    *,
+    cpu: Callable[..., Any] | None = None,
     cuda: Callable[..., Any] | None = None,
 ) -> Any:
     """Register an op and return its overload, torch.ops.dau_fast.<name>.default.
 
     schema: "name(Tensor x, ...) -> ...". implementation: plain PyTorch, any device. fake: the same
-    shapes, dtypes and devices from shapes alone. cuda: what runs on CUDA instead, if anything.
+    shapes, dtypes and devices from shapes alone. cpu, cuda: what runs there instead, if anything.
     """
     name = LIBRARY.define(schema)
     LIBRARY.impl(name, _as_given(implementation), "CompositeExplicitAutograd")
     torch.library.register_fake(f"dau_fast::{name}", fake, lib=LIBRARY)
-    if cuda is not None:
-        LIBRARY.impl(name, _as_given(cuda), "CUDA")
+    for device, own in (("CPU", cpu), ("CUDA", cuda)):
+        if own is not None:
+            LIBRARY.impl(name, _as_given(own), device)
     return getattr(torch.ops.dau_fast, name).default
 
 

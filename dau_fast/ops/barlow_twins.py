@@ -222,14 +222,14 @@ forward_op = define(
     " -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
-    _forward_cuda,
+    cuda=_forward_cuda,
 )
 backward_op = define(
     "barlow_twins_backward(Tensor grad_loss, Tensor z_a, Tensor z_b, Tensor stats, Tensor products,"
     " float lambd, bool gram, str precision, bool need_a, bool need_b) -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
-    _backward_cuda,
+    cuda=_backward_cuda,
 )
 _backward_once = differentiable_once(
     backward_op,

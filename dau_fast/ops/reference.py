@@ -43,3 +43,22 @@ def barlow_twins_reference(z_a: Tensor, z_b: Tensor, lambd: float, eps: float) -
     wanted = torch.eye(len(correlation), dtype=correlation.dtype, device=correlation.device)
     weight = wanted + lambd * (1 - wanted)
     return (weight * (correlation - wanted).square()).sum()
+
+
+def sensitivity_reference(logits: Tensor, features: Tensor, targets: Tensor, bias: bool = True) -> Tensor:
+    """||p - e_y||_2 * sqrt(||h||^2 + 1) of logits [B, C], features [B, D] and targets [B]; [B]."""
+    true = targets.unsqueeze(1)
+    others = torch.softmax(logits, 1).scatter(1, true, 0.0)
+    # 1 - p_y as the sum of the others stays exact where p_y rounds to 1.
+    error = others.scatter(1, true, -others.sum(1, keepdim=True))
+    pull = torch.linalg.vector_norm(error, dim=1)
+    if not bias:
+        return pull * torch.linalg.vector_norm(features, dim=1)
+    return pull * (features.square().sum(1) + 1).sqrt()
+
+
+def attack_features_reference(logits: Tensor, features: Tensor, targets: Tensor | None) -> Tensor:
+    """Softmax and sensitivity [B, C + 1]; targets None means the predicted label."""
+    labels = logits.argmax(1) if targets is None else targets
+    s = sensitivity_reference(logits, features, labels)
+    return torch.cat([torch.softmax(logits, 1), s.unsqueeze(1)], 1)
