@@ -159,14 +159,22 @@ def softmax_backward(p: Tensor, grad: Tensor) -> Tensor:
     return torch.mul(p, grad - torch.linalg.vecdot(p, grad).unsqueeze(1))
 
 
-def logits_gradient(p: Tensor, labels: Tensor, grad_s: Tensor, stats: Tensor) -> Tensor:
-    """ds/dz times grad_s, [B, C], from probabilities, which are used up, and labels [B, 1]."""
+def logits_gradient(
+    p: Tensor, labels: Tensor, grad_s: Tensor, stats: Tensor, here: Tensor | None = None
+) -> Tensor:
+    """ds/dz times grad_s, [B, C], from probabilities, which are used up, and labels [B, 1].
+
+    here: bool [B, 1], whether these classes include the label, where they are some of all.
+    """
     miss, pull, length = stats[:3]
     at_label = p.gather(1, labels).mul_((-grad_s * length * pull).unsqueeze(1))
     factor = grad_s * length / above_zero(pull)
     # The factor first: p^2 may be below what float32 can hold where the factor is large.
     scaled = p * factor.unsqueeze(1)
-    return p.add_((miss - pull * pull).unsqueeze(1)).mul_(scaled).scatter_(1, labels, at_label)
+    grad = p.add_((miss - pull * pull).unsqueeze(1)).mul_(scaled)
+    if here is not None:
+        at_label = torch.where(here, at_label, grad.gather(1, labels))
+    return grad.scatter_(1, labels, at_label)
 
 
 def feature_gradient(features: Tensor, grad_s: Tensor, stats: Tensor) -> Tensor:
