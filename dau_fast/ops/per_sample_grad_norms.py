@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
-# Numbers in a temporary array: 32 MB of float32.
-_CHUNK = 8_000_000
+# Numbers in a temporary array: 8 MB of float32.
+_CHUNK = 2_000_000
 
 LossFunction = Callable[..., Tensor]
 
@@ -50,11 +50,10 @@ def per_sample_grad_norms(
     layer, by name; with strict=False those are left out and a warning says so.
     The model is left as it was: no gradients, no hooks, the same mode.
     """
-    layers = _layers(model, strict)
-    calls: list[_Call] = []
+    layers, unknown = _layers(model, strict)
+    squares = _Squares(layers)
     handles = [
-        layer.register_forward_hook(_recorder(name, calls), with_kwargs=True)
-        for name, layer in layers.items()
+        layer.register_forward_hook(squares.watch(name), with_kwargs=True) for name, layer in layers.items()
     ]
     try:
         with torch.enable_grad():
@@ -62,16 +61,18 @@ def per_sample_grad_norms(
     finally:
         for handle in handles:
             handle.remove()
-    if not calls:
+    if not squares.edges:
         raise ValueError("no layer with trainable parameters took part: check requires_grad")
-    pulls = torch.autograd.grad(
-        loss, [call.edge for call in calls], create_graph=create_graph, materialize_grads=True
-    )
+    # Only the layers that come first need be asked for: the others lie on the way to them. Not so
+    # where parameters of unknown layers, or the inputs, want gradients too.
+    certain = not unknown and not inputs.requires_grad
+    asked = [edge for edge, first in squares.edges if first or not certain]
+    torch.autograd.grad(loss, asked, create_graph=create_graph, allow_unused=True)
     with torch.set_grad_enabled(create_graph):
-        squares = _squares(model, calls, list(pulls), len(inputs))
+        totals = squares.by_layer(loss.new_zeros(len(inputs)))
         if per_layer:
-            return {name: total.clamp_min(0).sqrt() for name, total in squares.items()}
-        return torch.stack(list(squares.values())).sum(0).clamp_min(0).sqrt()
+            return {name: total.clamp_min(0).sqrt() for name, total in totals.items()}
+        return torch.stack(list(totals.values())).sum(0).clamp_min(0).sqrt()
 
 
 def input_grad_norms(
@@ -108,27 +109,53 @@ def sample_losses(loss_fn: LossFunction, outputs: Any, targets: Tensor) -> Tenso
 # ---- recording
 
 
-@dataclass
-class _Call:
-    """One use of a layer in the forward pass. edge: where the gradient of its output appears."""
+class _Squares:
+    """Squared norms [B] by layer, added up while the backward pass goes through the layers' outputs.
 
-    name: str
-    layer: nn.Module
-    x: Tensor
-    edge: GradientEdge
+    No output gradient outlives its layer. A parameter that is used more than once counts at the first
+    layer, in the order of the backward pass, that uses it.
+    """
+
+    def __init__(self, layers: dict[str, nn.Module]) -> None:
+        self.edges: list[tuple[GradientEdge, bool]] = []  # and whether the layer is a first one
+        self._layers = layers
+        self._uses: Counter[int] = Counter()
+        self._totals: dict[str, Tensor] = {}
+        self._shared: dict[int, tuple[str, Tensor]] = {}
+
+    def watch(self, name: str) -> Callable[..., None]:
+        """A forward hook for the layer `name`."""
+
+        def seen(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+            x = inputs[0] if inputs else named["input"]
+            self._uses.update(id(p) for p in layer.parameters(recurse=False) if p.requires_grad)
+            # Edge and hook belong to the output as it is now: an activation may change it in place.
+            self.edges.append((get_gradient_edge(output), not x.requires_grad))
+            output.register_hook(lambda pull: self._add(name, layer, x, pull))
+
+        return seen
+
+    def _add(self, name: str, layer: nn.Module, x: Tensor, pull: Tensor) -> None:
+        for unit in _UNITS[type(layer)](layer, x, pull):
+            key = id(unit.parameter)
+            if not unit.parameter.requires_grad:
+                continue
+            if self._uses[key] == 1:
+                self._totals[name] = self._totals.get(name, 0) + unit.squares()
+            else:
+                first, total = self._shared.get(key, (name, 0))
+                self._shared[key] = first, total + unit.gradients()
+
+    def by_layer(self, nothing: Tensor) -> dict[str, Tensor]:
+        """Layers in the model's order; nothing: zeros [B], for layers that do not touch the loss."""
+        totals = {name: self._totals.get(name, nothing) for name in self._layers}
+        for name, gradients in self._shared.values():
+            totals[name] = totals[name] + gradients.flatten(1).square().sum(1)
+        return totals
 
 
-def _recorder(name: str, calls: list[_Call]) -> Callable[..., None]:
-    def record(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
-        x = inputs[0] if inputs else named["input"]
-        # The edge, and not the output, because an activation may change the output in place.
-        calls.append(_Call(name, layer, x.detach() if not x.requires_grad else x, get_gradient_edge(output)))
-
-    return record
-
-
-def _layers(model: nn.Module, strict: bool) -> dict[str, nn.Module]:
-    """The layers with trainable parameters of their own, by name."""
+def _layers(model: nn.Module, strict: bool) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """The layers with trainable parameters of their own, by name: the known and the unknown ones."""
     _refuse_mixing(model)
     known: dict[str, nn.Module] = {}
     unknown: dict[str, nn.Module] = {}
@@ -143,7 +170,7 @@ def _layers(model: nn.Module, strict: bool) -> dict[str, nn.Module]:
                 "out with strict=False"
             )
         logging.getLogger("dau_fast").warning("per-sample gradient norms leave out %s", named)
-    return known
+    return known, unknown
 
 
 def _refuse_mixing(model: nn.Module) -> None:
@@ -158,26 +185,6 @@ def _refuse_mixing(model: nn.Module) -> None:
 
 
 # ---- norms
-
-
-def _squares(model: nn.Module, calls: list[_Call], pulls: list[Tensor], batch: int) -> dict[str, Tensor]:
-    """Squared norms [B] by layer; a parameter that is used more than once counts at its first layer."""
-    uses = Counter(id(p) for call in calls for p in call.layer.parameters(recurse=False) if p.requires_grad)
-    squares: dict[str, Tensor] = {}
-    shared: dict[int, tuple[str, Tensor]] = {}
-    for i, call in enumerate(calls):
-        pull, pulls[i] = pulls[i], torch.empty(0)
-        for unit in _UNITS[type(call.layer)](call.layer, call.x, pull):
-            if not unit.parameter.requires_grad:
-                continue
-            if uses[id(unit.parameter)] == 1:
-                squares[call.name] = squares.get(call.name, 0) + unit.squares()
-            else:
-                first, total = shared.get(id(unit.parameter), (call.name, torch.zeros(())))
-                shared[id(unit.parameter)] = first, total.to(pull.device) + unit.gradients()
-    for name, total in shared.values():
-        squares[name] = squares.get(name, 0) + total.flatten(1).square().sum(1)
-    return squares
 
 
 @dataclass
