@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
+from dau_fast.ops._library import define, kernels
+
 # Numbers in a temporary array: 8 MB of float32.
 _CHUNK = 2_000_000
 
@@ -216,8 +218,11 @@ class _Product:
             x = self.x(slice(None))
             return (x.square().sum((2, 3)) * self.g.square().sum((2, 3))).sum(1)
         gram = positions * (self.d + p) < self.d * p
-        held = self.d * positions + (2 * positions * positions if gram else self.d * p)
-        form = _gram_squares if gram else _direct_squares
+        # The kernels have no derivative and hold no T x T array.
+        fused = gram and self.g.is_cuda and not torch.is_grad_enabled()
+        product = 0 if fused else 2 * positions * positions if gram else self.d * p
+        held = self.d * positions + product
+        form = (_gram_op if fused else _gram_squares) if gram else _direct_squares
         step = max(1, _CHUNK // (groups * held))
         parts = [slice(start, start + step) for start in range(0, batch, step)]
         return torch.cat([form(self.x(part), self.g[part]) for part in parts])
@@ -233,6 +238,20 @@ def _direct_squares(x: Tensor, g: Tensor) -> Tensor:
 
 def _gram_squares(x: Tensor, g: Tensor) -> Tensor:
     return ((x.mT @ x) * (g.mT @ g)).flatten(1).sum(1)
+
+
+def _gram_squares_cuda(x: Tensor, g: Tensor) -> Tensor:
+    fused = kernels("_per_sample_grad_norms_cuda") if torch.float64 not in (x.dtype, g.dtype) else None
+    return fused.gram_squares(x, g).to(g.dtype) if fused else _gram_squares(x, g)
+
+
+def _gram_squares_fake(x: Tensor, g: Tensor) -> Tensor:
+    return g.new_empty(len(g))
+
+
+_gram_op = define(
+    "gram_squares(Tensor x, Tensor g) -> Tensor", _gram_squares, _gram_squares_fake, cuda=_gram_squares_cuda
+)
 
 
 @dataclass
