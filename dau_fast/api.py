@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.data import Images
+from dau_fast.dau.view import check_sensitivity
 from dau_fast.engine.runtime import choose_device, warm_up
 from dau_fast.errors import UserError
 from dau_fast.methods import method_named, run
@@ -73,6 +74,8 @@ def unlearn(
     images = _images(sets).to(place)
     original = Classifier(copy.deepcopy(model).to(place), classifier)
     _check_fits(original, images)
+    if config:
+        check_sensitivity(config.sensitivity, original, images.pixels[:2])
 
     roles = np.concatenate([np.full(len(sets[name][1]), _ROLES[name], dtype=np.int8) for name in sets])
     indices = tuple(range(len(sets["forget"][1])))

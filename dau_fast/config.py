@@ -37,6 +37,7 @@ class DauConfig:
     game_epochs: float  # longest game, in passes over the retain set
     batch_size: int  # images of each of retain, forget and validation set
     recovery_epochs: float = 4  # passes over the retain set after the game, without the attacker
+    sensitivity: str = "classifier"  # what the attacker sees of a sample's gradient: see dau/view.py
     beta: float = 1e-3  # weight of the Barlow Twins term
     lambd: float = 5e-3  # its off-diagonal weight (Zbontar et al. 2021, section 3)
     lr: float = 0.03  # defender, during the game

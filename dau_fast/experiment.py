@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dau_fast import models
-from dau_fast.config import SplitConfig, TrainingRecipe
+from dau_fast.config import DauConfig, SplitConfig, TrainingRecipe
 from dau_fast.data import Images
 from dau_fast.engine.batches import generator_for
 from dau_fast.methods import METHODS, Finished, run
@@ -33,7 +33,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all seeds of a run share. seed: the first one. fresh: see Task."""
+    """What all seeds of a run share. seed: the first one. fresh: see Task. sensitivity: see View."""
 
     images: Images
     forget: Forget
@@ -43,6 +43,7 @@ class Experiment:
     recipe: TrainingRecipe
     fresh: Callable[[int], Classifier]
     checkpoint: Checkpoint | None
+    sensitivity: str
 
     def roles(self, seed: int) -> np.ndarray:
         """The role of every image, int8 [N]; a given original keeps the ones it was trained with."""
@@ -83,7 +84,9 @@ def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progre
     split = make_split(roles, images.labels, experiment.forget, seed).to(images.device)
     initial = generator_for(seed, "original", images.device).initial_seed()
     start = given.model if given else experiment.fresh(initial)
-    task = Task(images, split, seed, start, experiment.fresh, experiment.recipe, progress=progress)
+    usual = DauConfig.default(classwise=split.classwise, retain_images=len(split.retain))
+    settings = {"dau": replace(usual, sensitivity=experiment.sensitivity)}
+    task = Task(images, split, seed, start, experiment.fresh, experiment.recipe, settings, progress)
 
     # Without a checkpoint this trains `start` itself, so it comes before all others.
     finished: dict[str, Finished] = {} if given else {"original": run("original", original.train, task)}

@@ -20,6 +20,7 @@ from rich.console import Console
 
 from dau_fast import data, models
 from dau_fast.config import split_config, training_recipe
+from dau_fast.dau.view import SENSITIVITIES, check_sensitivity, costs
 from dau_fast.engine.runtime import choose_device, choose_precision, warm_up
 from dau_fast.errors import UserError
 from dau_fast.experiment import Checkpoint, Experiment, SeedResult, builder, run_seed
@@ -33,6 +34,8 @@ from dau_fast.split import Forget, decode_roles, encode_roles
 from dau_fast.task import Progress
 
 _POSITIVE = click.IntRange(min=1)
+# Images of the batch on which the report says what each sensitivity costs.
+_COSTED = 16
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class Options:
     methods: tuple[str, ...]
     seed: int
     repeats: int
+    sensitivity: str
     device: str
     precision: str
 
@@ -64,6 +68,7 @@ class Options:
 @click.option("--epochs", type=_POSITIVE, help="Training length of the original and of retraining.")
 @click.option("--forget", default="random:0.1", help="random:0.1, class:3 or indices:FILE.")
 @click.option("--methods", default="dau,retrain", help=f"Some of {','.join(METHODS)}.")
+@click.option("--sensitivity", default="classifier", help=f"Of the game: {', '.join(SENSITIVITIES)}.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Decides every random choice.")
 @click.option("--repeats", type=_POSITIVE, default=1, help="Seeds; from 2 on with spread and noise floor.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
@@ -101,6 +106,8 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
         progress=progress,
     ).to(device)
     fresh = builder(options.arch, images, precision)
+    network, some = fresh(options.seed), torch.arange(min(_COSTED, len(images.labels)), device=device)
+    check_sensitivity(options.sensitivity, network, images.batch(some[:2]))
     experiment = Experiment(
         images,
         Forget.parse(options.forget, images.class_names),
@@ -110,6 +117,7 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
         training_recipe(options.dataset, options.epochs),
         fresh,
         _checkpoint(options.checkpoint, fresh(options.seed), len(images.labels)),
+        options.sensitivity,
     )
     warm_up(device)
     results = [
@@ -127,13 +135,20 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
         "hardware": record.hardware(device),
         "precision": "fp32" if precision is None else "bf16",
         "epochs": experiment.recipe.epochs,
-        "sensitivity": "classifier",
+        "sensitivity": options.sensitivity,
+        "sensitivity_costs": _sensitivity_costs(network, images.batch(some), images.labels[some]),
         "sets": record.set_sizes(first.split),
         "versions": record.versions(),
         "started": started.isoformat(timespec="seconds"),
         "wall_seconds": time.perf_counter() - began,
     }
     return record.report(run, results), first
+
+
+def _sensitivity_costs(
+    model: models.Classifier, images: torch.Tensor, labels: torch.Tensor
+) -> dict[str, Any]:
+    return {"images": len(images), "seconds": costs(model.eval(), images, labels)}
 
 
 def _readable(text: str) -> str:

@@ -75,6 +75,7 @@ MISTAKES = [
     ("--arch alexnet_9", "architecture 'alexnet_9'"),
     ("--methods dau,magic", "method 'magic'"),
     ("--methods dau,", "method ''"),
+    ("--sensitivity labels", "sensitivity 'labels'"),
     ("--device cuda", "--device cuda"),
     ("--device tpu", "device 'tpu'"),
     ("--precision fp8", "precision 'fp8'"),

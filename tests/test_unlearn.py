@@ -467,7 +467,8 @@ def test_help_of_the_module_names_every_option(tmp_path: Path) -> None:
     assert found.returncode == 0
     assert found.stderr == ""
     for option in (
-        "dataset", "data", "arch", "checkpoint", "forget", "methods", "seed", "repeats", "device", "out",
+        "dataset", "data", "arch", "checkpoint", "forget", "methods", "sensitivity", "seed", "repeats",
+        "device", "out",
     ):  # fmt: skip
         assert re.search(rf"^ *(-\w, )?--{option} ", found.stdout, re.MULTILINE), option
     assert list(tmp_path.iterdir()) == []

@@ -1,4 +1,4 @@
-"""The defender's side of the game: what it shows, and what it minimises."""
+"""The defender's side of the game: what it minimises."""
 
 from __future__ import annotations
 
@@ -7,15 +7,7 @@ from torch.nn import functional as F
 
 from dau_fast.dau.attacker import Attacker
 from dau_fast.models import Outputs
-from dau_fast.ops import attack_features, barlow_twins_loss
-
-
-def show(outputs: Outputs, labels: Tensor, label_conditioned: bool) -> Tensor:
-    """The attacker's input u [B, C + 1] for `outputs` of samples with `labels` [B].
-
-    label_conditioned: sensitivity at the true label; otherwise at the predicted one.
-    """
-    return attack_features(outputs.logits, outputs.features, labels if label_conditioned else None)
+from dau_fast.ops import barlow_twins_loss
 
 
 def defender_loss(
@@ -32,7 +24,8 @@ def defender_loss(
 ) -> Tensor:
     """CE(retain) + alpha E_f[-log(1 - A(u))] + beta L_BT(h_f, h_v); scalar.
 
-    forget and validation must have one batch size; u_forget is `show(forget, ...)` with its graph.
+    forget and validation must have one batch size; u_forget is what the attacker sees of forget,
+    with its graph.
     """
     fit = F.cross_entropy(retain.logits, retain_labels)
     exposed = F.softplus(attacker(u_forget)).mean()

@@ -19,8 +19,9 @@ from torch.optim.lr_scheduler import LinearLR
 
 from dau_fast.config import DauConfig
 from dau_fast.dau.attacker import Attacker, attacker_loss
-from dau_fast.dau.defender import defender_loss, show
+from dau_fast.dau.defender import defender_loss
 from dau_fast.dau.referee import Referee
+from dau_fast.dau.view import View
 from dau_fast.engine.batches import index_stream, steps_for
 from dau_fast.engine.training import recompute_batchnorm, train
 from dau_fast.models import Classifier, Outputs
@@ -85,7 +86,7 @@ class Game:
             task.labels,
             task.images.batch,
             exam_share=config.exam_share,
-            label_conditioned=config.label_conditioned,
+            view=View(config.sensitivity, config.label_conditioned),
             generator=task.generator("exam"),
         )
         self._original_shows = self.referee.shown(defender)
@@ -115,19 +116,18 @@ class Game:
         config, labels = self.config, self.task.labels
         retain, forget, validation = next(self._batches)
         self.defender.train()
-        outputs = self.defender(self._load(torch.cat([retain, forget, validation])))
+        images = self._load(torch.cat([retain, forget, validation]))
+        outputs = self.defender(images)
         sizes = [len(retain), len(forget), len(validation)]
         o_retain, o_forget, o_validation = (
             Outputs(*part) for part in zip(*(tensor.split(sizes) for tensor in outputs), strict=True)
         )
-        u_forget = show(o_forget, labels[forget], config.label_conditioned)
-        u_validation = show(o_validation, labels[validation], config.label_conditioned)
-        study = self.referee.study
-        self._learn(
-            study(u_forget.detach(), forget),
-            study(u_validation.detach(), validation),
-            config.attacker_steps,
-        )
+        _, i_forget, i_validation = images.split(sizes)
+        view, study = self.referee.view, self.referee.study
+        u_forget = view.of(self.defender, i_forget, o_forget, labels[forget])
+        with torch.no_grad():
+            u_validation = view.of(self.defender, i_validation, o_validation, labels[validation])
+        self._learn(study(u_forget.detach(), forget), study(u_validation, validation), config.attacker_steps)
         loss = defender_loss(
             o_retain,
             o_forget,

@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from dau_fast.dau.attacker import Attacker, auc
-from dau_fast.dau.defender import show
-from dau_fast.engine.evaluation import predict
+from dau_fast.dau.view import View
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier
 from dau_fast.split import Split
@@ -46,7 +45,7 @@ class Referee:
     """Looks at forget and validation set, images that `load` turns from indices into batches.
 
     exam_share: part of each set that the attacker does not train on; a set too small to spare any
-    is its own exam. label_conditioned: see `show`.
+    is its own exam. view: what the attacker sees.
     """
 
     def __init__(
@@ -56,11 +55,11 @@ class Referee:
         load: Callable[[Tensor], Tensor],
         *,
         exam_share: float,
-        label_conditioned: bool,
+        view: View,
         generator: torch.Generator,
     ) -> None:
         self.split, self.labels, self.load = split, labels, load
-        self.label_conditioned = label_conditioned
+        self.view = view
         self.history = History()
         self._in_a_row = 0
         self._exam = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
@@ -74,10 +73,9 @@ class Referee:
 
     def shown(self, defender: Classifier) -> tuple[Tensor, Tensor]:
         """The attacker's input for the whole forget and validation set."""
-        sets = (self.split.forget, self.split.validation)
         forget, validation = (
-            show(predict(defender, self.load, index), self.labels[index], self.label_conditioned)
-            for index in sets
+            self.view.over(defender, self.load, index, self.labels)
+            for index in (self.split.forget, self.split.validation)
         )
         return forget, validation
 

@@ -17,7 +17,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,31 @@ from dau_fast.ops._library import define, kernels
 _CHUNK = 2_000_000
 
 LossFunction = Callable[..., Tensor]
+
+
+@overload
+def per_sample_grad_norms(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss_fn: LossFunction = ...,
+    per_layer: Literal[False] = ...,
+    strict: bool = ...,
+    create_graph: bool = ...,
+) -> Tensor: ...
+
+
+@overload
+def per_sample_grad_norms(
+    model: nn.Module,
+    inputs: Tensor,
+    targets: Tensor,
+    loss_fn: LossFunction = ...,
+    *,
+    per_layer: Literal[True],
+    strict: bool = ...,
+    create_graph: bool = ...,
+) -> dict[str, Tensor]: ...
 
 
 def per_sample_grad_norms(
@@ -73,8 +98,8 @@ def per_sample_grad_norms(
     with torch.set_grad_enabled(create_graph):
         totals = squares.by_layer(loss.new_zeros(len(inputs)))
         if per_layer:
-            return {name: total.clamp_min(0).sqrt() for name, total in totals.items()}
-        return torch.stack(list(totals.values())).sum(0).clamp_min(0).sqrt()
+            return {name: _root(total) for name, total in totals.items()}
+        return _root(torch.stack(list(totals.values())).sum(0))
 
 
 def input_grad_norms(
@@ -187,6 +212,12 @@ def _refuse_mixing(model: nn.Module) -> None:
 
 
 # ---- norms
+
+
+def _root(squares: Tensor) -> Tensor:
+    """The square root, whose derivative at 0 is 0; rounding may leave a sum of products below it."""
+    smallest = torch.finfo(squares.dtype).tiny
+    return torch.where(squares <= 0, 0.0, squares.clamp_min(smallest).sqrt())
 
 
 @dataclass

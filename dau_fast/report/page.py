@@ -39,7 +39,7 @@ _METHODS = {
 _SENSITIVITY = {
     "classifier": "norm of the per-sample gradient with respect to the classifier layer",
     "input": "norm of the per-sample gradient with respect to the input",
-    "parameters": "norm of the per-sample gradient with respect to all parameters",
+    "full": "norm of the per-sample gradient with respect to all parameters",
 }
 
 
@@ -128,12 +128,23 @@ def _facts(run: Report) -> list[tuple[str, str]]:
         ("repeats", run.get("repeats")),
         ("training epochs", run.get("epochs")),
         ("sensitivity", sensitivity and _explained(sensitivity)),
+        ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
         ("device", run.get("device")),
         ("versions", ", ".join(f"{name} {v}" for name, v in run.get("versions", {}).items())),
         ("started", run.get("started")),
         ("whole run", f"{seconds_text(run['wall_seconds'])} s" if run.get("wall_seconds") else None),
     ]
     return [(term, str(text)) for term, text in facts if text not in (None, "")]
+
+
+def _costs(measured: dict[str, Any] | None) -> str | None:
+    """Each sensitivity's forward and backward pass, as a multiple of the pass without one."""
+    if not measured:
+        return None
+    seconds = measured["seconds"]
+    known = {name: taken for name, taken in seconds.items() if name != "none" and taken is not None}
+    shown = ", ".join(f"{name} {factor_text(taken / seconds['none'])}" for name, taken in known.items())
+    return f"{shown} times the seconds of a pass over {measured['images']} images without one"
 
 
 def _explained(sensitivity: str) -> str:

@@ -19,7 +19,7 @@ from toys import blobs, perceptron
 from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.dau import game
 from dau_fast.dau.attacker import Attacker
-from dau_fast.dau.defender import defender_loss, show
+from dau_fast.dau.defender import defender_loss
 from dau_fast.dau.game import Game
 from dau_fast.dau.referee import Referee
 from dau_fast.engine.batches import steps_for
@@ -365,7 +365,7 @@ def test_every_batch_of_a_turn_comes_from_its_own_set() -> None:
     assert seen == [set(s.tolist()) for s in (split.retain, split.forget, split.validation)]
 
 
-# ---- what the defender shows and minimises
+# ---- what the defender minimises
 
 
 def some_outputs(rows: int, seed: int) -> Outputs:
@@ -373,17 +373,9 @@ def some_outputs(rows: int, seed: int) -> Outputs:
     return Outputs(torch.randn(rows, 4, generator=generator), torch.randn(rows, 3, generator=generator))
 
 
-def test_the_attacker_is_shown_the_true_label_only_when_conditioned_on_it() -> None:
-    outputs, labels = some_outputs(20, 0), torch.arange(20) % 3
-    true, predicted = show(outputs, labels, True), show(outputs, labels, False)
-    assert torch.equal(true, attack_features(outputs.logits, outputs.features, labels))
-    assert torch.equal(predicted, attack_features(outputs.logits, outputs.features, None))
-    assert not torch.equal(true, predicted)
-
-
 def test_the_defenders_loss_is_the_sum_of_its_three_terms() -> None:
     retain, forget, validation = some_outputs(6, 0), some_outputs(5, 1), some_outputs(5, 2)
-    labels, u = torch.arange(6) % 3, show(some_outputs(5, 1), torch.zeros(5, dtype=torch.int64), True)
+    labels, u = torch.arange(6) % 3, attack_features(forget.logits, forget.features, None)
     attacker = Attacker(u, 8)
     fit = -retain.logits.log_softmax(1)[torch.arange(6), labels].mean()
     exposed = -torch.log(1 - torch.sigmoid(attacker(u))).mean()

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from dau_fast.dau.referee import Referee
+from dau_fast.dau.view import View
 from dau_fast.models import Outputs
 from dau_fast.split import Split
 
@@ -52,7 +53,7 @@ class Match:
             labels,
             lambda index: self.logits[index],
             exam_share=share,
-            label_conditioned=True,
+            view=View("classifier", label_conditioned=True),
             generator=torch.Generator().manual_seed(seed),
         )
 
@@ -157,7 +158,7 @@ def test_auc_is_that_of_the_attacker_on_the_exam() -> None:
 @pytest.mark.parametrize("conditioned", [True, False])
 def test_sensitivity_is_shown_at_the_true_or_at_the_predicted_label(conditioned: bool) -> None:
     match = Match()
-    match.referee.label_conditioned = conditioned
+    match.referee.view = View("classifier", conditioned)
     match.look(0, 20, margin=5.0)
     forget, validation = match.referee.shown(Identity())
     assert forget.shape == validation.shape == (20, 3)
