@@ -73,8 +73,9 @@ def per_sample_grad_norms(
     do, or returns one loss a sample, [B]. per_layer: a dictionary instead, from the names of layers
     to norms [B]. create_graph: makes the result differentiable.
     Layers: Linear, Conv1d to 3d, Embedding, LayerNorm, GroupNorm, BatchNorm1d to 3d; also used
-    more than once, and with shared parameters. Raises ValueError for trainable parameters of any other
-    layer, by name; with strict=False those are left out and a warning says so.
+    more than once, and with shared parameters. Under autocast and in half precision, squares are summed
+    in float32. Raises ValueError for trainable parameters of any other layer, by name; with
+    strict=False those are left out and a warning says so.
     The model is left as it was: no gradients, no hooks, the same mode.
     """
     layers, unknown = _layers(model, strict)
@@ -96,7 +97,7 @@ def per_sample_grad_norms(
     asked = [edge for edge, first in squares.edges if first or not certain]
     torch.autograd.grad(loss, asked, create_graph=create_graph, allow_unused=True)
     with torch.set_grad_enabled(create_graph):
-        totals = squares.by_layer(loss.new_zeros(len(inputs)))
+        totals = squares.by_layer(loss.new_zeros(len(inputs), dtype=_wide(loss)))
         if per_layer:
             return {name: _root(total) for name, total in totals.items()}
         return _root(torch.stack(list(totals.values())).sum(0))
@@ -163,21 +164,24 @@ class _Squares:
         return seen
 
     def _add(self, name: str, layer: nn.Module, x: Tensor, pull: Tensor) -> None:
-        for unit in _UNITS[type(layer)](layer, x, pull):
-            key = id(unit.parameter)
-            if not unit.parameter.requires_grad:
-                continue
-            if self._uses[key] == 1:
-                self._totals[name] = self._totals.get(name, 0) + unit.squares()
-            else:
-                first, total = self._shared.get(key, (name, 0))
-                self._shared[key] = first, total + unit.gradients()
+        if x.is_floating_point():
+            x = x.to(pull.dtype)  # as autocast did for the layer
+        with torch.autocast(pull.device.type, enabled=False):
+            for unit in _UNITS[type(layer)](layer, x, pull):
+                key = id(unit.parameter)
+                if not unit.parameter.requires_grad:
+                    continue
+                if self._uses[key] == 1:
+                    self._totals[name] = self._totals.get(name, 0) + unit.squares()
+                else:
+                    first, total = self._shared.get(key, (name, 0))
+                    self._shared[key] = first, total + unit.gradients()
 
     def by_layer(self, nothing: Tensor) -> dict[str, Tensor]:
         """Layers in the model's order; nothing: zeros [B], for layers that do not touch the loss."""
         totals = {name: self._totals.get(name, nothing) for name in self._layers}
         for name, gradients in self._shared.values():
-            totals[name] = totals[name] + gradients.flatten(1).square().sum(1)
+            totals[name] = totals[name] + _square_sums(gradients)
         return totals
 
 
@@ -214,6 +218,16 @@ def _refuse_mixing(model: nn.Module) -> None:
 # ---- norms
 
 
+def _wide(x: Tensor) -> torch.dtype:
+    """What sums over x are kept in: float32, or float64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def _square_sums(x: Tensor, axes: int = 1) -> Tensor:
+    """Sums of squares over all but the first `axes` axes."""
+    return x.flatten(axes).to(_wide(x)).square().sum(axes)
+
+
 def _root(squares: Tensor) -> Tensor:
     """The square root, whose derivative at 0 is 0; rounding may leave a sum of products below it."""
     smallest = torch.finfo(squares.dtype).tiny
@@ -228,7 +242,7 @@ class _Sum:
     value: Tensor
 
     def squares(self) -> Tensor:
-        return self.value.flatten(1).square().sum(1)
+        return _square_sums(self.value)
 
     def gradients(self) -> Tensor:
         return self.value.reshape(len(self.value), *self.parameter.shape)
@@ -247,7 +261,7 @@ class _Product:
         batch, groups, p, positions = self.g.shape
         if positions == 1:
             x = self.x(slice(None))
-            return (x.square().sum((2, 3)) * self.g.square().sum((2, 3))).sum(1)
+            return (_square_sums(x, 2) * _square_sums(self.g, 2)).sum(1)
         gram = positions * (self.d + p) < self.d * p
         # The kernels have no derivative and hold no T x T array.
         fused = gram and self.g.is_cuda and not torch.is_grad_enabled()
@@ -264,20 +278,21 @@ class _Product:
 
 
 def _direct_squares(x: Tensor, g: Tensor) -> Tensor:
-    return (g @ x.mT).flatten(1).square().sum(1)
+    return _square_sums(g @ x.mT)
 
 
 def _gram_squares(x: Tensor, g: Tensor) -> Tensor:
-    return ((x.mT @ x) * (g.mT @ g)).flatten(1).sum(1)
+    product = (x.mT @ x) * (g.mT @ g)
+    return product.flatten(1).sum(1, dtype=_wide(product))
 
 
 def _gram_squares_cuda(x: Tensor, g: Tensor) -> Tensor:
     fused = kernels("_per_sample_grad_norms_cuda") if torch.float64 not in (x.dtype, g.dtype) else None
-    return fused.gram_squares(x, g).to(g.dtype) if fused else _gram_squares(x, g)
+    return fused.gram_squares(x, g) if fused else _gram_squares(x, g)
 
 
 def _gram_squares_fake(x: Tensor, g: Tensor) -> Tensor:
-    return g.new_empty(len(g))
+    return g.new_empty(len(g), dtype=_wide(g))
 
 
 _gram_op = define(
@@ -300,7 +315,7 @@ class _Lookup:
         for start in range(0, batch, step):
             index, g = self.index[start : start + step], self.g[start : start + step]
             same = index.unsqueeze(1) == index.unsqueeze(2)
-            totals.append(((g @ g.mT) * same).flatten(1).sum(1))
+            totals.append(((g @ g.mT) * same).flatten(1).sum(1, dtype=_wide(g)))
         return torch.cat(totals)
 
     def gradients(self) -> Tensor:

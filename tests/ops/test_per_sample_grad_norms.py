@@ -209,6 +209,31 @@ def test_the_norms_can_be_differentiated() -> None:
         assert found[index].item() == pytest.approx(((above - total(moved)) / (2 * step)).item(), rel=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_under_autocast(dtype: torch.dtype) -> None:
+    """As autocast rounds the layers' inputs and outputs, so do the norms, and no more."""
+    torch.manual_seed(0)
+    model = models.build("small", CLASSES, (1, 8, 8)).eval()
+    x, y = batch_for((1, 8, 8), batch=6)
+    x = x.float()
+    plain = per_sample_grad_norms(model, x, y)
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        norms = per_sample_grad_norms(model, x, y)
+        differentiable = per_sample_grad_norms(model, x, y, create_graph=True)
+    assert norms.dtype == torch.float32
+    torch.testing.assert_close(norms, plain, rtol=0.05 if dtype == torch.bfloat16 else 1e-6, atol=0)
+    torch.testing.assert_close(differentiable, norms, rtol=0.01, atol=0)
+
+
+def test_in_half_precision() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(40, 30), nn.Tanh(), nn.Linear(30, CLASSES)).bfloat16()
+    x, y = batch_for((40,))
+    norms = per_sample_grad_norms(model, x.bfloat16(), y)
+    assert norms.dtype == torch.float32
+    torch.testing.assert_close(norms.double(), one_by_one(model.double(), x, y), rtol=0.02, atol=0)
+
+
 def test_losses_of_other_shapes() -> None:
     torch.manual_seed(0)
     model = nn.Linear(4, 2).double()
