@@ -9,69 +9,33 @@ medians, a sweep, its picture, and hardware, versions and commit. Lightly takes 
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import click
 import torch
 from matplotlib.figure import Figure
 from measuring import seconds
-from recording import ROOT, environment, record_folder, write_json
+from recording import write_json
+from speed import Cases, Target, faster, finish, largest, run_rows, share, start
 
-from dau_fast.engine.runtime import choose_device
 from dau_fast.ops.barlow_twins import backward_op, forward_op
 from dau_fast.ops.reference import barlow_twins_reference
 
-# (N, D) over the rival -> how many times as fast at least; by device.
-FASTER = {
-    "cpu": {("256x8192", "lightly"): 10, ("512x128", "lightly"): 1 / 1.2},
-    "cuda": {
-        ("256x8192", "lightly"): 15,
-        ("256x8192", "lightly compiled"): 5,
-        ("4096x2048", "lightly"): 2,
-        ("4096x2048", "lightly compiled"): 1.2,
-    },
-}
-LARGEST_ERROR = 1e-5
-LARGEST_MEMORY = ("256x8192", 0.1)  # of lightly's
 
-
-def summarise(raw: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """Medians, ratios and the other figures by size and implementation, and the targets."""
-    sizes: dict[str, dict[str, Any]] = {}
-    for row in raw["benchmarks"]:
-        info = row["extra_info"]
-        size = sizes.setdefault(f"{info['n']}x{info['d']}", {})
-        size[info["implementation"]] = {
-            "median_seconds": row["stats"]["median"],
-            **{key: info[key] for key in ("percent_of_floor", "extra_memory_bytes", "gradient_error")},
-        }
-    for rows in sizes.values():
-        ours = rows["dau_fast"]
-        for entry in rows.values():
-            entry["dau_fast_is_faster"] = entry["median_seconds"] / ours["median_seconds"]
-    return {"sizes": sizes, "targets": judge(sizes, device)}
-
-
-def judge(sizes: dict[str, dict[str, Any]], device: torch.device) -> dict[str, Any]:
-    """Each target as (value, limit, reached); None for a rival that did not run."""
-    targets: dict[str, Any] = {}
-    for (size, rival), limit in FASTER[device.type].items():
-        entry = sizes.get(size, {}).get(rival)
-        value = entry["dau_fast_is_faster"] if entry else None
-        targets[f"times as fast as {rival} at {size}"] = (value, limit, value and value >= limit)
-    error = max(rows["dau_fast"]["gradient_error"] for rows in sizes.values())
-    targets["largest gradient error"] = (error, LARGEST_ERROR, error <= LARGEST_ERROR)
-    size, limit = LARGEST_MEMORY
-    rows = sizes.get(size, {})
-    if "lightly" in rows:
-        share = rows["dau_fast"]["extra_memory_bytes"] / rows["lightly"]["extra_memory_bytes"]
-        targets[f"memory over lightly's at {size}"] = (share, limit, share <= limit)
-    return targets
+def targets(cases: Cases, device: torch.device) -> list[Target]:
+    wide, small, square = "256x8192", "512x128", "4096x2048"
+    if device.type == "cuda":
+        speed = [
+            faster(cases, wide, "lightly", 15),
+            faster(cases, wide, "lightly compiled", 5),
+            faster(cases, square, "lightly", 2),
+            faster(cases, square, "lightly compiled", 1.2),
+        ]
+    else:
+        speed = [faster(cases, wide, "lightly", 10), faster(cases, small, "lightly", 1 / 1.2)]
+    memory = share(cases, wide, "extra_memory_bytes", "lightly", 0.1)
+    return [*speed, memory, largest(cases, "gradient_error", 1e-5)]
 
 
 def sweep(device: torch.device, smoke: bool) -> list[dict[str, float]]:
@@ -135,26 +99,12 @@ def picture(points: list[dict[str, float]]) -> Figure:
 @click.option("--smoke", is_flag=True, help="Toy sizes.")
 def main(device_name: str, record: Path | None, smoke: bool) -> None:
     """Run it and write the record."""
-    device = choose_device(device_name)
-    folder = (record or record_folder(f"barlow-{device_name}")).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "environment.json", environment(device))
-    raw = folder / "benchmark.json"
-    command = [sys.executable, "-m", "pytest", "benchmarks/test_barlow_speed.py", "--device", device_name]
-    command += ["--benchmark-json", str(raw), "--benchmark-disable-gc", "-p", "no:cacheprovider", "-q"]
-    subprocess.run([*command, *(["--smoke"] if smoke else [])], cwd=ROOT, check=True)
-    measured = json.loads(raw.read_text())
-    # Hardware and versions stand in environment.json; a host's name is nobody's business.
-    write_json(raw, {"benchmarks": measured["benchmarks"]})
+    folder, device = start("barlow", device_name, record)
+    cases = run_rows("test_barlow_speed.py", folder, device, smoke)
     points = sweep(device, smoke)
     write_json(folder / "sweep.json", {"points": points, "crossover_n_over_d": crossover(points)})
     picture(points).savefig(folder / "sweep.svg")
-    summary = summarise(measured, device)
-    write_json(folder / "summary.json", summary)
-    for target, (value, limit, reached) in summary["targets"].items():
-        shown = "not measured" if value is None else f"{value:.3g}"
-        verdict = "reached" if reached else "MISSED"
-        print(f"{target:45} {shown} (limit {limit:.3g}) {verdict}")
+    finish(folder, cases, targets(cases, device))
 
 
 if __name__ == "__main__":

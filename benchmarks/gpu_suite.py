@@ -78,12 +78,14 @@ def tests(suite: Suite) -> None:
 
 
 def ops(suite: Suite) -> None:
-    """The Barlow Twins loss: timings, memory, error and targets."""
-    out = suite.record / "ops-barlow"
-    if (out / "summary.json").exists():
-        return
-    command = [sys.executable, "benchmarks/barlow.py", "--device", suite.device.type, "--record", str(out)]
-    suite.run("ops-barlow", [*command, "--smoke"] if suite.smoke else command)
+    """Timings, memory, errors and targets of each benchmark script."""
+    for name in ("barlow", "sensitivity"):
+        out = suite.record / f"ops-{name}"
+        if (out / "summary.json").exists():
+            continue
+        command = [sys.executable, f"benchmarks/{name}.py", "--device", suite.device.type]
+        command += ["--record", str(out), *(["--smoke"] if suite.smoke else [])]
+        suite.run(out.name, command)
 
 
 # ---- quality: the main job with ResNet-18 on CIFAR-10, by the literature's recipe

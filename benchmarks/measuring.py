@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,3 +76,63 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     expected = expected.double()
     norm = torch.linalg.vector_norm
     return (norm(found.to(expected) - expected) / norm(expected)).item()
+
+
+def record_row(
+    benchmark: Any,
+    work: Callable[[], object],
+    device: torch.device,
+    *,
+    case: str,
+    implementation: str,
+    flops: float = 0.0,
+    moved: float = 0.0,
+    size: int = 2048,
+    gradient_bytes: int = 0,
+    smoke: bool = False,
+) -> None:
+    """Time `work` with pytest-benchmark, the first call apart, and note what limits it.
+
+    Floor: FLOPs over what a matrix product of `size` reaches, plus bytes over what a copy of as many
+    reaches. Memory: the most that `work` holds beyond its inputs and `gradient_bytes`. smoke: few rounds.
+    """
+    began = time.perf_counter()
+    work()
+    synchronise(device)
+    first = time.perf_counter() - began
+    began = time.perf_counter()
+    work()
+    synchronise(device)
+    rounds = 2 if smoke else max(5, min(200, int(1 / (time.perf_counter() - began))))
+
+    def timed() -> None:
+        work()
+        synchronise(device)
+
+    benchmark.group = case
+    benchmark.pedantic(timed, rounds=rounds, warmup_rounds=2)
+    floor = moved / bytes_per_second(device, max(1, int(moved) // 8)) if moved else 0.0
+    floor += flops / flops_per_second(device, size) if flops else 0.0
+    benchmark.extra_info.update(
+        case=case,
+        implementation=implementation,
+        flops=flops,
+        bytes=moved,
+        percent_of_floor=100 * floor / benchmark.stats.stats.median,
+        extra_memory_bytes=max(0, peak_memory(work, device) - gradient_bytes),
+        first_call_seconds=first,
+    )
+
+
+def captured(work: Callable[[], object]) -> Callable[[], object]:
+    """`work` as the replay of a CUDA graph, after some calls that are not captured."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            work()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay

@@ -13,13 +13,12 @@ before the clock starts; how long that took stands in extra_info too.
 from __future__ import annotations
 
 import importlib
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from measuring import bytes_per_second, flops_per_second, peak_memory, relative_error, synchronise
+from measuring import record_row, relative_error
 from torch import Tensor, nn
 
 from dau_fast.ops import barlow_twins_loss
@@ -101,7 +100,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_forward_and_backward(benchmark: Any, device: torch.device, name: str, n: int, d: int) -> None:
+def test_forward_and_backward(
+    benchmark: Any, device: torch.device, smoke: bool, name: str, n: int, d: int
+) -> None:
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(n, d, generator=generator)
     b = 0.5 * a + torch.randn(n, d, generator=generator)
@@ -111,30 +112,19 @@ def test_forward_and_backward(benchmark: Any, device: torch.device, name: str, n
     def work() -> None:
         a.grad = b.grad = None
         loss(a, b).backward()
-        synchronise(device)
 
-    began = time.perf_counter()
-    work()
-    first = time.perf_counter() - began
-    flops = min(6 * n * d * d, 8 * n * n * d)
-    moved = 4 * 2 * (2 * n * d + n * d)
-    floor = flops / flops_per_second(device, min(2048, max(n, d))) + moved / bytes_per_second(device, n * d)
-    began = time.perf_counter()
-    work()
-    rounds = max(5, min(200, int(1 / (time.perf_counter() - began))))
-    benchmark.group = f"N={n} D={d}"
-    benchmark.pedantic(work, rounds=rounds, warmup_rounds=2)
-    benchmark.extra_info.update(
+    record_row(
+        benchmark,
+        work,
+        device,
+        case=f"{n}x{d}",
         implementation=name,
-        n=n,
-        d=d,
-        flops=flops,
-        bytes=moved,
-        percent_of_floor=100 * floor / benchmark.stats.stats.median,
-        extra_memory_bytes=peak_memory(work, device),
-        gradient_error=_gradient_error(a, b),
-        first_call_seconds=first,
+        flops=min(6 * n * d * d, 8 * n * n * d),
+        moved=4 * 2 * (2 * n * d + n * d),
+        size=min(2048, max(n, d)),
+        smoke=smoke,
     )
+    benchmark.extra_info.update(n=n, d=d, gradient_error=_gradient_error(a, b))
 
 
 def _gradient_error(a: Tensor, b: Tensor) -> float:

@@ -20,8 +20,12 @@ def test_smoke_runs_every_stage_leaves_a_record_and_does_not_repeat_finished_job
     environment = json.loads((tmp_path / "environment.json").read_text())
     assert {"commit", "hardware", "versions"} <= environment.keys()
     assert " passed" in json.loads((tmp_path / "tests.json").read_text())["outcome"]
-    ops = json.loads((tmp_path / "ops-barlow" / "summary.json").read_text())
-    assert {"dau_fast", "definition", "facebook compiled"} <= ops["sizes"]["8x6"].keys()
+    barlow = json.loads((tmp_path / "ops-barlow" / "summary.json").read_text())
+    assert {"dau_fast", "definition", "facebook compiled"} <= barlow["cases"]["8x6"].keys()
+    ops = json.loads((tmp_path / "ops-sensitivity" / "summary.json").read_text())["cases"]
+    assert {"dau_fast", "definition", "definition compiled"} <= ops["sensitivity 4x6x5"].keys()
+    for entries in ops.values():
+        assert entries["dau_fast"].get("error", 0) < 1e-4
     quality = json.loads((tmp_path / "quality.json").read_text())
     for job in ("quality-random-0.1", "quality-class-0"):
         assert set(quality[job]["methods"]) == {"original", "retrain", "dau", "ft", "ga"}

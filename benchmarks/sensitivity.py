@@ -1,0 +1,69 @@
+"""The record of sensitivities and per-sample gradient norms: every implementation, and the targets.
+
+    python benchmarks/sensitivity.py                    on the CPU, about ten minutes on 2 cores
+    python benchmarks/sensitivity.py --device cuda
+
+Writes benchmarks/records/<date>-sensitivity-<device>/: pytest-benchmark's raw numbers, a summary with ratios
+of medians, hardware, versions and commit. BackPACK and Opacus take part where they are installed.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import torch
+from speed import OURS, Cases, Target, faster, figure, finish, largest, run_rows, share, start
+
+PASS = "forward and backward"
+
+
+def targets(cases: Cases, device: torch.device) -> list[Target]:
+    errors = {case: entries for case, entries in cases.items() if "norms" in case}
+    if device.type == "cuda":
+        small, wide = "sensitivity 512x10x512", "sensitivity 512x131072x64"
+        layer = "linear_sensitivity 512x131072x1024"
+        return [
+            faster(cases, small, "definition captured", 5),
+            faster(cases, small, "definition compiled captured", 1.5),
+            figure(cases, "sensitivity 64x50257x768", "percent_of_floor", 80),
+            figure(cases, wide, "percent_of_floor", 80),
+            share(cases, layer, "extra_memory_bytes", "definition", 0.1),
+            faster(cases, "norms of resnet18, 256", "vmap(grad)", 20),
+            faster(cases, "norms of tokens, 256", "Opacus", 2),
+            largest(errors, "error", 1e-4),
+        ]
+    norms = "norms of resnet18, 32"
+    return [
+        faster(cases, "sensitivity 512x10x512", "definition", 1.5),
+        faster(cases, "sensitivity 64x50257x768", "definition", 2),
+        faster(cases, norms, "vmap(grad)", 3),
+        share(cases, norms, "median_seconds", PASS, 2.5),
+        beyond_a_pass(cases, norms),
+        largest(errors, "error", 1e-4),
+    ]
+
+
+def beyond_a_pass(cases: Cases, case: str) -> Target:
+    """Memory beyond that of an ordinary pass, over torch.func's, at most a tenth."""
+    what = f"memory beyond that of a pass, over vmap(grad)'s, {case}"
+    held = {name: entry["extra_memory_bytes"] for name, entry in cases.get(case, {}).items()}
+    if not {OURS, PASS, "vmap(grad)"} <= held.keys():
+        return Target(what, None, 0.1, at_least=False)
+    value = max(0, held[OURS] - held[PASS]) / (held["vmap(grad)"] - held[PASS])
+    return Target(what, value, 0.1, at_least=False)
+
+
+@click.command()
+@click.option("--device", "device_name", default="cpu", type=click.Choice(["cpu", "cuda"]))
+@click.option("--record", type=Path, help="Folder; default benchmarks/records/<date>-sensitivity-<device>.")
+@click.option("--smoke", is_flag=True, help="Toy sizes.")
+def main(device_name: str, record: Path | None, smoke: bool) -> None:
+    """Run it and write the record."""
+    folder, device = start("sensitivity", device_name, record)
+    cases = run_rows("test_sensitivity_speed.py", folder, device, smoke)
+    finish(folder, cases, targets(cases, device))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""What the records of speed benchmarks share: their rows, ratios of medians, and targets."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from recording import ROOT, environment, record_folder, write_json
+
+from dau_fast.engine.runtime import choose_device
+
+OURS = "dau_fast"
+# Case -> implementation -> what was measured.
+Cases = dict[str, dict[str, dict[str, Any]]]
+
+
+@dataclass(frozen=True)
+class Target:
+    """value: None where a rival did not run. at_least: whether larger is better."""
+
+    what: str
+    value: float | None
+    limit: float
+    at_least: bool = True
+
+    @property
+    def reached(self) -> bool | None:
+        if self.value is None:
+            return None
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
+
+    def __str__(self) -> str:
+        shown = "not measured" if self.value is None else f"{self.value:.3g}"
+        verdict = {True: "reached", False: "MISSED", None: ""}[self.reached]
+        return f"{self.what:64} {shown} (limit {self.limit:.3g}) {verdict}"
+
+
+def start(what: str, device_name: str, record: Path | None) -> tuple[Path, torch.device]:
+    """The record folder, with hardware, versions and commit in it, and the device."""
+    device = choose_device(device_name)
+    folder = (record or record_folder(f"{what}-{device_name}")).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "environment.json", environment(device))
+    return folder, device
+
+
+def run_rows(file: str, folder: Path, device: torch.device, smoke: bool) -> Cases:
+    """Run one pytest-benchmark file; its raw numbers stay in the folder as benchmark.json."""
+    raw = folder / "benchmark.json"
+    command = [sys.executable, "-m", "pytest", f"benchmarks/{file}", "--device", device.type]
+    command += ["--benchmark-json", str(raw), "--benchmark-disable-gc", "-p", "no:cacheprovider", "-q"]
+    subprocess.run([*command, *(["--smoke"] if smoke else [])], cwd=ROOT, check=True)
+    rows = json.loads(raw.read_text())["benchmarks"]
+    # Hardware and versions stand in environment.json; a host's name is nobody's business.
+    write_json(raw, {"benchmarks": rows})
+    cases: Cases = {}
+    for row in rows:
+        info = dict(row["extra_info"])
+        case, implementation = info.pop("case"), info.pop("implementation")
+        cases.setdefault(case, {})[implementation] = {"median_seconds": row["stats"]["median"], **info}
+    for entries in cases.values():
+        for name, entry in entries.items():
+            ours = entries[f"{OURS} captured" if name.endswith("captured") else OURS]
+            entry["dau_fast_is_faster"] = entry["median_seconds"] / ours["median_seconds"]
+    return cases
+
+
+def finish(folder: Path, cases: Cases, targets: list[Target]) -> None:
+    """Write summary.json and print the targets."""
+    judged = [asdict(target) | {"reached": target.reached} for target in targets]
+    write_json(folder / "summary.json", {"cases": cases, "targets": judged})
+    for target in targets:
+        print(target)
+
+
+# ---- targets
+
+
+def faster(cases: Cases, case: str, rival: str, limit: float) -> Target:
+    """How many times as fast as `rival` at least."""
+    entry = cases.get(case, {}).get(rival)
+    value = entry["dau_fast_is_faster"] if entry else None
+    return Target(f"times as fast as {rival}, {case}", value, limit)
+
+
+def share(cases: Cases, case: str, key: str, rival: str, limit: float) -> Target:
+    """Our figure `key` over the rival's, at most."""
+    entries = cases.get(case, {})
+    known = OURS in entries and rival in entries
+    value = entries[OURS][key] / entries[rival][key] if known else None
+    return Target(f"{key} over {rival}'s, {case}", value, limit, at_least=False)
+
+
+def figure(cases: Cases, case: str, key: str, limit: float) -> Target:
+    """Our own figure `key`, at least."""
+    entry = cases.get(case, {}).get(OURS)
+    return Target(f"{key}, {case}", entry[key] if entry else None, limit)
+
+
+def largest(cases: Cases, key: str, limit: float) -> Target:
+    """The largest of our own figures `key`, at most."""
+    values = [entries[OURS][key] for entries in cases.values()]
+    return Target(f"largest {key}", max(values), limit, at_least=False)
