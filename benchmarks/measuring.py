@@ -88,13 +88,15 @@ def record_row(
     flops: float = 0.0,
     moved: float = 0.0,
     size: int = 2048,
+    lean: Callable[[], object] | None = None,
     gradient_bytes: int = 0,
     smoke: bool = False,
 ) -> None:
     """Time `work` with pytest-benchmark, the first call apart, and note what limits it.
 
     Floor: FLOPs over what a matrix product of `size` reaches, plus bytes over what a copy of as many
-    reaches. Memory: the most that `work` holds beyond its inputs and `gradient_bytes`. smoke: few rounds.
+    reaches. Memory: the most that `lean`, or else `work`, holds beyond its inputs and `gradient_bytes`.
+    smoke: few rounds.
     """
     began = time.perf_counter()
     work()
@@ -119,7 +121,7 @@ def record_row(
         flops=flops,
         bytes=moved,
         percent_of_floor=100 * floor / benchmark.stats.stats.median,
-        extra_memory_bytes=max(0, peak_memory(work, device) - gradient_bytes),
+        extra_memory_bytes=max(0, peak_memory(lean or work, device) - gradient_bytes),
         first_call_seconds=first,
     )
 

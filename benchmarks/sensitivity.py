@@ -13,13 +13,12 @@ from pathlib import Path
 
 import click
 import torch
-from speed import OURS, Cases, Target, faster, figure, finish, largest, run_rows, share, start
+from speed import OURS, Cases, Target, faster, figure, finish, run_rows, share, start
 
 PASS = "forward and backward"
 
 
 def targets(cases: Cases, device: torch.device) -> list[Target]:
-    errors = {case: entries for case, entries in cases.items() if "norms" in case}
     if device.type == "cuda":
         small, wide = "sensitivity 512x10x512", "sensitivity 512x131072x64"
         layer = "linear_sensitivity 512x131072x1024"
@@ -31,7 +30,7 @@ def targets(cases: Cases, device: torch.device) -> list[Target]:
             share(cases, layer, "extra_memory_bytes", "definition", 0.1),
             faster(cases, "norms of resnet18, 256", "vmap(grad)", 20),
             faster(cases, "norms of tokens, 256", "Opacus", 2),
-            largest(errors, "error", 1e-4),
+            worst_norm(cases, "norms of resnet18, 256"),
         ]
     norms = "norms of resnet18, 32"
     return [
@@ -40,8 +39,13 @@ def targets(cases: Cases, device: torch.device) -> list[Target]:
         faster(cases, norms, "vmap(grad)", 3),
         share(cases, norms, "median_seconds", PASS, 2.5),
         beyond_a_pass(cases, norms),
-        largest(errors, "error", 1e-4),
+        worst_norm(cases, norms),
     ]
+
+
+def worst_norm(cases: Cases, case: str) -> Target:
+    entry = cases.get(case, {}).get(OURS)
+    return Target(f"largest relative error, {case}", entry and entry["error"], 1e-4, at_least=False)
 
 
 def beyond_a_pass(cases: Cases, case: str) -> Target:

@@ -8,7 +8,7 @@ Closed forms: forward and backward in float32, logits [B, C] and features [B, D]
 or written once in each direction; for the layer, its three matrix products.
 Norms: those of all samples of a batch, against an ordinary forward and backward pass of the same batch,
 torch.func, and BackPACK and Opacus where they are installed and know the network's layers.
-`extra_info` as in measuring.record_row, and the error against float64: of the worst gradient, relative to
+`extra_info` as in measuring.record_row, memory that of the gradient of logits or features alone, and the error against float64: of the worst gradient, relative to
 its root mean square, or of the worst sample's norm.
 """
 
@@ -106,10 +106,12 @@ def test_closed_form(
         torch.compiler.reset()
         function = torch.compile(function)
 
-    def gradients(function: Callable[..., Tensor], kind: torch.dtype) -> Callable[[], tuple[Tensor, ...]]:
-        leaves = [x.to(device, kind).requires_grad_() for x in inputs]
+    def gradients(
+        function: Callable[..., Tensor], kind: torch.dtype, count: int = len(inputs)
+    ) -> Callable[[], tuple[Tensor, ...]]:
+        leaves = [x.to(device, kind).requires_grad_(i < count) for i, x in enumerate(inputs)]
         labels, weights = targets.to(device), grad_shown.to(device, kind)
-        return lambda: torch.autograd.grad(function(*leaves, labels), leaves, weights)
+        return lambda: torch.autograd.grad(function(*leaves, labels), leaves[:count], weights)
 
     work = gradients(function, torch.float32)
     exact = gradients(definition, torch.float64)()
@@ -121,7 +123,9 @@ def test_closed_form(
         device,
         case=f"{op} {'x'.join(map(str, size))}",
         implementation=name,
-        gradient_bytes=sum(4 * x.numel() for x in inputs),
+        # Of one gradient alone: a weight's own would hide what else is held.
+        lean=gradients(function, torch.float32, count=1),
+        gradient_bytes=4 * inputs[0].numel(),
         smoke=smoke,
         **closed_limits(op, *size),
     )
