@@ -8,8 +8,9 @@ Closed forms: forward and backward in float32, logits [B, C] and features [B, D]
 or written once in each direction; for the layer, its three matrix products.
 Norms: those of all samples of a batch, against an ordinary forward and backward pass of the same batch,
 torch.func, and BackPACK and Opacus where they are installed and know the network's layers.
-`extra_info` as in measuring.record_row, memory that of the gradient of logits or features alone, and the error against float64: of the worst gradient, relative to
-its root mean square, or of the worst sample's norm.
+`extra_info` as in measuring.record_row; memory is that of the gradient of logits or features alone. The
+error is that of the worst gradient against float64, relative to its root mean square, or of the worst
+sample's norm.
 """
 
 from __future__ import annotations
@@ -109,7 +110,7 @@ def test_closed_form(
     def gradients(
         function: Callable[..., Tensor], kind: torch.dtype, count: int = len(inputs)
     ) -> Callable[[], tuple[Tensor, ...]]:
-        leaves = [x.to(device, kind).requires_grad_(i < count) for i, x in enumerate(inputs)]
+        leaves = [x.to(device, kind).detach().requires_grad_(i < count) for i, x in enumerate(inputs)]
         labels, weights = targets.to(device), grad_shown.to(device, kind)
         return lambda: torch.autograd.grad(function(*leaves, labels), leaves[:count], weights)
 
