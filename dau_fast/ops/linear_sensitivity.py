@@ -1,8 +1,8 @@
 """The sensitivity of a Linear layer's samples without its logits: for heads of very many classes.
 
 With z = W h + b as in sensitivity.py, but W is taken some classes at a time. Forward keeps a running
-largest logit and, below it, the sums of e = exp(z_i - largest) and e^2 over the classes that are not
-the target; backward computes each piece of the logits again. No array of B x C numbers exists; the
+largest logit and, below it, the sum and the norm of e = exp(z_i - largest) over the classes that are
+not the target; backward computes each piece of the logits again. No array of B x C numbers exists; the
 product with W is computed twice.
 """
 
@@ -100,10 +100,10 @@ def _forward(features: Tensor, weight: Tensor, bias: Tensor | None, targets: Ten
         e.scatter_(1, labels, e.gather(1, labels).masked_fill_(here, 0))
         ratio = (before - base).exp_()
         first = first * ratio + e.sum(1)
-        second = second * ratio.square() + e.square_().sum(1)
+        second = (second * ratio).hypot_(torch.linalg.vector_norm(e, dim=1))
     scale = 1 / (first + (at_label - largest).exp_())
     miss = first * scale
-    pull = (second.sqrt() * scale).hypot_(miss)
+    pull = (second * scale).hypot_(miss)
     length = feature_lengths(features.to(dtype), bias is not None)
     return pull * length, torch.stack([miss, pull, length, largest, scale])
 
@@ -122,9 +122,8 @@ def _pieces(
     """Logits [B, c] of some classes at a time, labels [B, 1] among them, and which of them hold."""
     dtype = compute_dtype(features)
     for part in pieces(len(features), len(weight), features.device.type):
-        z = features @ weight[part].T
-        if bias is not None:
-            z += bias[part]
+        w = weight[part].T
+        z = features @ w if bias is None else torch.addmm(bias[part], features, w)
         local = (targets - part.start).unsqueeze(1)
         here = (local >= 0) & (local < z.shape[1])
         yield z.to(dtype), local.clamp_(0, z.shape[1] - 1), here

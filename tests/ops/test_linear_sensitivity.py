@@ -77,7 +77,7 @@ def test_half_precision() -> None:
     found = values_and_gradients(linear_sensitivity, layer, torch.bfloat16)
     assert [x.dtype for x in found] == [torch.float32, *[torch.bfloat16] * 3]
     features, weight, bias, _ = layer
-    rounded = (features @ weight.T + bias).double()
+    rounded = F.linear(features, weight, bias).double()
 
     def with_rounded_logits(h: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Tensor:
         z = F.linear(h, w, b)
