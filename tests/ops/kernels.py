@@ -50,3 +50,8 @@ def build(kernel: Any, arguments: dict[str, Any], capability: int, folder: Path,
 
 def _is_type(given: str) -> bool:
     return re.fullmatch(r"\*?(fp|bf|i|u)\d+(:16)?", given) is not None
+
+
+def with_sizes_of_one(arguments: dict[str, Any]) -> dict[str, Any]:
+    """`arguments` as a launch with every size and stride 1 has them: Triton makes constants of those."""
+    return {n: 1 if isinstance(a, str) and a.startswith("i32") else a for n, a in arguments.items()}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import CAPABILITIES, build
+from kernels import CAPABILITIES, build, with_sizes_of_one
 from test_barlow_twins_op import defined, relative_error, value_and_gradients, views
 from torch import Tensor
 
@@ -162,3 +162,14 @@ def test_every_kernel_builds_without_spilling(
         found = build(kernel, arguments | chosen, capability, tmp_path, num_warps=cuda.WARPS, **stages)
         assert found.spilled == 0, (precision, found)
         assert found.registers <= 255
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_builds_for_sizes_of_one(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    from dau_fast.ops import _barlow_twins_cuda as cuda
+
+    kernel = getattr(cuda, name)
+    products = {"PRECISION": "tf32", "DEPTH": 32} if "PRECISION" in kernel.arg_names else {}
+    given = with_sizes_of_one(arguments_of(kernel, "fp32", True)) | products
+    build(kernel, given, 90, tmp_path, num_warps=cuda.WARPS)

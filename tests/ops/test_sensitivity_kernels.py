@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import CAPABILITIES, build
+from kernels import CAPABILITIES, build, with_sizes_of_one
 from test_sensitivity_op import defined, sample
 from torch import Tensor
 
@@ -218,6 +218,17 @@ def test_every_kernel_builds_without_spilling(
         found = build(kernel, given, capability, tmp_path, num_warps=cuda.WARPS, **checks)
         assert found.spilled == 0, (constants, found)
         assert found.registers <= 255
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_builds_for_sizes_of_one(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    from dau_fast.ops import _sensitivity_cuda as cuda
+
+    kernel = getattr(cuda, name)
+    for constants in KERNELS[name]:
+        given = with_sizes_of_one(arguments_of(kernel, "fp32", True)) | constants
+        build(kernel, given, 90, tmp_path, num_warps=cuda.WARPS)
 
 
 def test_the_build_checks_targets(tmp_path: Path) -> None:

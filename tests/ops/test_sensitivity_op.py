@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 
 import pytest
 import torch
+from calling import environment
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -338,6 +340,23 @@ def test_captured_in_a_cuda_graph(device: torch.device) -> None:
         expected = torch.autograd.grad(defined(*exact, y).sum(), exact)
         for one, other in zip(captured, expected, strict=True):
             assert error(one, other) < 1e-5
+
+
+def test_a_wrong_target_stops_a_cuda_device(device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("needs --device cuda")
+    # In a process of its own: the assertion leaves the device of this one unusable.
+    code = (
+        "import torch; from dau_fast.ops import sensitivity\n"
+        "z, h = torch.randn(3, {c}, device='cuda'), torch.randn(3, 4, device='cuda')\n"
+        "print(sensitivity(z, h, torch.tensor([0, {y}, 1], device='cuda')).tolist())"
+    )
+    for c, y in ((10, 10), (10, -1), (5000, 5000)):
+        command = [sys.executable, "-c", code.format(c=c, y=y)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode != 0
+        assert "device-side assert" in done.stderr
+        assert "a target is no class" in done.stdout + done.stderr
 
 
 def test_without_triton_plain_pytorch_takes_over_and_says_so_once(
