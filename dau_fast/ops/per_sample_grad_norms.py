@@ -75,7 +75,8 @@ def per_sample_grad_norms(
     Layers: Linear, Conv1d to 3d, Embedding, LayerNorm, GroupNorm, BatchNorm1d to 3d; also used
     more than once, and with shared parameters. Under autocast and in half precision, squares are summed
     in float32. Raises ValueError for trainable parameters of any other layer, by name; with
-    strict=False those are left out and a warning says so.
+    strict=False those are left out and a warning says so. Raises ValueError for a parameter that is
+    used outside its layer, as in x @ embedding.weight.T.
     The model is left as it was: no gradients, no hooks, the same mode.
     """
     layers, unknown = _layers(model, strict)
@@ -90,7 +91,11 @@ def per_sample_grad_norms(
         for handle in handles:
             handle.remove()
     if not squares.edges:
-        raise ValueError("no layer with trainable parameters took part: check requires_grad")
+        raise ValueError(
+            "no layer with trainable parameters took part: check requires_grad, and give the model as it "
+            "was before torch.compile"
+        )
+    _refuse_other_uses(model, loss, squares.uses, leave_out=unknown)
     # Only the layers that come first need be asked for: the others lie on the way to them. Not so
     # where parameters of unknown layers, or the inputs, want gradients too.
     certain = not unknown and not inputs.requires_grad
@@ -147,7 +152,7 @@ class _Squares:
     def __init__(self, layers: dict[str, nn.Module]) -> None:
         self.edges: list[tuple[GradientEdge, bool]] = []  # and whether the layer is a first one
         self._layers = layers
-        self._uses: Counter[int] = Counter()
+        self.uses: Counter[int] = Counter()  # of each parameter, by its id
         self._totals: dict[str, Tensor] = {}
         self._shared: dict[int, tuple[str, Tensor]] = {}
 
@@ -155,8 +160,10 @@ class _Squares:
         """A forward hook for the layer `name`."""
 
         def seen(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
+            if not output.requires_grad:
+                return  # the model switched gradients off here
             x = inputs[0] if inputs else named["input"]
-            self._uses.update(id(p) for p in layer.parameters(recurse=False) if p.requires_grad)
+            self.uses.update(id(p) for p in layer.parameters(recurse=False) if p.requires_grad)
             # Edge and hook belong to the output as it is now: an activation may change it in place.
             self.edges.append((get_gradient_edge(output), not x.requires_grad))
             output.register_hook(lambda pull: self._add(name, layer, x, pull))
@@ -171,7 +178,7 @@ class _Squares:
                 key = id(unit.parameter)
                 if not unit.parameter.requires_grad:
                     continue
-                if self._uses[key] == 1:
+                if self.uses[key] == 1:
                     self._totals[name] = self._totals.get(name, 0) + unit.squares()
                 else:
                     first, total = self._shared.get(key, (name, 0))
@@ -212,6 +219,30 @@ def _refuse_mixing(model: nn.Module) -> None:
             raise ValueError(
                 f"{name or 'the model'} normalises over the batch, so a sample has no gradient of its own: "
                 "call model.eval(), and keep running statistics"
+            )
+
+
+def _refuse_other_uses(
+    model: nn.Module, loss: Tensor, uses: Counter[int], leave_out: dict[str, nn.Module]
+) -> None:
+    """ValueError where a parameter enters the loss in more places than its layers were called in."""
+    seen: set[Any] = set()
+    found: Counter[int] = Counter()
+    waiting = [loss.grad_fn]
+    while waiting:
+        for node, _ in waiting.pop().next_functions:  # type: ignore[union-attr]
+            leaf = getattr(node, "variable", None)
+            if leaf is not None:
+                found[id(leaf)] += 1
+            elif node is not None and node not in seen:
+                seen.add(node)
+                waiting.append(node)
+    known = {id(p) for layer in leave_out.values() for p in layer.parameters(recurse=False)}
+    for name, parameter in model.named_parameters():
+        if found[id(parameter)] > uses[id(parameter)] and id(parameter) not in known:
+            raise ValueError(
+                f"{name} is used outside its layer, where its per-sample gradient cannot be seen: call the "
+                "layer itself, or freeze the parameter"
             )
 
 

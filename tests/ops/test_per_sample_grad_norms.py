@@ -261,6 +261,33 @@ def test_unknown_layers_are_named_or_left_out(caplog: pytest.LogCaptureFixture) 
     torch.testing.assert_close(norms, per_sample_grad_norms(model, x, y))
 
 
+class Functional(nn.Module):
+    """Weights that are used outside the layers they belong to."""
+
+    def __init__(self, tied: bool) -> None:
+        super().__init__()
+        self.words = nn.Embedding(CLASSES, 4)
+        self.out = nn.Linear(4, CLASSES)
+        self.tied = tied
+
+    def forward(self, words: Tensor) -> Tensor:
+        x = self.words(words).mean(1)
+        return x @ self.words.weight.T if self.tied else F.linear(x, self.out.weight, self.out.bias)
+
+
+@pytest.mark.parametrize(("tied", "name"), [(True, "words.weight"), (False, "out.weight")])
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_parameter_outside_its_layer_is_refused(tied: bool, name: str, strict: bool) -> None:
+    model = Functional(tied)
+    words, y = torch.randint(CLASSES, (4, 6)), torch.tensor([0, 1, 2, 0])
+    with pytest.raises(ValueError, match=f"{name} is used outside its layer"):
+        per_sample_grad_norms(model, words, y, strict=strict)
+    model.get_parameter(name).requires_grad_(False)
+    if not tied:
+        model.out.bias.requires_grad_(False)
+        torch.testing.assert_close(per_sample_grad_norms(model, words, y), one_by_one(model, words, y))
+
+
 def test_batch_norm_in_training_is_refused() -> None:
     model = models.build("small", CLASSES, (1, 8, 8))
     x, y = batch_for((1, 8, 8))
