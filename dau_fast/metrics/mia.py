@@ -44,12 +44,12 @@ def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """
     log_p = F.log_softmax(logits.double(), 1)
     p = log_p.exp()
-    # log(1 - p_i) from the sum of the others, which stays exact where p_i rounds to 1.
-    classes = logits.shape[1]
-    others = torch.eye(classes, dtype=torch.bool, device=logits.device)
-    log_rest = torch.stack([log_p.masked_fill(others[i], -torch.inf).logsumexp(1) for i in range(classes)], 1)
+    # log(1 - p_i) is exact by log1p but where p_i is near 1: there, from the sum of the others.
+    largest = logits.argmax(1, keepdim=True)
+    others = log_p.scatter(1, largest, -torch.inf).logsumexp(1, keepdim=True)
+    log_rest = torch.log1p(-p).scatter(1, largest, others)
     log_rest = log_rest.clamp_min(-745.0)  # exp(-745) is the smallest double
-    true = F.one_hot(labels, classes).bool()
+    true = F.one_hot(labels, logits.shape[1]).bool()
     wrong_terms = -(p * log_rest).masked_fill(true, 0).sum(1, keepdim=True)
     right = labels.unsqueeze(1)
     right_term = -(log_rest.gather(1, right).exp() * log_p.gather(1, right))
