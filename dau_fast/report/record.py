@@ -169,8 +169,9 @@ def prune_facts(
 def _mask_source(pruning: PruneConfig | None, trained_on: str, checkpoint: bool) -> str:
     if pruning is None:
         return f"the checkpoint, trained on {trained_on}"
+    dense = "the checkpoint" if checkpoint else "a dense model"
     return {
-        "omp": f"the weights of {'the checkpoint' if checkpoint else 'a dense model'}, trained on {trained_on}",
+        "omp": f"the weights of {dense}, trained on {trained_on}",
         "imp": f"the weights after each round of training on {trained_on}",
         "synflow": "its initial weights, no data",
         "random": "chance, no data",
