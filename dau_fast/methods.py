@@ -17,10 +17,10 @@ from dau_fast.task import Method, Task
 
 METHODS: dict[str, Method] = {
     "retrain": retrain.unlearn,
-    "retrain_clean": retrain.unlearn_clean,
     "dau": game.unlearn,
     "ft": finetune.unlearn,
     "ga": gradient_ascent.unlearn,
+    "retrain_clean": retrain.unlearn_clean,
 }
 
 
