@@ -19,6 +19,7 @@ from dau_fast.errors import UserError
 from dau_fast.methods import method_named, run
 from dau_fast.metrics.unlearning import Measures, measure
 from dau_fast.models import Classifier
+from dau_fast.prune import Masks
 from dau_fast.split import TEST, TRAINING, VALIDATION, Forget, make_split
 from dau_fast.task import Progress, Task, silent
 
@@ -53,6 +54,7 @@ def unlearn(
     method: str = "dau",
     classifier: str | None = None,
     seed: int = 0,
+    masks: Masks | None = None,
     device: str = "auto",
     progress: Progress = silent,
 ) -> Result:
@@ -63,10 +65,11 @@ def unlearn(
     never trained on. Each set is (images, labels) with floating-point images [N, ...] as the model
     takes them and int64 labels [N], or a map-style Dataset of such pairs; all sets are held on
     `device`. Without `test` nothing is measured. method: "dau", "ft" or "ga".
+    masks: of a pruned model, whose masked weights stay zero.
     Raises UserError (a ValueError) for sets that do not fit together or do not fit the model.
     """
-    if method == "retrain":
-        raise UserError("method 'retrain' needs the recipe the model was trained by: retrain it yourself")
+    if method in ("retrain", "retrain_clean"):
+        raise UserError(f"method '{method}' needs the recipe the model was trained by: retrain it yourself")
     chosen = method_named(method)
     place = choose_device(device)
     given = {"forget": forget, "retain": retain, "validation": validation, "test": test}
@@ -74,6 +77,9 @@ def unlearn(
     images = _images(sets).to(place)
     original = Classifier(copy.deepcopy(model).to(place), classifier)
     _check_fits(original, images)
+    if masks is not None:
+        masks = masks.to(place)
+        masks.apply_(original.network)
     if config:
         check_sensitivity(config.sensitivity, original, images.pixels[:2])
 
@@ -81,7 +87,7 @@ def unlearn(
     indices = tuple(range(len(sets["forget"][1])))
     split = make_split(roles, images.labels, Forget("the given set", indices=indices), seed).to(place)
     settings = {"dau": config} if config else {}
-    task = Task(images, split, seed, original, _no_fresh_network, TrainingRecipe(), settings, progress)
+    task = Task(images, split, seed, original, _no_fresh_network, TrainingRecipe(), settings, progress, masks)
     warm_up(place)
     finished = run(method, chosen, task)
 

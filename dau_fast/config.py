@@ -28,6 +28,20 @@ def training_recipe(dataset: str, epochs: int | None = None) -> TrainingRecipe:
     return replace(recipe, epochs=epochs or _EPOCHS.get(dataset, recipe.epochs))
 
 
+PRUNERS = ("omp", "imp", "synflow", "random")
+
+
+@dataclass(frozen=True)
+class PruneConfig:
+    """Pruning of the original, and of what is retrained beside it. Defaults as Jia et al. 2023."""
+
+    method: str  # one of PRUNERS
+    sparsity: float = 0.95  # share of the convolutions' weights that is masked, over all layers together
+    rewind: float = 8 / 182  # share of the training after which omp and imp take up the weights again
+    rate: float = 0.2  # share of the weights left that a round of imp masks
+    iterations: int = 100  # of synflow (Tanaka et al. 2020, section 6)
+
+
 @dataclass(frozen=True)
 class DauConfig:
     """The game. Chosen on digits, on seeds 0 to 33; measured on seeds from 100 on."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,12 +12,13 @@ import torch
 from torch import nn
 
 from dau_fast import models
-from dau_fast.config import DauConfig, SplitConfig, TrainingRecipe
+from dau_fast.config import DauConfig, PruneConfig, SplitConfig, TrainingRecipe
 from dau_fast.data import Images
 from dau_fast.engine.batches import generator_for
 from dau_fast.methods import METHODS, Finished, run
 from dau_fast.metrics.unlearning import Measures, avg_gap, measure
 from dau_fast.models import Classifier
+from dau_fast.prune import Masks
 from dau_fast.report.record import method_entry
 from dau_fast.rivals import original, retrain
 from dau_fast.split import Forget, Split, hold_out, make_split
@@ -25,15 +27,22 @@ from dau_fast.task import Progress, Task
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A given original, and the role every image had in its training, int8 [N], if it is known."""
+    """A given original, and the role every image had in its training, int8 [N], if it is known.
+
+    masks: of a pruned one, where its file holds them.
+    """
 
     model: Classifier
     roles: np.ndarray | None
+    masks: Masks | None = None
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """What all seeds of a run share. seed: the first one. fresh: see Task. sensitivity: see View."""
+    """What all seeds of a run share. seed: the first one. fresh: see Task. sensitivity: see View.
+
+    pruning: of the original, a given one included; None leaves it as it is.
+    """
 
     images: Images
     forget: Forget
@@ -44,6 +53,7 @@ class Experiment:
     fresh: Callable[[int], Classifier]
     checkpoint: Checkpoint | None
     sensitivity: str
+    pruning: PruneConfig | None = None
 
     def roles(self, seed: int) -> np.ndarray:
         """The role of every image, int8 [N]; a given original keeps the ones it was trained with."""
@@ -65,7 +75,7 @@ class SeedResult:
     """One seed's numbers and models, by method.
 
     entries: as the report has them. history: of the game. retraining_gap: avg gap between two
-    retrainings, or None. networks: "original" and one a method.
+    retrainings, or None. networks: "original" and one a method. masks: of those that are pruned.
     """
 
     seed: int
@@ -75,21 +85,30 @@ class SeedResult:
     history: dict[str, Any] | None
     retraining_gap: float | None
     networks: dict[str, nn.Module]
+    masks: dict[str, Masks]
 
 
 def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progress) -> SeedResult:
     """Run every method with `seed`. twice: retrain a second time for the noise floor."""
-    images, given = experiment.images, experiment.checkpoint
+    images, given, pruning = experiment.images, experiment.checkpoint, experiment.pruning
     roles = experiment.roles(seed)
     split = make_split(roles, images.labels, experiment.forget, seed).to(images.device)
     initial = generator_for(seed, "original", images.device).initial_seed()
     start = given.model if given else experiment.fresh(initial)
     usual = DauConfig.default(classwise=split.classwise, retain_images=len(split.retain))
     settings = {"dau": replace(usual, sensitivity=experiment.sensitivity)}
-    task = Task(images, split, seed, start, experiment.fresh, experiment.recipe, settings, progress)
+    masks = given.masks if given else None
+    if given and pruning:
+        start = copy.deepcopy(start)  # pruned in place below, and dense again for the next seed
+    task = Task(
+        images, split, seed, start, experiment.fresh, experiment.recipe, settings, progress, masks, pruning
+    )
 
-    # Without a checkpoint this trains `start` itself, so it comes before all others.
-    finished: dict[str, Finished] = {} if given else {"original": run("original", original.train, task)}
+    # This trains `start` itself, so it comes before all others.
+    finished: dict[str, Finished] = {}
+    if pruning or not given:
+        finished["original"] = run("original", original.prune_trained if given else original.train, task)
+        task = replace(task, masks=finished["original"].masks)
     for name, method in METHODS.items():
         if name in experiment.methods:
             finished[name] = run(name, method, task)
@@ -100,6 +119,12 @@ def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progre
     trained = {"original": start} | {name: result.model for name, result in finished.items()}
     measures = {name: measured(model) for name, model in trained.items()}
     reference = (measures["retrain"], finished["retrain"]) if "retrain" in finished else None
+    clean = measures.get("retrain_clean")
+    sparse = {name: result.masks for name, result in finished.items()} | {"original": task.masks}
+    entries = {}
+    for name, model in trained.items():
+        sparsity = zero_share(model.network, sparse[name])
+        entries[name] = method_entry(measures[name], finished.get(name), reference, clean, sparsity)
     gap = None
     if reference and twice:
         gap = avg_gap(measured(run("retrain", retrain.unlearn_again, task).model), reference[0])
@@ -107,11 +132,20 @@ def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progre
         seed,
         split,
         roles,
-        {name: method_entry(measures[name], finished.get(name), reference) for name in trained},
+        entries,
         finished["dau"].history if "dau" in finished else None,
         gap,
         {name: model.network for name, model in trained.items()},
+        {name: found for name, found in sparse.items() if found is not None},
     )
+
+
+def zero_share(network: nn.Module, masks: Masks | None) -> float | None:
+    """Share of zeros, 0 to 1, among the weights of `network` that have a mask; None without masks."""
+    if masks is None:
+        return None
+    weights = masks.of(network).values()
+    return 1 - sum(int(weight.count_nonzero()) for weight in weights) / masks.weights
 
 
 def builder(arch: str, images: Images, precision: torch.dtype | None) -> Callable[[int], Classifier]:

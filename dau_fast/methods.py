@@ -11,6 +11,7 @@ from dau_fast.dau import game
 from dau_fast.engine.runtime import Stopwatch, flushed_denormals
 from dau_fast.errors import UserError
 from dau_fast.models import Classifier
+from dau_fast.prune import Masks
 from dau_fast.rivals import finetune, gradient_ascent, retrain
 from dau_fast.task import Method, Task
 
@@ -19,6 +20,7 @@ METHODS: dict[str, Method] = {
     "dau": game.unlearn,
     "ft": finetune.unlearn,
     "ga": gradient_ascent.unlearn,
+    "retrain_clean": retrain.unlearn_clean,
 }
 
 
@@ -26,13 +28,15 @@ METHODS: dict[str, Method] = {
 class Finished:
     """A method's model, its wall-clock seconds from call to finished weights, and its history.
 
-    compile_seconds stands beside seconds and is not part of it.
+    compile_seconds stands beside seconds and is not part of it. masks: of the model, None for a dense
+    one.
     """
 
     model: Classifier
     seconds: float
     compile_seconds: float
     history: dict[str, Any] | None
+    masks: Masks | None = None
 
 
 def method_named(name: str) -> Method:
@@ -58,4 +62,5 @@ def run(name: str, method: Method, task: Task) -> Finished:
         raise UserError(
             f"{name} diverged, its weights are no longer finite: leave it out, or train the original longer"
         )
-    return Finished(result.model.eval(), watch.seconds, building.seconds, result.history)
+    masks = task.masks if result.masks is None else result.masks
+    return Finished(result.model.eval(), watch.seconds, building.seconds, result.history, masks)

@@ -17,9 +17,13 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from dau_fast.errors import UserError, exists
+from dau_fast.prune import Masks
+from dau_fast.prune.sparse_file import compress, expand
 
 # Up to this many pixels a ResNet keeps its resolution: 3x3 stem, no max-pool (He et al. 2016, section 4.2).
 SMALL_IMAGE = 64
+# Metadata that only a sparse file has: the shapes of its masks.
+_SPARSE = "sparse"
 
 
 class Outputs(NamedTuple):
@@ -180,15 +184,26 @@ def save(path: Path, network: nn.Module, metadata: dict[str, str]) -> None:
     path.write_bytes(serialize(tensors, metadata={"dau_fast": json.dumps(metadata)}))
 
 
+def save_sparse(path: Path, network: nn.Module, masks: Masks, metadata: dict[str, str]) -> None:
+    """Write `network` to `path` as `save` does, without the weights that `masks` mask: `load` reads it.
+
+    Raises UserError where the masks are of another model, or a masked weight is not zero.
+    """
+    tensors, shapes = compress(network.state_dict(), masks)
+    text = json.dumps({**metadata, _SPARSE: shapes})
+    path.write_bytes(serialize(tensors, metadata={"dau_fast": text}))
+
+
 def load(path: Path, network: nn.Module) -> dict[str, str]:
     """Load weights from a safetensors file, or from a PyTorch one without running its code, in place.
 
-    Returns the metadata (empty for a PyTorch file). Raises UserError for a file that is missing,
+    Returns the metadata (empty for a PyTorch file). A file of `save_sparse` gives the weights that were
+    saved, zeros included; `load_masks` gives their masks. Raises UserError for a file that is missing,
     damaged, executable or of another architecture; `network` is then unchanged.
     """
     if not exists(path, "file"):
         raise UserError(f"checkpoint '{path}' does not exist: name a .safetensors or .pt file")
-    tensors, metadata = _read(path)
+    tensors, metadata, _ = _read(path)
     wanted = network.state_dict()
     wrong = [
         name
@@ -204,6 +219,11 @@ def load(path: Path, network: nn.Module) -> dict[str, str]:
     return metadata
 
 
+def load_masks(path: Path) -> Masks | None:
+    """The masks in a file of `save_sparse`, None in any other. Raises UserError as `load` does."""
+    return _read(path)[2]
+
+
 def _metadata(text: str) -> dict[str, str]:
     """What `save` wrote; ValueError for anything else."""
     found = json.loads(text)
@@ -212,12 +232,15 @@ def _metadata(text: str) -> dict[str, str]:
     return found
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Masks | None]:
+    """The tensors by name, the metadata, and the masks of a sparse file."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                return tensors, _metadata((file.metadata() or {}).get("dau_fast", "{}"))
+                metadata = _metadata((file.metadata() or {}).get("dau_fast", "{}"))
+            shapes = metadata.pop(_SPARSE, None)
+            return (tensors, metadata, None) if shapes is None else _expanded(tensors, metadata, shapes)
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"checkpoint '{path}' cannot be read: {error}") from error
     try:
@@ -235,4 +258,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     ):
         raise UserError(f"checkpoint '{path}' holds no state_dict: save model.state_dict()")
     # DataParallel prefixes every name.
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}, {}
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}, {}, None
+
+
+def _expanded(
+    tensors: dict[str, Tensor], metadata: dict[str, str], shapes: str
+) -> tuple[dict[str, Tensor], dict[str, str], Masks]:
+    full, masks = expand(tensors, shapes)
+    return full, metadata, masks

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from dau_fast.config import TrainingRecipe
+from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.data import Images
 from dau_fast.engine.batches import generator_for
 from dau_fast.models import Classifier
+from dau_fast.prune import Masks
 from dau_fast.split import Split
 
 
@@ -33,7 +34,8 @@ class Task:
 
     original: the trained model. fresh: seed -> a newly initialised network of the same
     architecture. recipe: how the original was trained, for retraining. settings: configurations
-    that replace a method's own, by the method's name.
+    that replace a method's own, by the method's name. masks: of the original's network, whose masked
+    weights every method keeps at zero; None for a dense one. pruning: how the masks were found.
     """
 
     images: Images
@@ -44,6 +46,8 @@ class Task:
     recipe: TrainingRecipe
     settings: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent
+    masks: Masks | None = None
+    pruning: PruneConfig | None = None
 
     @property
     def labels(self) -> Tensor:
@@ -61,10 +65,14 @@ class Task:
 
 @dataclass(frozen=True)
 class Unlearned:
-    """A method's result. history: what the game recorded, by name, one entry a check."""
+    """A method's result. history: what the game recorded, by name, one entry a check.
+
+    masks: of the model, where the method found its own.
+    """
 
     model: Classifier
     history: dict[str, Any] | None = None
+    masks: Masks | None = None
 
 
 Method = Callable[[Task], Unlearned]

@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,20 @@ import torch
 from rich.console import Console
 
 from dau_fast import data, models
-from dau_fast.config import split_config, training_recipe
+from dau_fast.config import PRUNERS, PruneConfig, split_config, training_recipe
 from dau_fast.dau.view import SENSITIVITIES, check_sensitivity, costs
 from dau_fast.engine.runtime import choose_device, choose_precision, warm_up
 from dau_fast.errors import UserError
 from dau_fast.experiment import Checkpoint, Experiment, SeedResult, builder, run_seed
 from dau_fast.methods import METHODS, method_named
+from dau_fast.prune.prunable import prunable_weights
+from dau_fast.prune.select import check_sparsity
 from dau_fast.report import record
 from dau_fast.report.output import OutputFolder
 from dau_fast.report.page import render
 from dau_fast.report.progress import progress_bars
 from dau_fast.report.table import table
+from dau_fast.rivals.retrain import check_clean
 from dau_fast.split import Forget, decode_roles, encode_roles
 from dau_fast.task import Progress
 
@@ -51,6 +54,8 @@ class Options:
     epochs: int | None
     forget: str
     methods: tuple[str, ...]
+    prune: str
+    sparsity: float | None
     seed: int
     repeats: int
     sensitivity: str
@@ -68,6 +73,8 @@ class Options:
 @click.option("--epochs", type=_POSITIVE, help="Training length of the original and of retraining.")
 @click.option("--forget", default="random:0.1", help="random:0.1, class:3 or indices:FILE.")
 @click.option("--methods", default="dau,retrain", help=f"Some of {','.join(METHODS)}.")
+@click.option("--prune", default="none", help=f"Prune the original: none, {', '.join(PRUNERS)}.")
+@click.option("--sparsity", type=float, help="Share of the convolutions' weights to prune; 0.95.")
 @click.option("--sensitivity", default="classifier", help=f"Of the game: {', '.join(SENSITIVITIES)}.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Decides every random choice.")
 @click.option("--repeats", type=_POSITIVE, default=1, help="Seeds; from 2 on with spread and noise floor.")
@@ -83,6 +90,9 @@ def unlearn(out: Path, methods: str, **given: Any) -> None:
         metadata["split"] = encode_roles(first.roles)
         for name, network in first.networks.items():
             models.save(folder / f"{name}.safetensors", network, metadata)
+            if name in first.masks:
+                sparse = folder / f"{name}.sparse.safetensors"
+                models.save_sparse(sparse, network, first.masks[name], metadata)
         (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         (folder / "report.html").write_text(render(report), encoding="utf-8")
     console = Console()
@@ -96,6 +106,7 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
     began, started = time.perf_counter(), datetime.now(UTC)
     for name in options.methods:
         method_named(name)
+    pruning = _pruning(options)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
     images = data.load(
@@ -108,6 +119,8 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
     fresh = builder(options.arch, images, precision)
     network, some = fresh(options.seed), torch.arange(min(_COSTED, len(images.labels)), device=device)
     check_sensitivity(options.sensitivity, network, images.batch(some[:2]))
+    if pruning:
+        prunable_weights(network.network)
     experiment = Experiment(
         images,
         Forget.parse(options.forget, images.class_names),
@@ -118,6 +131,7 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
         fresh,
         _checkpoint(options.checkpoint, fresh(options.seed), len(images.labels)),
         options.sensitivity,
+        pruning,
     )
     warm_up(device)
     results = [
@@ -135,6 +149,7 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
         "hardware": record.hardware(device),
         "precision": "fp32" if precision is None else "bf16",
         "epochs": experiment.recipe.epochs,
+        "prune": record.prune_facts(pruning, first, checkpoint=options.checkpoint is not None),
         "sensitivity": options.sensitivity,
         "sensitivity_costs": _sensitivity_costs(network, images.batch(some), images.labels[some]),
         "sets": record.set_sizes(first.split),
@@ -143,6 +158,28 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
         "wall_seconds": time.perf_counter() - began,
     }
     return record.report(run, results), first
+
+
+def _pruning(options: Options) -> PruneConfig | None:
+    """How to prune, None for not at all. Raises UserError for what does not go together."""
+    pruning = None
+    if options.prune != "none":
+        if options.prune not in PRUNERS:
+            raise UserError(f"unknown pruning '{options.prune}': expected none, {', '.join(PRUNERS)}")
+        pruning = PruneConfig(options.prune)
+        if options.checkpoint and options.prune != "omp":
+            raise UserError(
+                f"--prune {options.prune} begins at an untrained network: leave --checkpoint out, or take "
+                "--prune omp"
+            )
+    if options.sparsity is not None:
+        check_sparsity(options.sparsity)
+        if pruning is None:
+            raise UserError("--sparsity without pruning: add --prune, such as --prune omp")
+        pruning = replace(pruning, sparsity=options.sparsity)
+    if "retrain_clean" in options.methods:
+        check_clean(pruning)
+    return pruning
 
 
 def _sensitivity_costs(
@@ -161,14 +198,16 @@ def _checkpoint(path: Path | None, model: models.Classifier, images: int) -> Che
     if path is None:
         return None
     metadata = models.load(path, model.network)
+    masks = models.load_masks(path)
+    masks = masks and masks.to(model.head.weight.device)
     if "split" in metadata:
-        return Checkpoint(model.eval(), decode_roles(metadata["split"], images))
+        return Checkpoint(model.eval(), decode_roles(metadata["split"], images), masks)
     logging.getLogger("dau_fast").warning(
         "%s does not say which images it was trained on: taking this run's training images; if it "
         "has seen the validation images too, the result is not to be trusted",
         path,
     )
-    return Checkpoint(model.eval(), None)
+    return Checkpoint(model.eval(), None, masks)
 
 
 def main() -> None:

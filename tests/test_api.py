@@ -16,6 +16,7 @@ from torch.utils.data import Dataset, TensorDataset
 from dau_fast.api import Result, unlearn
 from dau_fast.config import DauConfig
 from dau_fast.errors import UserError
+from dau_fast.prune import Masks, omp
 
 Pair = tuple[Tensor, Tensor]
 CONFIG = DauConfig(label_conditioned=False, alpha=1.0, game_epochs=12, batch_size=32, lr=0.05)
@@ -368,9 +369,26 @@ def test_something_must_be_free_to_change(network: nn.Module) -> None:
         unlearn(network.requires_grad_(False), **some_sets())
 
 
-def test_retraining_a_callers_model_is_refused(network: nn.Module) -> None:
-    with pytest.raises(UserError, match="'retrain' needs the recipe"):
-        unlearn(network, **some_sets(), method="retrain")
+@pytest.mark.parametrize("method", ["retrain", "retrain_clean"])
+def test_retraining_a_callers_model_is_refused(method: str, network: nn.Module) -> None:
+    with pytest.raises(UserError, match=f"'{method}' needs the recipe"):
+        unlearn(network, **some_sets(), method=method)
+
+
+@pytest.mark.parametrize("method", ["dau", "ft", "ga"])
+def test_weights_that_are_masked_stay_zero(method: str, network: nn.Module) -> None:
+    masks = omp(network, 0.5, linear=True)
+    masks.apply_(network)
+    before = weights(network)
+    result = unlearn(network, **some_sets(), masks=masks, method=method)
+    assert Masks.from_zeros(result.model, linear=True) == masks
+    assert not same(weights(result.model), before)
+    assert same(weights(network), before)
+
+
+def test_masks_of_another_model_are_refused(network: nn.Module) -> None:
+    with pytest.raises(UserError, match="masks are of another model than this Sequential"):
+        unlearn(network, **some_sets(), masks=Masks({"stem.weight": torch.ones(2, dtype=torch.bool)}))
 
 
 def test_an_unknown_method_or_device_is_refused(network: nn.Module) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import pickle
 import re
@@ -20,6 +21,8 @@ import torch
 from calling import LABELS, Called, call, contents, environment
 from safetensors.torch import save_file
 
+from dau_fast.prune import Masks
+from dau_fast.prune.sparse_file import compress
 from dau_fast.split import VALIDATION
 
 
@@ -52,6 +55,12 @@ def files(place: Path, once: Called, pictures: Path) -> Path:
     (folder / "nothing.safetensors").write_bytes(b"")
     for name, metadata in (("odd", "3"), ("odd_split", '{"split": 3}')):
         save_file(once.weights("original"), folder / f"{name}.safetensors", {"dau_fast": metadata})
+    for name, damage in SPARSE_DAMAGE.items():
+        tensors, shapes = compress(once.weights("original"), Masks({"head.weight": torch.ones(10, 64) > 0}))
+        metadata = json.dumps({"sparse": damage(tensors) or shapes})
+        save_file(tensors, folder / f"{name}.sparse.safetensors", {"dau_fast": metadata})
+    whole = (folder / "whole.sparse.safetensors").read_bytes()
+    (folder / "short.sparse.safetensors").write_bytes(whole[:100_000])
     torch.save(once.weights("original"), folder / "whole.pt")
     (folder / "short.pt").write_bytes((folder / "whole.pt").read_bytes()[:100_000])
     torch.save({0: torch.zeros(1)}, folder / "numbered.pt")
@@ -68,6 +77,14 @@ def files(place: Path, once: Called, pictures: Path) -> Path:
 
 
 LONG = "x" * 300
+
+# What is wrong with the tensors of a sparse file, or the shapes it gives its masks.
+SPARSE_DAMAGE: dict[str, Callable[[dict[str, torch.Tensor]], str | None]] = {
+    "whole": lambda tensors: None,
+    "odd": lambda tensors: "[3",
+    "bits": lambda tensors: '{"head.weight": [10, 640]}',
+    "kept": lambda tensors: tensors.update({"head.weight": torch.zeros(639)}),
+}
 
 # Arguments, and what the message must name.
 MISTAKES = [
@@ -103,6 +120,15 @@ MISTAKES = [
         "--checkpoint {files}/good.safetensors --forget indices:{files}/validation.txt",
         "is a validation image",
     ),
+    ("--prune magnitude", "pruning 'magnitude'"),
+    ("--prune omp --sparsity 1", "sparsity 1 "),
+    ("--prune omp --sparsity -0.1", "sparsity -0.1 "),
+    ("--prune synflow --sparsity nan", "sparsity nan "),
+    ("--prune omp --sparsity most", "'most'"),
+    ("--sparsity 0.9", "add --prune"),
+    ("--methods dau,retrain_clean", "add --prune"),
+    ("--prune imp --checkpoint {files}/good.safetensors", "--prune imp"),
+    ("--prune synflow --checkpoint {files}/good.safetensors", "--prune synflow"),
     ("--dataset folder", "--data DIR"),
     ("--dataset folder --data {files}/missing", "missing' is not a folder"),
     ("--dataset folder --data {files}/twice.txt", "twice.txt' is not a folder"),
@@ -116,6 +142,10 @@ MISTAKES = [
     ("--checkpoint {files}/nothing.safetensors", "nothing.safetensors"),
     ("--checkpoint {files}/odd.safetensors", "checkpoint"),
     ("--checkpoint {files}/odd_split.safetensors", "checkpoint"),
+    ("--checkpoint {files}/short.sparse.safetensors", "short.sparse.safetensors"),
+    ("--checkpoint {files}/odd.sparse.safetensors", "odd.sparse.safetensors"),
+    ("--checkpoint {files}/bits.sparse.safetensors", "bits.sparse.safetensors"),
+    ("--checkpoint {files}/kept.sparse.safetensors", "kept.sparse.safetensors"),
     ("--checkpoint {files}/short.pt", "short.pt"),
     ("--checkpoint {files}/twice.txt", "twice.txt"),
     ("--checkpoint {files}/numbered.pt", "numbered.pt"),

@@ -23,6 +23,7 @@ from sklearn.datasets import load_digits
 
 from dau_fast import models
 from dau_fast.engine.evaluation import predict
+from dau_fast.prune import omp
 from dau_fast.report.page import render
 from dau_fast.split import TEST, TRAINING, VALIDATION
 
@@ -137,6 +138,7 @@ def check_report(report: Report, methods: list[str], *, repeats: int = 1, given:
     assert list(report) == ["schema", "run", "methods", "game", "noise_floor", "runs"]
     assert report["schema"] == 1
     check_run(report["run"], repeats)
+    check_prune(report["run"]["prune"], report)
     assert set(report["methods"]) == {"original", *methods}
     has_reference = "retrain" in methods
     for name, entry in report["methods"].items():
@@ -163,6 +165,20 @@ def check_report(report: Report, methods: list[str], *, repeats: int = 1, given:
             check_entry(entry, has_reference, timed=name != "original" or not given)
         check_game(run["game"] if "dau" in methods else {"none": run["game"]})
         assert (type(run["retraining_gap"]) is float) == has_reference
+
+
+def check_prune(prune: dict[str, Any] | None, report: Report) -> None:
+    """Assert that a pruned run says how it was pruned, and that a dense one does not."""
+    for entry in report["methods"].values():
+        assert ("sparsity" in entry) == (prune is not None)
+        assert ("avg_gap_clean" in entry) == ("retrain_clean" in report["methods"])
+    if prune is None:
+        return
+    assert list(prune) == ["method", "sparsity", "scope", "mask_from", "layers"]
+    assert set(prune["mask_from"]) == set(report["methods"])
+    assert set(prune["layers"]) == {"original", "retrain_clean"} & set(report["methods"])
+    for layers in prune["layers"].values():
+        assert all(0 <= share <= 1 for share in layers.values())
 
 
 def check_run(run: dict[str, Any], repeats: int) -> None:
@@ -196,7 +212,8 @@ def check_forget(forget: dict[str, Any]) -> None:
 
 
 def check_entry(entry: dict[str, Any], has_reference: bool, timed: bool) -> None:
-    assert set(entry) == {*RATES, "attacks", *TIMES, "avg_gap", "confidence"}
+    further = {"sparsity", "avg_gap_clean"}
+    assert set(entry) - further == {*RATES, "attacks", *TIMES, "avg_gap", "confidence"}
     assert set(entry["attacks"]) == ATTACKS
     for rate in [*(entry[key] for key in RATES), *entry["attacks"].values()]:
         assert type(rate) is float
@@ -426,6 +443,123 @@ def test_a_state_dict_without_a_split_is_taken_with_a_warning(
     assert called.report["methods"]["original"]["ta"] == once.report["methods"]["original"]["ta"]
 
 
+# ---- pruning
+
+
+@pytest.fixture(scope="module")
+def pruned(place: Path) -> Called:
+    """Every method on a model that was pruned by magnitude, to the usual sparsity."""
+    methods = "dau,retrain,ft,ga,retrain_clean"
+    return succeed(place / "pruned", "--prune", "omp", "--methods", methods, "--repeats", 2)
+
+
+def zeros(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Where the convolutions' weights are zero."""
+    return {name: tensor == 0 for name, tensor in weights.items() if tensor.ndim == 4}
+
+
+def test_every_method_of_a_pruned_run_is_as_sparse_as_asked(pruned: Called) -> None:
+    report = pruned.report
+    check_report(report, ["dau", "retrain", "ft", "ga", "retrain_clean"], repeats=2)
+    original = zeros(pruned.weights("original"))
+    for method, entry in report["methods"].items():
+        found = zeros(pruned.weights(method))
+        count = sum(mask.numel() for mask in found.values())
+        assert abs(sum(int(mask.sum()) for mask in found.values()) - 0.95 * count) < 1, method
+        assert entry["sparsity"] == pytest.approx(0.95, abs=1 / count)
+        assert same_tensors(found, original) == (method != "retrain_clean"), method
+
+
+def test_a_pruned_report_says_where_each_mask_comes_from(pruned: Called) -> None:
+    prune = pruned.report["run"]["prune"]
+    assert (prune["method"], prune["sparsity"]) == ("omp", 0.95)
+    assert "training set, forget set included" in prune["mask_from"]["original"]
+    for method in ("retrain", "dau", "ft", "ga"):
+        assert prune["mask_from"][method] == "the original's, found with the forget set"
+    assert "retain set alone" in prune["mask_from"]["retrain_clean"]
+    for method, layers in prune["layers"].items():
+        found = zeros(pruned.weights(method))
+        assert layers == {name: pytest.approx(mask.float().mean().item()) for name, mask in found.items()}
+    page = (pruned.folder / "report.html").read_text(encoding="utf-8")
+    assert page == render(pruned.report)
+    assert "omp, 95.0 % of the convolutions" in page
+    assert "found with the forget set" in page
+
+
+def test_the_gap_to_the_cleanly_retrained_is_the_gap_to_it(pruned: Called) -> None:
+    for run in pruned.report["runs"]:
+        reference = run["methods"]["retrain_clean"]
+        for entry in run["methods"].values():
+            gaps = [abs(entry[key] - reference[key]) for key in RATES]
+            assert entry["avg_gap_clean"] == pytest.approx(sum(gaps) / 4)
+
+
+def test_sparse_files_hold_the_weights_of_the_dense_ones(pruned: Called) -> None:
+    for method in pruned.report["methods"]:
+        dense = pruned.folder / f"{method}.safetensors"
+        sparse = pruned.folder / f"{method}.sparse.safetensors"
+        network = models.build("small", 10, (1, 8, 8))
+        assert models.load(sparse, network) == pruned.metadata(method)
+        assert same_tensors(network.state_dict(), pruned.weights(method))
+        assert sparse.stat().st_size <= 0.15 * dense.stat().st_size
+
+
+@pytest.mark.parametrize(
+    ("method", "source"), [("imp", "each round"), ("synflow", "no data"), ("random", "no data")]
+)
+def test_other_ways_to_prune_forget_a_class(tmp_path: Path, method: str, source: str) -> None:
+    arguments = ("--prune", method, "--sparsity", 0.5, "--forget", "class:3", "--epochs", 1)
+    called = succeed(tmp_path, *arguments)
+    check_report(called.report, ["dau", "retrain"])
+    assert source in called.report["run"]["prune"]["mask_from"]["original"]
+    original = zeros(called.weights("original"))
+    for name in ("dau", "retrain"):
+        assert same_tensors(zeros(called.weights(name)), original)
+        assert called.report["methods"][name]["sparsity"] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_given_weights_are_pruned_and_trained_on(place: Path, once: Called) -> None:
+    original = once.folder / "original.safetensors"
+    arguments = (
+        "--checkpoint",
+        original,
+        "--prune",
+        "omp",
+        "--sparsity",
+        0.8,
+        "--methods",
+        "ga",
+        "--repeats",
+        2,
+    )
+    called = succeed(place / "given", *arguments)
+    check_report(called.report, ["ga"], repeats=2)
+    assert "the checkpoint" in called.report["run"]["prune"]["mask_from"]["original"]
+    given = once.weights("original")
+    expected = omp(_loaded(given), 0.8)
+    found = zeros(called.weights("original"))
+    assert all(torch.equal(~found[name], expected[name]) for name in expected)
+    for run in called.report["runs"]:  # every seed begins at the weights that were given
+        assert run["methods"]["original"]["sparsity"] == pytest.approx(0.8, abs=1e-4)
+    assert not torch.equal(called.weights("original")["head.weight"], given["head.weight"])
+
+
+def _loaded(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
+    network = models.build("small", 10, (1, 8, 8))
+    network.load_state_dict(weights)
+    return network
+
+
+def test_a_sparse_checkpoint_stays_sparse(place: Path, pruned: Called) -> None:
+    original = pruned.folder / "original.sparse.safetensors"
+    called = succeed(place / "sparse", "--checkpoint", original, "--methods", "dau")
+    check_report(called.report, ["dau"], given=True)
+    assert called.report["run"]["prune"]["method"] == "checkpoint"
+    assert same_tensors(called.weights("original"), pruned.weights("original"))
+    assert same_tensors(called.weights("dau"), pruned.weights("dau"))
+    assert (called.roles() == pruned.roles()).all()
+
+
 # ---- a folder of images
 
 
@@ -467,8 +601,8 @@ def test_help_of_the_module_names_every_option(tmp_path: Path) -> None:
     assert found.returncode == 0
     assert found.stderr == ""
     for option in (
-        "dataset", "data", "arch", "checkpoint", "forget", "methods", "sensitivity", "seed", "repeats",
-        "device", "out",
+        "dataset", "data", "arch", "checkpoint", "forget", "methods", "prune", "sparsity", "sensitivity",
+        "seed", "repeats", "device", "out",
     ):  # fmt: skip
         assert re.search(rf"^ *(-\w, )?--{option} ", found.stdout, re.MULTILINE), option
     assert list(tmp_path.iterdir()) == []

@@ -23,6 +23,7 @@ from dau_fast.dau.defender import defender_loss
 from dau_fast.dau.referee import Referee
 from dau_fast.dau.view import View
 from dau_fast.engine.batches import index_stream, steps_for
+from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.training import recompute_batchnorm, train
 from dau_fast.models import Classifier, Outputs
 from dau_fast.task import Task, Unlearned
@@ -46,7 +47,7 @@ def unlearn(task: Task) -> Unlearned:
         if step % look_every == 0 and game.referee.look(defender, game.attacker, step):
             break
 
-    optimizer = _sgd(defender, config, config.recovery_lr)
+    optimizer = _sgd(defender, task, config, config.recovery_lr)
     train(
         defender,
         index_stream(retain, config.batch_size, task.generator("recovery")),
@@ -95,7 +96,7 @@ class Game:
             seen = torch.cat(self._original_shows)
             self.attacker = Attacker(seen, config.attacker_hidden).to(seen.device)
         self._attack = Adam(self.attacker.parameters(), lr=config.attacker_lr, fused=True)
-        self._defend = _sgd(defender, config, config.lr)
+        self._defend = _sgd(defender, task, config, config.lr)
         self._load = task.augmented("game")
         self._batches = self._index_batches()
 
@@ -163,7 +164,6 @@ class Game:
         )
 
 
-def _sgd(model: Classifier, config: DauConfig, lr: float) -> SGD:
-    return SGD(
-        model.parameters(), lr=lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=True
-    )
+def _sgd(model: Classifier, task: Task, config: DauConfig, lr: float) -> SGD:
+    momentum, weight_decay = config.momentum, config.weight_decay
+    return sgd(model.network, task.masks, lr=lr, momentum=momentum, weight_decay=weight_decay)

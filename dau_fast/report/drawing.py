@@ -25,11 +25,12 @@ SETS = {"forget": ("#D55E00", "-"), "validation": ("#332288", "-"), "test": ("#5
 _LOOKS = {
     "original": ("#808080", "s"),
     "retrain": ("#000000", "D"),
+    "retrain_clean": ("#882255", "X"),
     "dau": ("#0072B2", "o"),
     "ft": ("#E69F00", "^"),
     "ga": ("#009E73", "v"),
 }
-_FURTHER_LOOKS = [("#CC79A7", "P"), ("#882255", "X"), ("#999933", "<"), ("#44AA99", ">")]
+_FURTHER_LOOKS = [("#CC79A7", "P"), ("#999933", "<"), ("#44AA99", ">")]
 
 MUTED = "#5a5a5a"
 _WIDTH = 9.375  # inches; 900 CSS pixels at 96 an inch

@@ -32,6 +32,7 @@ _TEMPLATE = "page.html.jinja"
 _METHODS = {
     "original": "the trained model, untouched",
     "retrain": "trained from scratch on the retain set",
+    "retrain_clean": "the same with masks found on the retain set",
     "dau": "discriminative adversarial unlearning",
     "ft": "fine-tuning on the retain set",
     "ga": "gradient ascent on the forget set",
@@ -64,7 +65,7 @@ def render(report: Report) -> str:
         confidences=Markup(plots.confidences(report)),
         game=Markup(game) if game else None,
         stopped=(report.get("game") or {}).get("stopped", "").rstrip("."),
-        facts=_facts(report["run"]),
+        facts=_facts(report),
     )
 
 
@@ -115,8 +116,9 @@ def _subject(run: Report) -> str:
     return f"{images} forgotten ({run['forget']['spec']}), {run['dataset']}, {run['arch']}"
 
 
-def _facts(run: Report) -> list[tuple[str, str]]:
+def _facts(report: Report) -> list[tuple[str, str]]:
     """What a reader needs to run it again, as (term, text); what the report lacks is left out."""
+    run = report["run"]
     sets, forget, sensitivity = run.get("sets", {}), run["forget"], run.get("sensitivity")
     facts = [
         ("dataset", run["dataset"]),
@@ -127,6 +129,7 @@ def _facts(run: Report) -> list[tuple[str, str]]:
         ("seed", run.get("seed")),
         ("repeats", run.get("repeats")),
         ("training epochs", run.get("epochs")),
+        *_pruning_facts(report),
         ("sensitivity", sensitivity and _explained(sensitivity)),
         ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
         ("device", run.get("device")),
@@ -135,6 +138,40 @@ def _facts(run: Report) -> list[tuple[str, str]]:
         ("whole run", f"{seconds_text(run['wall_seconds'])} s" if run.get("wall_seconds") else None),
     ]
     return [(term, str(text)) for term, text in facts if text not in (None, "")]
+
+
+def _pruning_facts(report: Report) -> list[tuple[str, str]]:
+    """How the models were pruned, where their masks come from, and what is left of each."""
+    prune = report["run"].get("prune")
+    if not prune:
+        return []
+    methods = {name: report["methods"][name] for name in method_order(report)}
+
+    def by_method(values: dict[str, str]) -> str:
+        return "; ".join(f"{method_name(name)}: {values[name]}" for name in methods if name in values)
+
+    final = {name: _share(entry["sparsity"]) for name, entry in methods.items() if "sparsity" in entry}
+    clean = {
+        name: number_text(entry["avg_gap_clean"], 2)
+        for name, entry in methods.items()
+        if "avg_gap_clean" in entry and name != "retrain_clean"
+    }
+    layers = {
+        name: ", ".join(f"{layer} {_share(share)}" for layer, share in shares.items())
+        for name, shares in prune["layers"].items()
+    }
+    return [
+        ("pruning", f"{prune['method']}, {_share(prune['sparsity'])} of the convolutions' weights"),
+        ("masks from", by_method(prune["mask_from"])),
+        ("zeros at the end", by_method(final)),
+        ("sparsity of layers", by_method(layers)),
+        ("avg gap, clean masks", by_method(clean)),
+    ]
+
+
+def _share(value: float) -> str:
+    """A share from 0 to 1 in percent."""
+    return f"{number_text(100 * value)} %"
 
 
 def _costs(measured: dict[str, Any] | None) -> str | None:

@@ -14,6 +14,7 @@ from dau_fast.report.drawing import MUTED, SETS, house_style, look_of, note, pag
 from dau_fast.report.reading import (
     ATTACKS,
     MEASURES,
+    REFERENCES,
     Report,
     difference,
     known,
@@ -238,7 +239,7 @@ def _attack_references(axes: Axes, report: Report) -> None:
 def _before_and_after(report: Report) -> list[str]:
     """The original, the retrained and DAU, or without it the closest other method."""
     measured = [name for name in method_order(report) if report["methods"][name].get("confidence")]
-    others = [name for name in measured if name not in ("original", "retrain")]
+    others = [name for name in measured if name not in REFERENCES]
     after = "dau" if "dau" in others else next(iter(others), None)
     return [name for name in measured if name in ("original", "retrain", after)]
 

@@ -16,7 +16,10 @@ ATTACKS = {
     "probability": "probability",
 }
 
-_NAMES = {"retrain": "retrained", "dau": "DAU", "ft": "FT", "ga": "GA"}
+# What the methods start from and what they are compared with.
+REFERENCES = ("original", "retrain", "retrain_clean")
+
+_NAMES = {"retrain": "retrained", "retrain_clean": "retrained clean", "dau": "DAU", "ft": "FT", "ga": "GA"}
 _UNKNOWN = "\u2013"
 
 
@@ -26,12 +29,12 @@ def known(value: object) -> TypeGuard[float]:
 
 
 def method_order(report: Report) -> list[str]:
-    """The report's methods: the original, the retrained, then the others from the closest on."""
+    """The report's methods: the original, the retrained ones, then the others from the closest on."""
     methods = report["methods"]
-    others = [name for name in methods if name not in ("original", "retrain")]
+    others = [name for name in methods if name not in REFERENCES]
     gaps = {name: methods[name].get("avg_gap") for name in others}
     others.sort(key=lambda name: gaps[name] if known(gaps[name]) else math.inf)
-    return [name for name in ("original", "retrain") if name in methods] + others
+    return [name for name in REFERENCES if name in methods] + others
 
 
 def method_name(method: str) -> str:

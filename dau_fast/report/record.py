@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from dau_fast.config import PruneConfig
 from dau_fast.methods import Finished
 from dau_fast.metrics.unlearning import Measures, avg_gap
 from dau_fast.split import Split
@@ -52,11 +53,19 @@ def method_entry(
     measures: Measures,
     finished: Finished | None,
     reference: tuple[Measures, Finished] | None,
+    clean: Measures | None = None,
+    sparsity: float | None = None,
 ) -> dict[str, Any]:
     """What the report says of one method. finished: None where its making was not timed.
 
-    reference: the retrained model's; avg_gap and speedup are None without it.
+    reference: the retrained model's; avg_gap and speedup are None without it. clean: those of the model
+    retrained with masks of its own, for "avg_gap_clean". sparsity: of the model, 0 to 1. An entry has
+    these two where they are known.
     """
+    further = {
+        "sparsity": sparsity,
+        "avg_gap_clean": avg_gap(measures, clean) if clean else None,
+    }
     seconds = finished.seconds if finished else None
     return {
         "ua": measures.ua,
@@ -69,6 +78,7 @@ def method_entry(
         "avg_gap": avg_gap(measures, reference[0]) if reference else None,
         "speedup": reference[1].seconds / seconds if reference and seconds else None,
         "confidence": measures.confidence,
+        **{key: value for key, value in further.items() if value is not None},
     }
 
 
@@ -125,6 +135,47 @@ def forget_facts(spec: str, split: Split) -> dict[str, Any]:
     indices = split.forget
     sha256 = split.forget_sha256
     return {"spec": spec, "count": len(indices), "sha256": sha256, "indices": indices.tolist()}
+
+
+def prune_facts(
+    pruning: PruneConfig | None, result: SeedResult, *, checkpoint: bool
+) -> dict[str, Any] | None:
+    """How the models of a run were pruned and where their masks come from; None where none is.
+
+    sparsity: as asked for, 0 to 1. mask_from: by method. layers: of the first seed, 0 to 1, by method
+    and layer. checkpoint: whether the original was given.
+    """
+    if "original" not in result.masks:
+        return None
+    found_with_it = pruning is None or pruning.method in ("omp", "imp")
+    whole = "the training set, forget set included"
+    sources = dict.fromkeys(result.networks, "the original's" + ", found with the forget set" * found_with_it)
+    sources["original"] = _mask_source(pruning, whole, checkpoint)
+    if "retrain_clean" in result.networks:
+        sources["retrain_clean"] = _mask_source(pruning, "the retain set alone", False)
+    return {
+        "method": pruning.method if pruning else "checkpoint",
+        "sparsity": pruning.sparsity if pruning else result.masks["original"].sparsity,
+        "scope": "global",
+        "mask_from": sources,
+        "layers": {
+            name: result.masks[name].layer_sparsity
+            for name in ("original", "retrain_clean")
+            if name in result.masks
+        },
+    }
+
+
+def _mask_source(pruning: PruneConfig | None, trained_on: str, checkpoint: bool) -> str:
+    if pruning is None:
+        return f"the checkpoint, trained on {trained_on}"
+    dense = "the checkpoint" if checkpoint else "a dense model"
+    return {
+        "omp": f"the weights of {dense}, trained on {trained_on}",
+        "imp": f"the weights after each round of training on {trained_on}",
+        "synflow": "its initial weights, no data",
+        "random": "chance, no data",
+    }[pruning.method]
 
 
 def set_sizes(split: Split) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dau_fast.report.reading import (
+    REFERENCES,
     Report,
     factor_text,
     known,
@@ -30,7 +31,7 @@ def verdict(report: Report) -> Verdict:
     gaps = {
         name: methods[name].get("avg_gap")
         for name in method_order(report)
-        if name not in ("original", "retrain") and known(methods[name].get("avg_gap"))
+        if name not in REFERENCES and known(methods[name].get("avg_gap"))
     }
     if "retrain" not in methods:
         return _without_reference(report)

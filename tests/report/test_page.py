@@ -19,6 +19,7 @@ import pytest
 from dau_fast.report import plots
 from dau_fast.report.drawing import method_color
 from dau_fast.report.page import render
+from dau_fast.report.reading import method_order
 
 ATTACKS = ("correctness", "confidence", "entropy", "modified_entropy", "probability")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -182,6 +183,47 @@ def test_compile_time_is_shown_beside_the_time() -> None:
     html = render(report)
     assert Page(html).rows[3][6] == "0.87 + 3.20 compiling"
     assert "DAU took 0.87 s (and 3.20 s compiling)" in verdict(html)
+
+
+def pruned() -> dict[str, Any]:
+    report = full()
+    report["methods"]["retrain_clean"] = method((5.0, 99.9, 98.0, 10.9), 4.5, 0.01, 0.9)
+    for name, measured in report["methods"].items():
+        measured |= {"sparsity": 0.9, "avg_gap_clean": 0.5 if name == "dau" else 1.25}
+    report["run"]["prune"] = {
+        "method": "omp", "sparsity": 0.9, "scope": "global",
+        "mask_from": {"original": "the training set", "retrain_clean": "the retain set"},
+        "layers": {"original": {"stem.weight": 0.25, "block.weight": 0.915}},
+    }  # fmt: skip
+    return report
+
+
+def test_pruning_is_a_fact_of_the_run() -> None:
+    page = render(pruned())
+    for fact in (
+        "omp, 90.0 % of the convolutions&#39; weights",
+        "original: the training set; retrained clean: the retain set",
+        "original: stem.weight 25.0 %, block.weight 91.5 %",
+        "DAU: 90.0 %",
+        "DAU: 0.50",
+        "the same with masks found on the retain set",
+    ):
+        assert fact in page, fact
+    for fact in ("zeros at the end", "masks from", "clean masks"):
+        assert fact in page
+        assert fact not in render(full())
+
+
+def test_a_cleanly_retrained_model_is_a_reference_and_no_way_to_unlearn() -> None:
+    report = pruned()
+    words = verdict(render(report))
+    assert "DAU comes closest" in words
+    assert "clean" not in words
+    assert method_order(report)[:3] == ["original", "retrain", "retrain_clean"]
+    for name in ("dau", "ft", "ga"):
+        del report["methods"][name]
+    assert "no unlearning method ran" in verdict(render(report))
+    assert "retrained clean" not in plots.confidences(report)
 
 
 def test_without_retraining_nothing_is_compared() -> None:

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from dau_fast.config import PruneConfig
 from dau_fast.methods import Finished
 from dau_fast.metrics.unlearning import Measures
 from dau_fast.models import Classifier
-from dau_fast.report.record import combine, method_entry, report
+from dau_fast.prune import Masks
+from dau_fast.report.record import combine, method_entry, prune_facts, report
 from dau_fast.split import Split
 
 ROOT_7 = 7**0.5  # the sample standard deviation of 1, 2 and 6
@@ -69,6 +71,59 @@ def test_what_was_not_timed_has_a_gap_but_no_speedup() -> None:
     found = method_entry(MEASURED, None, REFERENCE)
     assert found["seconds"] is found["compile_seconds"] is found["speedup"] is None
     assert found["avg_gap"] == 5.0
+
+
+def test_a_pruned_models_entry_holds_its_sparsity_and_the_gap_to_the_clean_one() -> None:
+    clean = measures(4.0, 90.0, 80.0, 32.0)
+    dense = method_entry(MEASURED, finished(3.0), REFERENCE)
+    found = method_entry(MEASURED, finished(3.0), REFERENCE, clean, 0.95)
+    assert found == dense | {"sparsity": 0.95, "avg_gap_clean": 2.0}  # the mean of 6, 0, 0 and 2
+
+
+PRUNED = ("original", "dau", "retrain", "retrain_clean")
+
+
+@pytest.mark.parametrize(
+    ("method", "checkpoint", "original", "clean"),
+    [
+        ("omp", False, "dense model, trained on the training set, forget", "trained on the retain set alone"),
+        (
+            "omp",
+            True,
+            "checkpoint, trained on the training set, forget",
+            "dense model, trained on the retain",
+        ),
+        (
+            "imp",
+            False,
+            "each round of training on the training set, forget",
+            "training on the retain set alone",
+        ),
+        ("synflow", False, "initial weights, no data", "initial weights, no data"),
+        ("random", False, "chance, no data", "chance, no data"),
+    ],
+)
+def test_where_masks_come_from(method: str, checkpoint: bool, original: str, clean: str) -> None:
+    masks = Masks({"a": torch.tensor([True, False, False, False]), "b": torch.ones(4) > 0})
+    result: Any = SimpleNamespace(networks=dict.fromkeys(PRUNED), masks=dict.fromkeys(PRUNED, masks))
+    facts = prune_facts(PruneConfig(method, 0.4), result, checkpoint=checkpoint)
+    assert facts is not None
+    assert (facts["method"], facts["sparsity"]) == (method, 0.4)
+    assert original in facts["mask_from"]["original"]
+    assert clean in facts["mask_from"]["retrain_clean"]
+    leaks = "found with the forget set" in facts["mask_from"]["retrain"]
+    assert leaks == (method in ("omp", "imp"))
+    assert facts["mask_from"]["dau"] == facts["mask_from"]["retrain"]
+    assert facts["layers"] == {name: {"a": 0.75, "b": 0} for name in ("original", "retrain_clean")}
+
+
+def test_masks_that_came_with_a_checkpoint() -> None:
+    masks = Masks({"a": torch.tensor([True, False, False, False])})
+    result: Any = SimpleNamespace(networks={"original": None}, masks={"original": masks})
+    facts = prune_facts(None, result, checkpoint=True)
+    assert facts is not None
+    assert (facts["method"], facts["sparsity"]) == ("checkpoint", 0.75)
+    assert prune_facts(None, SimpleNamespace(masks={}), checkpoint=True) is None  # type: ignore[arg-type]
 
 
 # ---- several runs

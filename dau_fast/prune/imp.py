@@ -1,0 +1,56 @@
+"""Iterative magnitude pruning: train, prune a fifth, rewind, again (Frankle and Carbin 2019)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+
+from torch import nn
+
+from dau_fast.errors import UserError
+from dau_fast.prune.masks import Masks
+from dau_fast.prune.prunable import prunable_weights
+from dau_fast.prune.select import check_scope, check_sparsity, keep_largest, warn_of_emptied
+
+
+def imp(
+    model: nn.Module,
+    sparsity: float,
+    train: Callable[[nn.Module, Masks | None], None],
+    *,
+    rate: float = 0.2,
+    scope: str = "global",
+    linear: bool = False,
+) -> Masks:
+    """Masks of the share `sparsity`, in [0, 1), found in rounds that each drop `rate` of what is left.
+
+    train(model, masks): trains the model in place with masked weights at zero; masks is None in the
+    first round. After each round `model` is set back to the state in which it was given, masked
+    weights zero, and so it is left: train it once more to use it. scope, linear: as in `omp`.
+    Raises UserError as `omp` does, and for a rate outside (0, 1).
+    """
+    check_sparsity(sparsity)
+    check_scope(scope)
+    if not 0 < rate < 1:
+        raise UserError(
+            f"rate {rate:g} is not a share of the weights: expected one between 0 and 1, such as 0.2"
+        )
+    beginning = copy.deepcopy(model.state_dict())
+    masks: Masks | None = None
+    for target in schedule(sparsity, rate):
+        train(model, masks)
+        scores = {name: weight.detach().abs() for name, weight in prunable_weights(model, linear).items()}
+        if masks is not None:  # a kept weight may have become zero, a masked one goes before it
+            scores = {name: score.masked_fill(~masks[name], -1) for name, score in scores.items()}
+        masks = keep_largest(scores, target, scope)
+        model.load_state_dict(beginning)
+        masks.apply_(model)
+    assert masks is not None
+    return warn_of_emptied(masks)
+
+
+def schedule(sparsity: float, rate: float) -> list[float]:
+    """The sparsity after each round, at least one; the last is `sparsity`."""
+    rounds = max(1, math.ceil(math.log(1 - sparsity) / math.log(1 - rate) - 1e-9))
+    return [1 - (1 - rate) ** done for done in range(1, rounds)] + [sparsity]
