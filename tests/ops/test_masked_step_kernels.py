@@ -1,0 +1,160 @@
+"""The kernels of masks and masked steps without a GPU: in Triton's interpreter, and built by ptxas."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from kernels import CAPABILITIES, build
+from torch import Tensor
+
+from dau_fast.ops import pack_mask
+
+SIZES = [(1,), (7,), (33, 40), (1024,), (1025,), (3, 5, 7), (0,)]
+
+
+@pytest.fixture
+def launchers() -> ModuleType:
+    """The launchers, which take CPU tensors in the interpreter."""
+    return importlib.import_module("dau_fast.ops._masked_step_cuda")
+
+
+def some(seed: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(size, generator=generator) for size in SIZES]
+
+
+def some_masks() -> list[Tensor]:
+    """All kept, none kept, and shares of both."""
+    generator = torch.Generator().manual_seed(99)
+    masks = [torch.rand(size, generator=generator) < 0.2 for size in SIZES]
+    masks[0].fill_(True)
+    masks[3].fill_(False)
+    return masks
+
+
+def zeroed(tensors: list[Tensor], masks: list[Tensor]) -> list[Tensor]:
+    return [torch.where(mask, x, 0.0) for x, mask in zip(tensors, masks, strict=True)]
+
+
+@pytest.mark.interpreter
+def test_masked_weights_become_zero_and_no_others(launchers: ModuleType) -> None:
+    weights, masks = some(0), some_masks()
+    weights[2][0, 0] = float("nan")
+    masks[2][0, 0] = False
+    expected = zeroed(weights, masks)
+    launchers.apply(weights, [pack_mask(mask) for mask in masks])
+    for found, wanted in zip(weights, expected, strict=True):
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 0.1},
+        {"lr": 0.1, "weight_decay": 0.1},
+        {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4},
+        {"lr": 0.1, "momentum": 0.9, "dampening": 0.3},
+        {"lr": torch.tensor(0.05), "momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
+        {"lr": 0.1, "momentum": 0.5, "maximize": True, "weight_decay": 0.1},
+    ],
+)
+def test_steps_of_sgd_are_torchs_followed_by_masking(launchers: ModuleType, options: dict[str, Any]) -> None:
+    masks = some_masks()
+    bits = [None if mask.all() else pack_mask(mask) for mask in masks]
+    weights = zeroed(some(0), masks)
+    momenta: list[Tensor | None] = [torch.full_like(w, float("nan")) for w in weights]
+    usual = [w.clone().requires_grad_() for w in weights]
+    optimizer = torch.optim.SGD(usual, **options)
+    settings = {
+        "momentum": 0.0, "dampening": 0.0, "weight_decay": 0.0, "nesterov": False, "maximize": False,
+    } | options  # fmt: skip
+    if not settings["momentum"]:
+        momenta = [None] * len(weights)
+    # What is masked is never read: momenta hold 0 there from the start.
+    for buffer, mask in zip(momenta, masks, strict=True):
+        if buffer is not None:
+            buffer[~mask] = 0
+    for step in range(4):
+        grads = some(step + 1)
+        launchers.sgd(weights, grads, momenta, bits, [step == 0] * len(weights), **settings)
+        for w, grad in zip(usual, grads, strict=True):
+            w.grad = grad.clone()
+        optimizer.step()
+        with torch.no_grad():
+            for w, mask in zip(usual, masks, strict=True):
+                w.mul_(mask)
+    for found, wanted, mask in zip(weights, usual, masks, strict=True):
+        torch.testing.assert_close(found, wanted.detach(), rtol=1e-5, atol=1e-6)
+        assert (found[~mask] == 0).all()
+    for buffer, mask in zip(momenta, masks, strict=True):
+        assert buffer is None or (buffer.isfinite().all() and (buffer[~mask] == 0).all())
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"lr": 1e-2},
+        {"lr": torch.tensor(1e-2), "weight_decay": 0.3, "betas": (0.8, 0.95)},
+        {"lr": 1e-2, "eps": 1e-3, "maximize": True},
+    ],
+)
+def test_steps_of_adamw_are_torchs_followed_by_masking(
+    launchers: ModuleType, options: dict[str, Any]
+) -> None:
+    masks = some_masks()
+    bits = [None if mask.all() else pack_mask(mask) for mask in masks]
+    weights = zeroed(some(0), masks)
+    averages, squares = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+    steps = [torch.zeros(()) for _ in weights]
+    usual = [w.clone().requires_grad_() for w in weights]
+    optimizer = torch.optim.AdamW(usual, **options)
+    given = {"betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2, "maximize": False} | options
+    beta1, beta2 = given.pop("betas")
+    for step in range(5):
+        grads = some(step + 1)
+        for count in steps:
+            count += 1
+        launchers.adamw(weights, grads, averages, squares, steps, bits, beta1=beta1, beta2=beta2, **given)
+        for w, grad in zip(usual, grads, strict=True):
+            w.grad = grad.clone()
+        optimizer.step()
+        with torch.no_grad():
+            for w, mask in zip(usual, masks, strict=True):
+                w.mul_(mask)
+    for found, wanted, mask in zip(weights, usual, masks, strict=True):
+        torch.testing.assert_close(found, wanted.detach(), rtol=1e-4, atol=1e-6)
+        assert (found[~mask] == 0).all()
+    for state in (*averages, *squares):
+        assert state.isfinite().all()
+
+
+KERNELS: dict[str, list[dict[str, Any]]] = {
+    "apply_kernel": [{}],
+    "sgd_kernel": [
+        {"LR_IS_TENSOR": captured, "MOMENTUM": True, "NESTEROV": captured, "MAXIMIZE": False}
+        for captured in (False, True)
+    ],
+    "adamw_kernel": [{"LR_IS_TENSOR": captured, "MAXIMIZE": False} for captured in (False, True)],
+}
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_kernel_builds_without_spilling(name: str, capability: int, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    from dau_fast.ops import _masked_step_cuda as cuda
+
+    kernel = getattr(cuda, name)
+    types = {"table_ptr": "*i64:16", "blocks_ptr": "*i32:16", "lr_ptr": "*fp32:16"}
+    given = {n: types.get(n, "fp32") for n in kernel.arg_names} | {"BLOCK": cuda.BLOCK}
+    for constants in KERNELS[name]:
+        found = build(kernel, given | constants, capability, tmp_path, num_warps=cuda.WARPS)
+        assert found.spilled == 0, found
+        assert found.registers <= 128
