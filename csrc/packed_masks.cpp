@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstring>
 
+#include "lines.h"
+
 namespace dau_fast {
 namespace {
 
@@ -65,6 +67,22 @@ void apply_byte(float* weights, std::uint8_t byte) {
   apply_four(weights + 4, static_cast<std::uint8_t>(byte >> 4));
 }
 
+void apply_range(float* weights, const std::uint8_t* bits, std::size_t n) {
+  // A word that keeps all its weights costs no memory traffic, one that keeps none costs no read.
+  // Single bytes are not tested: at 95 % kept, the mispredicted branches cost more than the work.
+  for (; n >= kWordBits; n -= kWordBits, weights += kWordBits, bits += kWordBytes) {
+    const std::uint64_t word = load_word(bits);
+    if (word == ~std::uint64_t{0}) continue;
+    if (word == 0) {
+      std::fill_n(weights, kWordBits, 0.0f);
+    } else {
+      for (std::size_t i = 0; i < kWordBytes; ++i) apply_byte(weights + i * kBits, bits[i]);
+    }
+  }
+  for (; n >= kBits; n -= kBits, weights += kBits, ++bits) apply_byte(weights, *bits);
+  for (std::size_t i = 0; i < n; ++i) weights[i] = bit(*bits, i) ? weights[i] : 0.0f;
+}
+
 }  // namespace
 
 void pack(const std::uint8_t* flags, std::uint8_t* bits, std::size_t n) {
@@ -79,20 +97,11 @@ void unpack(const std::uint8_t* bits, std::uint8_t* flags, std::size_t n) {
   if (rest != 0) unpack_byte(bits[whole], flags + whole * kBits, rest);
 }
 
-void apply(float* weights, const std::uint8_t* bits, std::size_t n) {
-  // A word that keeps all its weights costs no memory traffic, one that keeps none costs no read.
-  // Single bytes are not tested: at 95 % kept, the mispredicted branches cost more than the work.
-  for (; n >= kWordBits; n -= kWordBits, weights += kWordBits, bits += kWordBytes) {
-    const std::uint64_t word = load_word(bits);
-    if (word == ~std::uint64_t{0}) continue;
-    if (word == 0) {
-      std::fill_n(weights, kWordBits, 0.0f);
-    } else {
-      for (std::size_t i = 0; i < kWordBytes; ++i) apply_byte(weights + i * kBits, bits[i]);
-    }
-  }
-  for (; n >= kBits; n -= kBits, weights += kBits, ++bits) apply_byte(weights, *bits);
-  for (std::size_t i = 0; i < n; ++i) weights[i] = bit(*bits, i) ? weights[i] : 0.0f;
+void apply(const std::vector<MaskedTensor>& tensors, std::size_t threads) {
+  each_piece(sizes_of(tensors), threads, [&](const Piece& piece) {
+    const auto [weights, bits, n] = tensors[piece.tensor];
+    apply_range(weights + piece.start(), bits + piece.start() / kBits, piece.length());
+  });
 }
 
 std::size_t count(const std::uint8_t* bits, std::size_t n) {

@@ -4,6 +4,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace dau_fast {
 
@@ -13,8 +14,14 @@ void pack(const std::uint8_t* flags, std::uint8_t* bits, std::size_t n);
 // The inverse of `pack`: every flag is written as 0 or 1.
 void unpack(const std::uint8_t* bits, std::uint8_t* flags, std::size_t n);
 
+struct MaskedTensor {
+  float* weights;
+  const std::uint8_t* bits;
+  std::size_t n;
+};
+
 // Weights whose bit is 0 become +0.0, whatever they held; the others keep their value.
-void apply(float* weights, const std::uint8_t* bits, std::size_t n);
+void apply(const std::vector<MaskedTensor>& tensors, std::size_t threads);
 
 // How many of the first `n` bits are 1.
 std::size_t count(const std::uint8_t* bits, std::size_t n);

@@ -3,23 +3,9 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <future>
 #include <limits>
-#include <vector>
 
-// The loops below are written for the compiler's vectoriser; on x86-64 Linux they are compiled for
-// several instruction sets, and the loader takes the best one that the machine has.
-#if defined(__x86_64__) && defined(__linux__) && defined(__GNUC__) && !defined(__clang__)
-#define DAU_FAST_WIDE __attribute__((target_clones("default", "avx2,fma", "arch=x86-64-v4")))
-#else
-#define DAU_FAST_WIDE
-#endif
-// A helper is compiled for the instruction set of the function that it becomes part of.
-#if defined(__GNUC__)
-#define DAU_FAST_INSIDE inline __attribute__((always_inline))
-#else
-#define DAU_FAST_INSIDE inline
-#endif
+#include "parallel.h"
 
 namespace dau_fast {
 namespace {
@@ -188,12 +174,7 @@ void share(const Batch& in, std::size_t threads, const Work& work) {
   const std::size_t worth = in.batch * (in.classes + in.width) / kThreadWork;
   const std::size_t count = std::min({threads, worth + 1, std::max<std::size_t>(in.batch, 1)});
   const auto edge = [&](std::size_t part) { return in.batch * part / count; };
-  std::vector<std::future<void>> others;  // each waits for its thread when it goes
-  for (std::size_t part = 1; part < count; ++part) {
-    const auto own = [&, part] { work(edge(part), edge(part + 1)); };
-    others.push_back(std::async(std::launch::async, own));
-  }
-  work(edge(0), edge(1));
+  on_threads(count, [&](std::size_t part) { work(edge(part), edge(part + 1)); });
 }
 
 }  // namespace

@@ -43,11 +43,14 @@ def define(
 
 
 def _as_given(implementation: Callable[..., Any]) -> Callable[..., Any]:
-    """`implementation` with autocast off inside: what an op keeps in float32 must stay there."""
+    """`implementation` with autocast off inside: what an op keeps in float32 must stay there.
+
+    Its first argument is a tensor, or a list of some.
+    """
 
     @functools.wraps(implementation)
-    def run(first: Tensor, *rest: Any) -> Any:
-        device = first.device.type
+    def run(first: Tensor | list[Tensor], *rest: Any) -> Any:
+        device = (first if isinstance(first, Tensor) else first[0]).device.type
         if not torch.is_autocast_enabled(device):
             return implementation(first, *rest)
         with torch.autocast(device, enabled=False):

@@ -29,10 +29,10 @@ def pack_mask(mask: Tensor) -> Tensor:
     """
     if mask.dtype != torch.bool:
         raise ValueError(f"mask is {_name(mask.dtype)}: expected bool; convert it with mask.bool()")
-    if _native.extension is None or not _has_cpu_memory(mask):
+    if _native.extension is None or not has_cpu_memory(mask):
         return pack_mask_reference(mask)
     mask = mask.contiguous()
-    packed = torch.empty(_packed_size(mask.numel()), dtype=torch.uint8)
+    packed = torch.empty(packed_size(mask.numel()), dtype=torch.uint8)
     _native.extension.pack(mask.data_ptr(), packed.data_ptr(), mask.numel())
     return packed
 
@@ -44,7 +44,7 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
     """
     n = math.prod(shape)
     _check_packed("packed mask", packed, n)
-    if _native.extension is None or not _has_cpu_memory(packed):
+    if _native.extension is None or not has_cpu_memory(packed):
         return unpack_mask_reference(packed, shape)
     packed = packed.contiguous()
     mask = torch.empty(tuple(shape), dtype=torch.bool)
@@ -58,7 +58,7 @@ def count_kept(packed: Tensor, n: int) -> int:
     Waits for the device. Raises ValueError for another dtype or size.
     """
     _check_packed("packed mask", packed, n)
-    if _native.extension is None or not _has_cpu_memory(packed):
+    if _native.extension is None or not has_cpu_memory(packed):
         return int(unpack_mask_reference(packed, (n,)).sum())
     packed = packed.contiguous()
     return int(_native.extension.count(packed.data_ptr(), n))
@@ -77,22 +77,36 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
             "both lists in one order"
         )
     for index, (tensor, mask) in enumerate(zip(tensors, masks, strict=True)):
-        _check_mask(f"mask {index}", mask, tensor)
+        check_mask(f"mask {index}", mask, tensor)
+    native: list[Tensor] = []
+    bits: list[Tensor] = []
     for tensor, mask in zip(tensors, masks, strict=True):
         if _native.extension is None or not _is_plain_float32(tensor, mask):
             apply_masks_reference_([tensor], [mask])
             continue
-        packed = pack_mask(mask) if mask.dtype == torch.bool else mask.contiguous()
-        _native.extension.apply(tensor.data_ptr(), packed.data_ptr(), tensor.numel())
-        increment_version(tensor)  # autograd cannot see a write through data_ptr
+        native.append(tensor)
+        bits.append(pack_mask(mask) if mask.dtype == torch.bool else mask.contiguous())
+    if native and _native.extension is not None:
+        _native.extension.apply(addresses(native), addresses(bits), sizes(native), torch.get_num_threads())
+        increment_version(native)  # autograd cannot see a write through data_ptr
+
+
+def addresses(tensors: Sequence[Tensor]) -> list[int]:
+    """What the extension takes for a list of tensors."""
+    return [tensor.data_ptr() for tensor in tensors]
+
+
+def sizes(tensors: Sequence[Tensor]) -> list[int]:
+    """How many elements each tensor has."""
+    return [tensor.numel() for tensor in tensors]
 
 
 def _is_plain_float32(tensor: Tensor, mask: Tensor) -> bool:
     contiguous = tensor.dtype == torch.float32 and tensor.is_contiguous()
-    return contiguous and _has_cpu_memory(tensor) and _has_cpu_memory(mask)
+    return contiguous and has_cpu_memory(tensor) and has_cpu_memory(mask)
 
 
-def _has_cpu_memory(tensor: Tensor) -> bool:
+def has_cpu_memory(tensor: Tensor) -> bool:
     """Whether data_ptr() may be read: not while compiling, where plain PyTorch fuses anyway.
 
     Subclasses (fake and distributed tensors) keep their elements elsewhere or nowhere.
@@ -102,21 +116,22 @@ def _has_cpu_memory(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.layout == torch.strided
 
 
-def _packed_size(n: int) -> int:
+def packed_size(n: int) -> int:
     return -(-n // 8)
 
 
 def _check_packed(name: str, packed: Tensor, n: int) -> None:
     if packed.dtype != torch.uint8:
         raise ValueError(f"{name} is {_name(packed.dtype)}: expected uint8; pack a bool mask with pack_mask")
-    if n < 0 or packed.shape != (_packed_size(n),):
+    if n < 0 or packed.shape != (packed_size(n),):
         raise ValueError(
-            f"{name} has shape {list(packed.shape)}: expected [{_packed_size(n)}] for {n} weights; "
+            f"{name} has shape {list(packed.shape)}: expected [{packed_size(n)}] for {n} weights; "
             "pass the result of pack_mask for a mask of that size"
         )
 
 
-def _check_mask(name: str, mask: Tensor, tensor: Tensor) -> None:
+def check_mask(name: str, mask: Tensor, tensor: Tensor) -> None:
+    """ValueError unless `mask`, bool or packed, is one for `tensor`; `name` is what it is called."""
     if mask.device != tensor.device:
         raise ValueError(
             f"{name} is on {mask.device}, its tensor on {tensor.device}: expected one device; "

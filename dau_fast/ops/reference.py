@@ -32,6 +32,96 @@ def apply_masks_reference_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -
         tensor.masked_fill_(~keep, 0)
 
 
+@torch.no_grad()
+def masked_sgd_reference_(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    masks: Sequence[Tensor | None],
+    first: Sequence[bool],
+    lr: float | Tensor,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    """torch.optim.SGD's step, after which masked weights and momenta are 0; changes both in place.
+
+    momenta, first: one a weight, or none without momentum; first: whether it is the weight's first step.
+    masks: bool, uint8 from `pack_mask`, or None.
+    """
+    if maximize:
+        grads = list(torch._foreach_neg(grads))
+    if weight_decay:
+        grads = list(torch._foreach_add(grads, weights, alpha=weight_decay))
+    for buffer, grad, begins in zip(momenta, grads, first, strict=False):
+        if begins:
+            buffer.copy_(grad)
+        else:
+            buffer.mul_(momentum).add_(grad, alpha=1 - dampening)
+    if momenta:
+        grads = list(torch._foreach_add(grads, momenta, alpha=momentum)) if nesterov else momenta
+    if isinstance(lr, Tensor):
+        torch._foreach_sub_(weights, torch._foreach_mul(grads, lr))
+    else:
+        torch._foreach_add_(weights, grads, alpha=-lr)
+    _apply_where_given(masks, weights, momenta)
+
+
+@torch.no_grad()
+def masked_adamw_reference_(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    masks: Sequence[Tensor | None],
+    lr: float | Tensor,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+) -> None:
+    """torch.optim.AdamW's step, after which masked weights and averages are 0; changes all in place.
+
+    steps: how many steps each weight has had, scalars; raised by one. masks: as for SGD.
+    """
+    if maximize:
+        grads = list(torch._foreach_neg(grads))
+    torch._foreach_add_(steps, 1)
+    torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
+    torch._foreach_mul_(exp_avg_sqs, beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1 - beta2)
+    shrink = 1 - lr * weight_decay
+    for weight, mean, square, step in zip(weights, exp_avgs, exp_avg_sqs, steps, strict=True):
+        # In float64: 1 - 0.999 loses five digits in float32.
+        t = step.double()
+        root = (1 - beta2**t).sqrt().to(square.dtype)
+        size = (lr / (1 - beta1**t)).to(mean.dtype)
+        weight.mul_(shrink).sub_(size * mean / (square.sqrt() / root + eps))
+    _apply_where_given(masks, weights, exp_avgs, exp_avg_sqs)
+
+
+def _apply_where_given(masks: Sequence[Tensor | None], *families: list[Tensor]) -> None:
+    """Apply each mask that is not None to its tensor of every family that is not empty."""
+    for index, mask in enumerate(masks):
+        if mask is not None:
+            members = [family[index] for family in families if family]
+            bits = mask if mask.dtype == torch.bool else unpack_mask_reference(mask, members[0].shape)
+            apply_masks_reference_(members, [bits] * len(members))
+
+
+def mask_smallest_reference(tensors: Sequence[Tensor], k: int) -> list[Tensor]:
+    """Bool masks that are False for the k smallest absolute values of all, the first of equal ones."""
+    values = torch.cat([tensor.detach().flatten().abs() for tensor in tensors])
+    keep = torch.ones_like(values, dtype=torch.bool)
+    keep[values.sort(stable=True).indices[:k]] = False
+    parts = keep.split([tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
 def barlow_twins_reference(z_a: Tensor, z_b: Tensor, lambd: float, eps: float) -> Tensor:
     """sum_i (1 - C_ii)^2 + lambd * sum_{i != j} C_ij^2 of views [N, D] (Zbontar et al. 2021)."""
 

@@ -264,9 +264,9 @@ def test_cpp_takes_contiguous_float32_and_nothing_else(path: str, monkeypatch: p
     monkeypatch.setattr(_native, "extension", spy)
     mask = torch.rand(4, 4) < 0.5
     apply_masks_([torch.ones(4, 4), torch.nn.Parameter(torch.ones(4, 4))], [mask, pack_mask(mask)])
-    assert spy.apply.call_count == 2
+    assert [len(call.args[0]) for call in spy.apply.call_args_list] == [2]
     apply_masks_([torch.ones(4, 4).T[:, 1:], torch.ones(4, 4).double()], [mask[:, 1:], mask])
-    assert spy.apply.call_count == 2
+    assert spy.apply.call_count == 1
 
 
 # ---- mistakes
