@@ -28,4 +28,5 @@ def test_the_cpp_tests_pass_plain_and_sanitized(tmp_path: Path) -> None:
     run("cmake", "-S", str(ROOT), "-B", build, "-DDAU_FAST_TESTS=ON", "-DDAU_FAST_MODULE=OFF")
     run("cmake", "--build", build, "--parallel", "2")
     said = run("ctest", "--test-dir", build, "--output-on-failure")
-    assert "100% tests passed, 0 tests failed out of 2" in said
+    assert "100% tests passed" in said
+    assert "out of 2" in said

@@ -14,7 +14,7 @@ from dataclasses import asdict
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Adam
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
 from dau_fast.config import DauConfig
@@ -164,6 +164,6 @@ class Game:
         )
 
 
-def _sgd(model: Classifier, task: Task, config: DauConfig, lr: float) -> SGD:
+def _sgd(model: Classifier, task: Task, config: DauConfig, lr: float) -> Optimizer:
     momentum, weight_decay = config.momentum, config.weight_decay
     return sgd(model.network, task.masks, lr=lr, momentum=momentum, weight_decay=weight_decay)

@@ -85,7 +85,7 @@ def adamw_kernel(
 ):  # fmt: skip
     """One step of torch.optim.AdamW. table [K, 7]: weights, grads, exp_avg, exp_avg_sq, bits, n, step.
 
-    step: address of a float32 number, already that of this step.
+    step: address of a float32 number, that of this step.
     """
     entry = table_ptr + tl.load(blocks_ptr + 2 * tl.program_id(0)).to(tl.int64) * 7
     start = tl.load(blocks_ptr + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
@@ -131,7 +131,6 @@ def sgd(
     momenta: Sequence[Tensor | None],
     bits: Sequence[Tensor | None],
     first: Sequence[bool],
-    *,
     lr: float | Tensor,
     momentum: float,
     dampening: float,
@@ -158,7 +157,6 @@ def adamw(
     squares: Sequence[Tensor],
     steps: Sequence[Tensor],
     bits: Sequence[Tensor | None],
-    *,
     lr: float | Tensor,
     beta1: float,
     beta2: float,
@@ -166,7 +164,8 @@ def adamw(
     weight_decay: float,
     maximize: bool,
 ) -> None:
-    """One step in place; steps: float32 scalars, already raised by one."""
+    """One step in place; steps: float32 scalars, raised by one."""
+    torch._foreach_add_(list(steps), 1)
     rows = [
         (w.data_ptr(), g.data_ptr(), a.data_ptr(), s.data_ptr(), _address(b), w.numel(), n.data_ptr())
         for w, g, a, s, n, b in zip(weights, grads, averages, squares, steps, bits, strict=True)

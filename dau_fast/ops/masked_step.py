@@ -2,10 +2,10 @@
 
 In one pass over memory: 20 bytes a weight for SGD with momentum (gradient read, weight and momentum read and
 written), 28 for AdamW, and an eighth of a byte for the mask. Separate operations of PyTorch move 68 for SGD.
-Contiguous float32 tensors on the CPU go through C++, everything else through plain PyTorch.
+Contiguous float32 tensors go through C++ on the CPU and through Triton on CUDA, everything else through plain
+PyTorch.
 
-Weights and state must be 0 where the mask is False before the first step: where most cache lines are wholly
-masked, C++ leaves those out.
+Weights and state must be 0 where the mask is False before the first step: what is masked is not read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from dau_fast.ops import _native
-from dau_fast.ops._library import define
+from dau_fast.ops._library import define, kernels
 from dau_fast.ops.packed_masks import addresses, sizes
 from dau_fast.ops.reference import masked_adamw_reference_, masked_sgd_reference_
 
@@ -83,7 +83,7 @@ def _sgd_cpu(
         w, g, m, bits, begins = (_take(x, chosen) for x in (weights, grads, momenta, masks, first))
         _sgd(w, g, m, bits, begins, lr, lr_tensor, *settings)
 
-    _divide(grads, (weights, momenta), native, plain)
+    _divide(grads, (weights, momenta), native if _native.extension else None, plain)
 
 
 def _adamw_cpu(
@@ -113,31 +113,94 @@ def _adamw_cpu(
         )
         _adamw(w, g, m, v, t, bits, lr, lr_tensor, *settings)
 
-    _divide(grads, (weights, exp_avgs, exp_avg_sqs, steps), native, plain)
+    changed = weights, exp_avgs, exp_avg_sqs, steps
+    _divide(grads, changed, native if _native.extension else None, plain)
+
+
+# ---- Triton, in float32
+
+
+def _sgd_cuda(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
+    masks: list[Tensor | None],
+    first: list[bool],
+    lr: float,
+    lr_tensor: Tensor | None,
+    *settings: Any,
+) -> None:
+    fused, rate = kernels("_masked_step_cuda"), lr if lr_tensor is None else lr_tensor
+
+    def native(chosen: list[int]) -> None:
+        g = [grads[place].contiguous() for place in chosen]
+        w, m, bits, begins = (_take(x, chosen) for x in (weights, momenta, masks, first))
+        assert fused is not None
+        fused.sgd(w, g, m or [None] * len(w), bits, begins or [False] * len(w), rate, *settings)
+        increment_version([*w, *m])
+
+    def plain(chosen: list[int]) -> None:
+        w, g, m, bits, begins = (_take(x, chosen) for x in (weights, grads, momenta, masks, first))
+        _sgd(w, g, m, bits, begins, lr, lr_tensor, *settings)
+
+    _divide(grads, (weights, momenta), native if fused else None, plain)
+
+
+def _adamw_cuda(
+    weights: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
+    masks: list[Tensor | None],
+    lr: float,
+    lr_tensor: Tensor | None,
+    *settings: Any,
+) -> None:
+    fused, rate = kernels("_masked_step_cuda"), lr if lr_tensor is None else lr_tensor
+
+    def native(chosen: list[int]) -> None:
+        g = [grads[place].contiguous() for place in chosen]
+        w, m, v, t, bits = (_take(x, chosen) for x in (weights, exp_avgs, exp_avg_sqs, steps, masks))
+        assert fused is not None
+        fused.adamw(w, g, m, v, t, bits, rate, *settings)
+        increment_version([*w, *m, *v, *t])
+
+    def plain(chosen: list[int]) -> None:
+        w, g, m, v, t, bits = (
+            _take(x, chosen) for x in (weights, grads, exp_avgs, exp_avg_sqs, steps, masks)
+        )
+        _adamw(w, g, m, v, t, bits, lr, lr_tensor, *settings)
+
+    changed = weights, exp_avgs, exp_avg_sqs, steps
+    _divide(grads, changed, native if fused else None, plain)
+
+
+# ---- which tensors take which path
 
 
 def _divide(
     grads: list[Tensor],
     changed: Sequence[list[Tensor]],
-    native: Callable[[list[int]], None],
+    native: Callable[[list[int]], None] | None,
     plain: Callable[[list[int]], None],
 ) -> None:
-    """Give the places of contiguous float32 tensors to `native` and all others to `plain`."""
+    """Give the places of contiguous float32 tensors to `native`, if there is one, all others to `plain`."""
     suited: list[int] = []
     others: list[int] = []
     families = [family for family in changed if family]
     for place, grad in enumerate(grads):
-        fits = _native.extension is not None and grad.dtype == torch.float32
+        fits = native is not None and grad.dtype == torch.float32
         fits = fits and all(_is_plain(family[place]) for family in families)
         (suited if fits else others).append(place)
-    if suited:
+    if native is not None and suited:
         native(suited)
     if others:
         plain(others)
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu" and tensor.is_contiguous()
+    return tensor.dtype == torch.float32 and tensor.is_contiguous()
 
 
 def _extension() -> Any:
@@ -166,6 +229,7 @@ masked_sgd_op = define(
     _sgd,
     _nothing,
     cpu=_sgd_cpu,
+    cuda=_sgd_cuda,
 )
 masked_adamw_op = define(
     "masked_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
@@ -174,4 +238,5 @@ masked_adamw_op = define(
     _adamw,
     _nothing,
     cpu=_adamw_cpu,
+    cuda=_adamw_cuda,
 )

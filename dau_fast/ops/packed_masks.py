@@ -2,7 +2,8 @@
 
 A mask is True where a weight is kept. Packed, bit i of its row-major elements is bit i % 8, least
 significant first, of byte i // 8; the unused bits of the last byte are 0 and never read.
-Contiguous float32 tensors on the CPU go through C++, everything else through plain PyTorch.
+Contiguous float32 tensors go through C++ on the CPU, and are masked by Triton on CUDA, everything else goes
+through plain PyTorch.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.autograd.graph import increment_version
 
 from dau_fast.ops import _native
+from dau_fast.ops._library import kernels
 from dau_fast.ops.reference import (
     apply_masks_reference_,
     pack_mask_reference,
@@ -78,17 +80,24 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         )
     for index, (tensor, mask) in enumerate(zip(tensors, masks, strict=True)):
         check_mask(f"mask {index}", mask, tensor)
-    native: list[Tensor] = []
-    bits: list[Tensor] = []
+    fused = kernels("_masked_step_cuda") if any(tensor.is_cuda for tensor in tensors) else None
+    # By device: contiguous float32 tensors, and their packed masks.
+    suited: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
     for tensor, mask in zip(tensors, masks, strict=True):
-        if _native.extension is None or not _is_plain_float32(tensor, mask):
+        native = fused if tensor.is_cuda else _native.extension
+        if native is None or not _is_plain_float32(tensor, mask):
             apply_masks_reference_([tensor], [mask])
             continue
-        native.append(tensor)
+        chosen, bits = suited.setdefault(tensor.device, ([], []))
+        chosen.append(tensor)
         bits.append(pack_mask(mask) if mask.dtype == torch.bool else mask.contiguous())
-    if native and _native.extension is not None:
-        _native.extension.apply(addresses(native), addresses(bits), sizes(native), torch.get_num_threads())
-        increment_version(native)  # autograd cannot see a write through data_ptr
+    for device, (chosen, bits) in suited.items():
+        if device.type == "cpu" and _native.extension is not None:
+            threads = torch.get_num_threads()
+            _native.extension.apply(addresses(chosen), addresses(bits), sizes(chosen), threads)
+        elif fused is not None:
+            fused.apply(chosen, bits)
+        increment_version(chosen)  # autograd cannot see a write through an address
 
 
 def addresses(tensors: Sequence[Tensor]) -> list[int]:
@@ -103,17 +112,22 @@ def sizes(tensors: Sequence[Tensor]) -> list[int]:
 
 def _is_plain_float32(tensor: Tensor, mask: Tensor) -> bool:
     contiguous = tensor.dtype == torch.float32 and tensor.is_contiguous()
-    return contiguous and has_cpu_memory(tensor) and has_cpu_memory(mask)
+    return contiguous and _has_memory(tensor) and _has_memory(mask)
 
 
 def has_cpu_memory(tensor: Tensor) -> bool:
-    """Whether data_ptr() may be read: not while compiling, where plain PyTorch fuses anyway.
+    """Whether data_ptr() may be read here."""
+    return tensor.device.type == "cpu" and _has_memory(tensor)
+
+
+def _has_memory(tensor: Tensor) -> bool:
+    """Whether data_ptr() is an address: not while compiling, where plain PyTorch fuses anyway.
 
     Subclasses (fake and distributed tensors) keep their elements elsewhere or nowhere.
     """
     if torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter):
         return False
-    return tensor.device.type == "cpu" and tensor.layout == torch.strided
+    return tensor.device.type in ("cpu", "cuda") and tensor.layout == torch.strided
 
 
 def packed_size(n: int) -> int:

@@ -119,8 +119,6 @@ def test_steps_of_adamw_are_torchs_followed_by_masking(
     beta1, beta2 = given.pop("betas")
     for step in range(5):
         grads = some(step + 1)
-        for count in steps:
-            count += 1
         launchers.adamw(weights, grads, averages, squares, steps, bits, beta1=beta1, beta2=beta2, **given)
         for w, grad in zip(usual, grads, strict=True):
             w.grad = grad.clone()
