@@ -23,8 +23,8 @@ from dau_fast.ops.packed_masks import addresses, sizes
 from dau_fast.ops.reference import masked_adamw_reference_, masked_sgd_reference_
 
 # ---- the ops
-# masks: uint8 [ceil(n / 8)] from pack_mask, contiguous, or None for a weight without one. lr_tensor: a scalar that stands for lr,
-# so that a captured graph or compiled code need not know its value.
+# masks: uint8 [ceil(n / 8)] from pack_mask, contiguous, or None for a weight without one. lr_tensor: a
+# scalar that stands for lr, so that a captured graph or compiled code need not know its value.
 
 
 def _sgd(
@@ -74,13 +74,14 @@ def _sgd_cpu(
         g = [grads[place].contiguous() for place in chosen]
         _extension().masked_sgd(
             addresses(w), addresses(g), addresses(m), _mask_addresses(_take(masks, chosen)), sizes(w),
-            _take(first, chosen), lr if lr_tensor is None else lr_tensor.item(), *settings, torch.get_num_threads(),
+            _take(first, chosen), lr if lr_tensor is None else lr_tensor.item(), *settings,
+            torch.get_num_threads(),
         )  # fmt: skip
         increment_version([*w, *m])
 
     def plain(chosen: list[int]) -> None:
-        lists = (_take(x, chosen) for x in (weights, grads, momenta, masks, first))
-        _sgd(*lists, lr, lr_tensor, *settings)
+        w, g, m, bits, begins = (_take(x, chosen) for x in (weights, grads, momenta, masks, first))
+        _sgd(w, g, m, bits, begins, lr, lr_tensor, *settings)
 
     _divide(grads, (weights, momenta), native, plain)
 
@@ -107,8 +108,10 @@ def _adamw_cpu(
         increment_version([*w, *m, *v, *t])
 
     def plain(chosen: list[int]) -> None:
-        lists = (_take(x, chosen) for x in (weights, grads, exp_avgs, exp_avg_sqs, steps, masks))
-        _adamw(*lists, lr, lr_tensor, *settings)
+        w, g, m, v, t, bits = (
+            _take(x, chosen) for x in (weights, grads, exp_avgs, exp_avg_sqs, steps, masks)
+        )
+        _adamw(w, g, m, v, t, bits, lr, lr_tensor, *settings)
 
     _divide(grads, (weights, exp_avgs, exp_avg_sqs, steps), native, plain)
 

@@ -86,10 +86,8 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
             continue
         native.append(tensor)
         bits.append(pack_mask(mask) if mask.dtype == torch.bool else mask.contiguous())
-    if native:
-        _native.extension.apply(
-            addresses(native), addresses(bits), sizes(native), torch.get_num_threads()
-        )
+    if native and _native.extension is not None:
+        _native.extension.apply(addresses(native), addresses(bits), sizes(native), torch.get_num_threads())
         increment_version(native)  # autograd cannot see a write through data_ptr
 
 

@@ -34,9 +34,9 @@ def apply_masks_reference_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -
 
 @torch.no_grad()
 def masked_sgd_reference_(
-    weights: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momenta: Sequence[Tensor],
+    weights: list[Tensor],
+    grads: list[Tensor],
+    momenta: list[Tensor],
     masks: Sequence[Tensor | None],
     first: Sequence[bool],
     lr: float | Tensor,
@@ -52,16 +52,16 @@ def masked_sgd_reference_(
     masks: bool, uint8 from `pack_mask`, or None.
     """
     if maximize:
-        grads = torch._foreach_neg(grads)
+        grads = list(torch._foreach_neg(grads))
     if weight_decay:
-        grads = torch._foreach_add(grads, weights, alpha=weight_decay)
+        grads = list(torch._foreach_add(grads, weights, alpha=weight_decay))
     for buffer, grad, begins in zip(momenta, grads, first, strict=False):
         if begins:
             buffer.copy_(grad)
         else:
             buffer.mul_(momentum).add_(grad, alpha=1 - dampening)
     if momenta:
-        grads = torch._foreach_add(grads, momenta, alpha=momentum) if nesterov else momenta
+        grads = list(torch._foreach_add(grads, momenta, alpha=momentum)) if nesterov else momenta
     if isinstance(lr, Tensor):
         torch._foreach_sub_(weights, torch._foreach_mul(grads, lr))
     else:
@@ -71,11 +71,11 @@ def masked_sgd_reference_(
 
 @torch.no_grad()
 def masked_adamw_reference_(
-    weights: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
+    weights: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    steps: list[Tensor],
     masks: Sequence[Tensor | None],
     lr: float | Tensor,
     beta1: float,
@@ -89,7 +89,7 @@ def masked_adamw_reference_(
     steps: how many steps each weight has had, scalars; raised by one. masks: as for SGD.
     """
     if maximize:
-        grads = torch._foreach_neg(grads)
+        grads = list(torch._foreach_neg(grads))
     torch._foreach_add_(steps, 1)
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
@@ -104,7 +104,7 @@ def masked_adamw_reference_(
     _apply_where_given(masks, weights, exp_avgs, exp_avg_sqs)
 
 
-def _apply_where_given(masks: Sequence[Tensor | None], *families: Sequence[Tensor]) -> None:
+def _apply_where_given(masks: Sequence[Tensor | None], *families: list[Tensor]) -> None:
     """Apply each mask that is not None to its tensor of every family that is not empty."""
     for index, mask in enumerate(masks):
         if mask is not None:

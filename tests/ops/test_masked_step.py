@@ -1,4 +1,4 @@
-"""The masked steps: the definition against torch.optim, C++ against the definition, layouts, values, compilation."""
+"""The masked steps on both paths: the definition in float64, strange values, layouts, compilation."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from dau_fast.ops.reference import masked_adamw_reference_, masked_sgd_reference
 
 NAN = float("nan")
 # Odd tails, several threads, and pieces of 16,384 with nearly all cache lines masked.
-SIZES = st.sampled_from([0, 1, 15, 16, 17, 64, 16385, 40_000]) | st.integers(0, 400)
+SIZES = st.sampled_from([0, 1, 15, 16, 17, 64, 16385]) | st.integers(0, 400)
 KEPT = st.sampled_from([0.0, 0.002, 0.05, 0.5, 0.95, 1.0, None])
 properties = settings(
-    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40
 )
 
 
@@ -61,7 +61,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    sizes = draw(st.lists(SIZES, min_size=1, max_size=4))
+    sizes = draw(st.lists(SIZES, min_size=1, max_size=3))
     return Case(sizes, [draw(KEPT) for _ in sizes], draw(st.integers(0, 999)))
 
 
@@ -113,9 +113,7 @@ def test_adamw_equals_the_definition_in_float64(
     settings = (0.9, 0.999, 1e-6, 0.1, maximize)
     masked_adamw_op(w, g, m, v, steps, case.packed(), *lr, *settings)
     exact_w, exact_g, exact_m, exact_v = exact
-    masked_adamw_reference_(
-        exact_w, exact_g, exact_m, exact_v, exact_steps, case.masks, 0.01, *settings
-    )
+    masked_adamw_reference_(exact_w, exact_g, exact_m, exact_v, exact_steps, case.masks, 0.01, *settings)
     assert [step.item() for step in steps] == [before + 1] * len(w)
     assert_close([*w, *m, *v], [*exact_w, *exact_m, *exact_v])
     assert_positive_zero([w, m, v], case.masks)
@@ -173,7 +171,12 @@ def test_slices_at_any_offset_leave_their_neighbours_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 def test_other_dtypes_and_layouts_are_stepped_among_contiguous_float32(dtype: torch.dtype) -> None:
     keep = torch.rand(6, 10) < 0.5
-    layouts = [torch.randn(6, 10), torch.randn(10, 6).T, torch.randn(6, 20)[:, ::2], torch.randn(6, 10).to(dtype)]
+    layouts = [
+        torch.randn(6, 10),
+        torch.randn(10, 6).T,
+        torch.randn(6, 20)[:, ::2],
+        torch.randn(6, 10).to(dtype),
+    ]
     weights = [x.mul_(keep) for x in layouts]
     grads = [torch.randn(6, 10).to(x.dtype) for x in weights]
     grads[0] = torch.randn(10, 6).T
@@ -227,7 +230,9 @@ def test_autograd_notices_the_change() -> None:
 
 def test_fake_tensors_need_no_memory() -> None:
     with FakeTensorMode():
-        masked_sgd_op([torch.ones(9)], [torch.ones(9)], [], [None], [], 0.1, None, 0.0, 0.0, 0.0, False, False)
+        masked_sgd_op(
+            [torch.ones(9)], [torch.ones(9)], [], [None], [], 0.1, None, 0.0, 0.0, 0.0, False, False
+        )
 
 
 def test_cpp_takes_what_it_can_in_one_call(path: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,9 @@ def test_equals_a_stable_sort(sizes: list[int], share: float, coarse: bool, seed
 
 def test_denormals_infinity_and_negative_zero_are_in_order() -> None:
     x = torch.tensor([float("-inf"), 1e-45, -0.0, 0.0, -3e38, 2e-45])
-    for k, dropped in enumerate([[], [2], [2, 3], [1, 2, 3], [1, 2, 3, 5], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]):
+    for k, dropped in enumerate(
+        [[], [2], [2, 3], [1, 2, 3], [1, 2, 3, 5], [1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5]]
+    ):
         (mask,) = unpacked([x], k)
         assert (~mask).nonzero().flatten().tolist() == dropped
 

@@ -1,0 +1,295 @@
+"""SGD and AdamW for pruned models: masked weights stay exactly 0 through momentum and weight decay.
+
+`MaskedSGD(model.named_parameters(), masks, lr=0.1, momentum=0.9)` is equivalent to
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer.step(); apply_masks_(weights, masks); apply_masks_(momenta, masks)
+
+to float rounding, in one pass over memory. State has torch's names, so that a state_dict goes from one to the
+other. Construction zeroes what is masked; after loading other weights into the model, call `apply_masks_()`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT
+
+from dau_fast.ops.masked_step import masked_adamw_op, masked_sgd_op
+from dau_fast.ops.packed_masks import apply_masks_, check_mask, pack_mask, unpack_mask
+
+Masks = Mapping[str, Tensor]
+
+
+class MaskedOptimizer(Optimizer):
+    """What the two optimisers share: masks by parameter, and the walk over groups."""
+
+    # Entries of a parameter's state that have its shape.
+    _kept_zero: tuple[str, ...] = ()
+
+    def __init__(self, params: ParamsT, masks: Masks, defaults: dict[str, Any]) -> None:
+        _check_rates(defaults)
+        # parameter -> (order of its dimensions in memory, packed mask in that order or None)
+        self._masks: dict[Tensor, tuple[tuple[int, ...], Tensor | None]] = {}
+        super().__init__(_each_once(params), defaults)
+        names = [name for group in self.param_groups for name in _names(group)]
+        if strange := [name for name in masks if name not in names]:
+            raise ValueError(
+                f"masks has {strange[0]!r}, which is none of the {len(names)} parameters: expected names "
+                "from the model's named_parameters(); are these the masks of another model?"
+            )
+        for group in self.param_groups:
+            self._attach(group, masks)
+        self.apply_masks_()
+
+    def add_param_group(self, param_group: dict[str, Any], masks: Masks | None = None) -> None:
+        """torch's, and masks for the new parameters, by name; those without one are not masked."""
+        super().add_param_group(param_group)
+        self._attach(self.param_groups[-1], masks or {})
+        self.apply_masks_()
+
+    @torch.no_grad()
+    def apply_masks_(self) -> None:
+        """Set masked weights and their state to 0."""
+        tensors: list[Tensor] = []
+        bits: list[Tensor] = []
+        for parameter, (order, mask) in self._masks.items():
+            if mask is None:
+                continue
+            state = self.state.get(parameter, {})
+            found = [parameter, *(state[key] for key in self._kept_zero if state.get(key) is not None)]
+            tensors += [tensor.permute(order) for tensor in found]
+            bits += [mask] * len(found)
+        apply_masks_(tensors, bits)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """torch's, for states of torch.optim as well; what is masked is set to 0."""
+        super().load_state_dict(state_dict)
+        self.apply_masks_()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_masks": self._masks}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step of all parameters that have a gradient; returns what `closure` returns."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameters in _by_device(group["params"]):
+                self._update(group, parameters)
+        return loss
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """Step `parameters`, all on one device and with a gradient."""
+        raise NotImplementedError
+
+    def _attach(self, group: dict[str, Any], masks: Masks) -> None:
+        for name, parameter in zip(_names(group), group["params"], strict=True):
+            if not parameter.is_floating_point():
+                raise ValueError(f"{name} is {parameter.dtype}: expected floating point")
+            order = _memory_order(parameter)
+            mask = _packed_in_order(masks, name, parameter, order) if name in masks else None
+            self._masks[parameter] = order, mask
+
+    def _bits(self, parameters: list[Tensor]) -> list[Tensor | None]:
+        return [self._masks[parameter][1] for parameter in parameters]
+
+    def _in_memory_order(self, parameters: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
+        """`tensors`, one a parameter, with dimensions as the parameter's lie in memory."""
+        orders = [self._masks[parameter][0] for parameter in parameters]
+        return [
+            tensor if order == tuple(range(tensor.ndim)) else tensor.permute(order)
+            for tensor, order in zip(tensors, orders, strict=True)
+        ]
+
+    def _rate(self, group: dict[str, Any]) -> tuple[float, Tensor | None]:
+        lr = group["lr"]
+        return (0.0, lr) if isinstance(lr, Tensor) else (float(lr), None)
+
+
+class MaskedSGD(MaskedOptimizer):
+    """torch.optim.SGD that keeps masked weights at 0.
+
+    params: model.named_parameters(), or groups of named parameters. masks: by parameter name, True where a
+    weight is kept: bool of the parameter's shape, or uint8 [ceil(n / 8)] from `ops.pack_mask`; parameters
+    without a mask are ordinary ones. lr: float, or a tensor with one element. Others as in torch.optim.SGD.
+    Raises ValueError for parameters without names, and for masks that do not fit.
+    """
+
+    _kept_zero = ("momentum_buffer",)
+
+    def __init__(
+        self,
+        params: ParamsT,
+        masks: Masks,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        weight_decay: float = 0,
+        nesterov: bool = False,
+        *,
+        dampening: float = 0,
+        maximize: bool = False,
+    ) -> None:
+        _at_least_zero("momentum", momentum)
+        if nesterov and (momentum == 0 or dampening != 0):
+            raise ValueError("nesterov needs a momentum above 0 and a dampening of 0")
+        defaults = {
+            "lr": lr, "momentum": momentum, "dampening": dampening, "weight_decay": weight_decay,
+            "nesterov": nesterov, "maximize": maximize,
+        }  # fmt: skip
+        super().__init__(params, masks, defaults)
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        momenta: list[Tensor] = []
+        first: list[bool] = []
+        if group["momentum"] != 0:
+            for parameter in parameters:
+                state = self.state[parameter]
+                first.append(state.get("momentum_buffer") is None)
+                if first[-1]:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                momenta.append(state["momentum_buffer"])
+        lists = (parameters, _gradients(parameters), momenta)
+        masked_sgd_op(
+            *(self._in_memory_order(parameters, each) if each else [] for each in lists),
+            self._bits(parameters), first, *self._rate(group), float(group["momentum"]),
+            float(group["dampening"]), float(group["weight_decay"]), group["nesterov"], group["maximize"],
+        )  # fmt: skip
+
+
+class MaskedAdamW(MaskedOptimizer):
+    """torch.optim.AdamW, without amsgrad, that keeps masked weights at 0.
+
+    params, masks, lr and errors as in `MaskedSGD`; others as in torch.optim.AdamW.
+    """
+
+    _kept_zero = ("exp_avg", "exp_avg_sq")
+
+    def __init__(
+        self,
+        params: ParamsT,
+        masks: Masks,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        maximize: bool = False,
+    ) -> None:
+        _at_least_zero("eps", eps)
+        for beta in betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas are {betas}: expected numbers from 0 to below 1")
+        defaults = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "maximize": maximize,
+        }  # fmt: skip
+        super().__init__(params, masks, defaults)
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        for parameter in parameters:
+            state = self.state[parameter]
+            if "step" not in state:
+                # On the parameter's device, as torch's capturable: a captured graph counts on.
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        averages = ([self.state[parameter][key] for parameter in parameters] for key in self._kept_zero)
+        lists = (parameters, _gradients(parameters), *averages)
+        beta1, beta2 = group["betas"]
+        masked_adamw_op(
+            *(self._in_memory_order(parameters, each) for each in lists),
+            [self.state[parameter]["step"] for parameter in parameters], self._bits(parameters),
+            *self._rate(group), float(beta1), float(beta2), float(group["eps"]),
+            float(group["weight_decay"]), group["maximize"],
+        )  # fmt: skip
+
+
+# ---- parameters and their masks
+
+
+def _each_once(params: ParamsT) -> list[Any]:
+    """`params` as a list, each shared parameter where it comes first."""
+    seen: set[Tensor] = set()
+
+    def fresh(members: Any) -> list[Any]:
+        kept = []
+        for member in [members] if isinstance(members, Tensor) else list(members):
+            parameter = member[1] if isinstance(member, tuple) else member
+            if parameter not in seen:
+                seen.add(parameter)
+                kept.append(member)
+        return kept
+
+    if isinstance(params, Tensor):
+        raise ValueError("params is a tensor: expected model.named_parameters()")
+    entries: list[Any] = list(params)
+    if entries and isinstance(entries[0], dict):
+        return [{**entry, "params": fresh(entry["params"])} for entry in entries]
+    return fresh(entries)
+
+
+def _names(group: dict[str, Any]) -> list[str]:
+    if "param_names" not in group:
+        raise ValueError(
+            "params have no names, by which masks are found: pass model.named_parameters(), or groups of "
+            "(name, parameter) pairs"
+        )
+    return list(group["param_names"])
+
+
+def _packed_in_order(masks: Masks, name: str, parameter: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The packed mask of `parameter` with its dimensions in `order`, on its device."""
+    packed = getattr(masks, "packed", None)
+    mask = (packed(name) if packed is not None else masks[name]).to(parameter.device)
+    check_mask(f"mask of {name}", mask, parameter)
+    if mask.dtype == torch.bool:
+        return pack_mask(mask.permute(order))
+    if order == tuple(range(parameter.ndim)):
+        # A copy: a change of the caller's masks must not reach only half of what depends on them.
+        return mask.clone(memory_format=torch.contiguous_format)
+    return pack_mask(unpack_mask(mask, parameter.shape).permute(order))
+
+
+def _memory_order(tensor: Tensor) -> tuple[int, ...]:
+    """The order of dimensions in which `tensor` lies row by row, as in channels_last."""
+    if tensor.is_contiguous():
+        return tuple(range(tensor.ndim))
+    strides = tensor.stride()
+    return tuple(sorted(range(tensor.ndim), key=lambda dim: -strides[dim]))
+
+
+def _by_device(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Those that have a gradient, device by device."""
+    found: dict[torch.device, list[Tensor]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            found.setdefault(parameter.device, []).append(parameter)
+    return list(found.values())
+
+
+def _gradients(parameters: list[Tensor]) -> list[Tensor]:
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if any(grad.layout != torch.strided for grad in grads):
+        raise RuntimeError("a gradient is sparse: expected dense ones; use sparse=False in nn.Embedding")
+    return grads
+
+
+# ---- settings
+
+
+def _check_rates(defaults: dict[str, Any]) -> None:
+    if isinstance(defaults["lr"], Tensor) and defaults["lr"].numel() != 1:
+        raise ValueError(f"lr has shape {list(defaults['lr'].shape)}: expected one element")
+    for name in ("lr", "weight_decay"):
+        _at_least_zero(name, defaults[name])
+
+
+def _at_least_zero(name: str, value: float | Tensor) -> None:
+    if not value >= 0:
+        raise ValueError(f"{name} is {float(value)}: expected 0 or more")
