@@ -79,8 +79,18 @@ def tests(suite: Suite) -> None:
 
 def ops(suite: Suite) -> None:
     """Timings, memory, errors and targets of each benchmark script."""
-    for name in ("barlow", "sensitivity"):
-        out = suite.record / f"ops-{name}"
+    _compare(suite, {name: f"ops-{name}" for name in ("barlow", "sensitivity")})
+
+
+def masks(suite: Suite) -> None:
+    """The same for masks and the masked optimiser steps."""
+    _compare(suite, {"masks": "masks"})
+
+
+def _compare(suite: Suite, scripts: dict[str, str]) -> None:
+    """Run benchmarks/<script>.py for each script into the record folder of its name."""
+    for name, folder in scripts.items():
+        out = suite.record / folder
         if (out / "summary.json").exists():
             continue
         command = [sys.executable, f"benchmarks/{name}.py", "--device", suite.device.type]
@@ -171,7 +181,9 @@ def _summarise(suite: Suite) -> None:
     write_json(suite.record / "quality.json", summary)
 
 
-STAGES: dict[str, Callable[[Suite], None]] = {"tests": tests, "ops": ops, "quality": quality}
+STAGES: dict[str, Callable[[Suite], None]] = {
+    "tests": tests, "ops": ops, "masks": masks, "quality": quality,
+}  # fmt: skip
 
 
 @click.command()

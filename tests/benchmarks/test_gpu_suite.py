@@ -26,6 +26,10 @@ def test_smoke_runs_every_stage_leaves_a_record_and_does_not_repeat_finished_job
     assert {"dau_fast", "definition", "definition compiled"} <= ops["sensitivity 4x6x5"].keys()
     for entries in ops.values():
         assert entries["dau_fast"].get("error", 0) < 1e-4
+    masks = json.loads((tmp_path / "masks" / "summary.json").read_text())["cases"]
+    rivals = {"dau_fast", "foreach and foreach mask", "fused and foreach mask", "compiled"}
+    assert masks["SGD step, small at 95 %"].keys() == rivals
+    assert {"apply, small at 95 %", "forward, small at 95 %"} <= masks.keys()
     quality = json.loads((tmp_path / "quality.json").read_text())
     for job in ("quality-random-0.1", "quality-class-0"):
         assert set(quality[job]["methods"]) == {"original", "retrain", "dau", "ft", "ga"}
