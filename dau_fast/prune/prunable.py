@@ -19,8 +19,9 @@ def prunable_weights(model: nn.Module, linear: bool = False) -> dict[str, nn.Par
     kinds = _kinds(linear)
     found: dict[str, nn.Parameter] = {}
     for layer, module in model.named_modules():
-        if isinstance(module, kinds) and all(module.weight is not weight for weight in found.values()):
-            found[f"{layer}.weight".lstrip(".")] = module.weight
+        weight = module.weight if isinstance(module, kinds) else None
+        if isinstance(weight, nn.Parameter) and all(weight is not other for other in found.values()):
+            found[f"{layer}.weight".lstrip(".")] = weight
     if not sum(weight.numel() for weight in found.values()):
         more = "" if linear else ", or pass linear=True to prune Linear layers"
         raise UserError(
