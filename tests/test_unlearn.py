@@ -448,9 +448,9 @@ def test_a_state_dict_without_a_split_is_taken_with_a_warning(
 
 @pytest.fixture(scope="module")
 def pruned(place: Path) -> Called:
-    """Every method on a model that was pruned by magnitude, to the usual sparsity."""
-    methods = "dau,retrain,ft,ga,retrain_clean"
-    return succeed(place / "pruned", "--prune", "omp", "--methods", methods, "--repeats", 2)
+    """The game and both references on a model that was pruned by magnitude, to the usual sparsity."""
+    methods = "dau,retrain,retrain_clean"
+    return succeed(place / "pruned", "--prune", "omp", "--methods", methods, "--epochs", 1)
 
 
 def zeros(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -460,7 +460,7 @@ def zeros(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def test_every_method_of_a_pruned_run_is_as_sparse_as_asked(pruned: Called) -> None:
     report = pruned.report
-    check_report(report, ["dau", "retrain", "ft", "ga", "retrain_clean"], repeats=2)
+    check_report(report, ["dau", "retrain", "retrain_clean"])
     original = zeros(pruned.weights("original"))
     for method, entry in report["methods"].items():
         found = zeros(pruned.weights(method))
@@ -474,7 +474,7 @@ def test_a_pruned_report_says_where_each_mask_comes_from(pruned: Called) -> None
     prune = pruned.report["run"]["prune"]
     assert (prune["method"], prune["sparsity"]) == ("omp", 0.95)
     assert "training set, forget set included" in prune["mask_from"]["original"]
-    for method in ("retrain", "dau", "ft", "ga"):
+    for method in ("retrain", "dau"):
         assert prune["mask_from"][method] == "the original's, found with the forget set"
     assert "retain set alone" in prune["mask_from"]["retrain_clean"]
     for method, layers in prune["layers"].items():
@@ -487,11 +487,10 @@ def test_a_pruned_report_says_where_each_mask_comes_from(pruned: Called) -> None
 
 
 def test_the_gap_to_the_cleanly_retrained_is_the_gap_to_it(pruned: Called) -> None:
-    for run in pruned.report["runs"]:
-        reference = run["methods"]["retrain_clean"]
-        for entry in run["methods"].values():
-            gaps = [abs(entry[key] - reference[key]) for key in RATES]
-            assert entry["avg_gap_clean"] == pytest.approx(sum(gaps) / 4)
+    methods = pruned.report["methods"]
+    for entry in methods.values():
+        gaps = [abs(entry[key] - methods["retrain_clean"][key]) for key in RATES]
+        assert entry["avg_gap_clean"] == pytest.approx(sum(gaps) / 4)
 
 
 def test_sparse_files_hold_the_weights_of_the_dense_ones(pruned: Called) -> None:
@@ -508,14 +507,24 @@ def test_sparse_files_hold_the_weights_of_the_dense_ones(pruned: Called) -> None
     ("method", "source"), [("imp", "each round"), ("synflow", "no data"), ("random", "no data")]
 )
 def test_other_ways_to_prune_forget_a_class(tmp_path: Path, method: str, source: str) -> None:
-    arguments = ("--prune", method, "--sparsity", 0.5, "--forget", "class:3", "--epochs", 1)
+    arguments = (
+        "--prune",
+        method,
+        "--sparsity",
+        0.5,
+        "--forget",
+        "class:3",
+        "--epochs",
+        1,
+        "--methods",
+        "ga",
+    )
     called = succeed(tmp_path, *arguments)
-    check_report(called.report, ["dau", "retrain"])
+    check_report(called.report, ["ga"])
     assert source in called.report["run"]["prune"]["mask_from"]["original"]
     original = zeros(called.weights("original"))
-    for name in ("dau", "retrain"):
-        assert same_tensors(zeros(called.weights(name)), original)
-        assert called.report["methods"][name]["sparsity"] == pytest.approx(0.5, abs=1e-4)
+    assert same_tensors(zeros(called.weights("ga")), original)
+    assert called.report["methods"]["ga"]["sparsity"] == pytest.approx(0.5, abs=1e-4)
 
 
 def test_given_weights_are_pruned_and_trained_on(place: Path, once: Called) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,9 @@ class Masks(Mapping[str, Tensor]):
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # Mapping's own would unpack the mask
 
     def __len__(self) -> int:
         return len(self._places)
@@ -286,8 +289,3 @@ def _difference(ours: Mapping[str, tuple[int, ...]], theirs: Mapping[str, tuple[
         if ours[name] != theirs[name]:
             return f"'{name}' is {list(ours[name])} in the one and {list(theirs[name])} in the other"
     return "their parameters come in another order"
-
-
-def names_text(names: Iterable[str]) -> str:
-    """Names for a message, quoted."""
-    return ", ".join(f"'{name}'" for name in names)

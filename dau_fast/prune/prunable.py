@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils import parametrize
 
 from dau_fast.errors import UserError
 
@@ -16,11 +15,13 @@ def prunable_weights(model: nn.Module, linear: bool = False) -> dict[str, nn.Par
     linear: those of Linear layers too. Raises UserError where there are none, where one holds NaN
     or infinity, and where a layer's weight is computed from something else.
     """
-    check_plain(model)
-    kinds = (_ConvNd, nn.Linear) if linear else (_ConvNd,)
-    layers = {f"{name}.weight".lstrip("."): m for name, m in model.named_modules() if isinstance(m, kinds)}
-    # named_parameters leaves out a parameter that it has already met under another name.
-    found = {name: p for name, p in model.named_parameters() if name in layers}
+    check_plain(model, linear)
+    kinds = _kinds(linear)
+    found: dict[str, nn.Parameter] = {}
+    for layer, module in model.named_modules():
+        weight = module.weight if isinstance(module, kinds) else None
+        if isinstance(weight, nn.Parameter) and all(weight is not other for other in found.values()):
+            found[f"{layer}.weight".lstrip(".")] = weight
     if not sum(weight.numel() for weight in found.values()):
         more = "" if linear else ", or pass linear=True to prune Linear layers"
         raise UserError(
@@ -36,16 +37,19 @@ def prunable_weights(model: nn.Module, linear: bool = False) -> dict[str, nn.Par
     return found
 
 
+def _kinds(linear: bool) -> tuple[type[_ConvNd | nn.Linear], ...]:
+    return (_ConvNd, nn.Linear) if linear else (_ConvNd,)
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Whether `tensor` holds neither NaN nor infinity; waits for the device."""
     return not tensor.numel() or bool(torch.stack(tensor.detach().aminmax()).isfinite().all())
 
 
-def check_plain(model: nn.Module) -> None:
-    """UserError where a layer's weight is no parameter of its own, such as under torch.nn.utils.prune."""
+def check_plain(model: nn.Module, linear: bool = True) -> None:
+    """UserError where a prunable weight is no parameter of its own, such as under torch.nn.utils.prune."""
     for name, module in model.named_modules():
-        computed = isinstance(module, (_ConvNd, nn.Linear)) and "weight" not in module._parameters
-        if computed or parametrize.is_parametrized(module, "weight"):
+        if isinstance(module, _kinds(linear)) and "weight" not in module._parameters:
             raise UserError(
                 f"the weight of layer '{name}' is computed from other parameters (torch.nn.utils.prune, a "
                 "parametrization): make it permanent first, such as by torch.nn.utils.prune.remove"

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dau_fast.errors import UserError
-from dau_fast.prune.masks import Masks, names_text
+from dau_fast.prune.masks import Masks
 
 SCOPES = ("global", "layer")
 
@@ -66,6 +66,6 @@ def warn_of_emptied(masks: Masks) -> Masks:
             "pruning to %.4g %% left no weight of %s: nothing passes there any more; prune less, or in "
             "the scope 'layer'",
             100 * masks.sparsity,
-            names_text(masks.emptied),
+            ", ".join(f"'{name}'" for name in masks.emptied),
         )
     return masks

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import prune as torch_prune
+from torch.nn.utils.parametrizations import weight_norm
 from toys import blobs
 
 from dau_fast.errors import UserError
@@ -302,6 +303,22 @@ def test_a_shared_weight_counts_once(method: str) -> None:
     masks = METHODS[method](model, 5 / 9)
     assert list(masks) == ["0.weight"]
     assert masks.kept == 4
+
+
+def test_layers_that_are_not_pruned_may_be_of_any_kind() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), weight_norm(nn.Linear(2, 2)))
+    assert list(omp(model, 0.5)) == ["0.weight"]
+    with pytest.raises(UserError, match="layer '1' is computed"):
+        omp(model, 0.5, linear=True)
+
+
+def test_a_weight_shared_with_another_kind_of_layer_counts() -> None:
+    model = nn.ModuleDict({"words": nn.Embedding(4, 3), "head": nn.Linear(3, 4)})
+    model["head"].weight = model["words"].weight
+    masks = omp(model, 0.5, linear=True)
+    masks.apply_(model)
+    assert list(masks) == ["head.weight"]
+    assert int((model["words"].weight == 0).sum()) == 6
 
 
 def test_synflow_refuses_an_input_that_does_not_fit_and_no_iterations() -> None:
