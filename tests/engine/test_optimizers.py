@@ -69,7 +69,8 @@ def test_the_other_weights_move_as_if_their_gradients_were_masked() -> None:
         step(model, ours, number)
         step(other, theirs, number)
     for a, b in zip(model.parameters(), other.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=0)
+        # Another order of the same operations: a step rounds once where PyTorch's rounds twice.
+        torch.testing.assert_close(a, b, rtol=2e-6, atol=1e-7)
 
 
 def test_masks_work_without_momentum() -> None:
