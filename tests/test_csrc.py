@@ -1,4 +1,4 @@
-"""The C++ tests of csrc/, as they are and under AddressSanitizer and UBSan, built by plain CMake."""
+"""The C++ tests of csrc/ under AddressSanitizer and UBSan, built by plain CMake."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
-def test_the_cpp_tests_pass_plain_and_sanitized(tmp_path: Path) -> None:
+def test_the_cpp_tests_pass_under_sanitizers(tmp_path: Path) -> None:
     compilers = [os.environ.get("CXX", "c++"), "g++", "clang++"]
     if os.name == "nt" or not any(map(shutil.which, compilers)):
         pytest.skip("needs g++ or clang++")
@@ -26,7 +26,8 @@ def test_the_cpp_tests_pass_plain_and_sanitized(tmp_path: Path) -> None:
         pytest.skip("needs cmake and ctest")
     build = str(tmp_path)
     run("cmake", "-S", str(ROOT), "-B", build, "-DDAU_FAST_TESTS=ON", "-DDAU_FAST_MODULE=OFF")
-    run("cmake", "--build", build, "--parallel", "2")
-    said = run("ctest", "--test-dir", build, "--output-on-failure")
+    # What users run is built and tested as the module; this is for what only sanitizers see.
+    run("cmake", "--build", build, "--parallel", "2", "--target", "tests_sanitized")
+    said = run("ctest", "--test-dir", build, "--output-on-failure", "-R", "sanitized")
     assert "100% tests passed" in said
-    assert "out of 2" in said
+    assert "out of 1" in said
