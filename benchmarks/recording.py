@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,7 +37,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 def write_json(path: Path, content: Any) -> None:
     """Write `content` whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")
     unfinished.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n")
     unfinished.replace(path)
 
