@@ -1,18 +1,11 @@
 #include "masked_step.h"
 
-#include <bit>
 #include <cmath>
 
 #include "lines.h"
 
 namespace dau_fast {
 namespace {
-
-// A bitwise select, not a product: masked values become +0.0, whatever they were.
-DAU_FAST_INSIDE float select(float value, std::uint32_t kept) {
-  const std::uint32_t lanes = kept != 0 ? ~0u : 0u;
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(value) & lanes);
-}
 
 // ---- SGD
 

@@ -1,7 +1,6 @@
 #include "packed_masks.h"
 
 #include <algorithm>
-#include <array>
 #include <bit>
 #include <cstring>
 
@@ -43,44 +42,28 @@ void unpack_byte(std::uint8_t byte, std::uint8_t* flags, std::size_t n) {
   for (std::size_t i = 0; i < n; ++i) flags[i] = bit(byte, i);
 }
 
-float select(float weight, std::uint32_t select_bits) {
-  // A bitwise select, not a product: 0 * NaN would stay NaN, and 0 * -1 would be -0.
-  return std::bit_cast<float>(std::bit_cast<std::uint32_t>(weight) & select_bits);
-}
-
-// Four bits spread to four lanes, again by table: this runs at memory speed on one core, a branch a
-// weight does not.
-constexpr auto kLanes = [] {
-  std::array<std::array<std::uint32_t, 4>, 16> lanes{};
-  for (std::uint8_t bits = 0; bits < 16; ++bits) {
-    for (std::size_t i = 0; i < 4; ++i) lanes[bits][i] = bit(bits, i) ? ~0u : 0u;
+// Whole bytes of bits for `n` weights, a multiple of 8. A word that keeps all its weights costs no traffic;
+// other words are not tested, as mispredicted branches cost more than the work.
+DAU_FAST_WIDE
+void apply_bytes(float* weights, const std::uint8_t* bits, std::size_t n) {
+  for (; n >= kWordBits; n -= kWordBits, weights += kWordBits, bits += kWordBytes) {
+    if (load_word(bits) == ~std::uint64_t{0}) continue;
+    for (std::size_t i = 0; i < kWordBits / kLine; ++i) {
+      const std::uint32_t kept = line_bits(bits, i);
+      float* line = weights + i * kLine;
+#pragma omp simd
+      for (std::size_t j = 0; j < kLine; ++j) line[j] = select(line[j], kept & kLineBit[j]);
+    }
   }
-  return lanes;
-}();
-
-void apply_four(float* weights, std::uint8_t bits) {
-  for (std::size_t i = 0; i < 4; ++i) weights[i] = select(weights[i], kLanes[bits][i]);
-}
-
-void apply_byte(float* weights, std::uint8_t byte) {
-  apply_four(weights, low_bits(byte, 4));
-  apply_four(weights + 4, static_cast<std::uint8_t>(byte >> 4));
+  for (; n >= kBits; n -= kBits, weights += kBits, ++bits) {
+    for (std::size_t j = 0; j < kBits; ++j) weights[j] = select(weights[j], *bits & kLineBit[j]);
+  }
 }
 
 void apply_range(float* weights, const std::uint8_t* bits, std::size_t n) {
-  // A word that keeps all its weights costs no memory traffic, one that keeps none costs no read.
-  // Single bytes are not tested: at 95 % kept, the mispredicted branches cost more than the work.
-  for (; n >= kWordBits; n -= kWordBits, weights += kWordBits, bits += kWordBytes) {
-    const std::uint64_t word = load_word(bits);
-    if (word == ~std::uint64_t{0}) continue;
-    if (word == 0) {
-      std::fill_n(weights, kWordBits, 0.0f);
-    } else {
-      for (std::size_t i = 0; i < kWordBytes; ++i) apply_byte(weights + i * kBits, bits[i]);
-    }
-  }
-  for (; n >= kBits; n -= kBits, weights += kBits, ++bits) apply_byte(weights, *bits);
-  for (std::size_t i = 0; i < n; ++i) weights[i] = bit(*bits, i) ? weights[i] : 0.0f;
+  const std::size_t whole = n - n % kBits;
+  apply_bytes(weights, bits, whole);
+  for (std::size_t i = whole; i < n; ++i) weights[i] = bit(bits[whole / kBits], i - whole) ? weights[i] : 0.0f;
 }
 
 }  // namespace
