@@ -119,6 +119,7 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
     fresh = builder(options.arch, images, precision)
     network, some = fresh(options.seed), torch.arange(min(_COSTED, len(images.labels)), device=device)
     check_sensitivity(options.sensitivity, network, images.batch(some[:2]))
+    sensitivity_costs = _sensitivity_costs(network, images.batch(some), images.labels[some])
     if pruning:
         prunable_weights(network.network)
     experiment = Experiment(
@@ -151,7 +152,7 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
         "epochs": experiment.recipe.epochs,
         "prune": record.prune_facts(pruning, first, checkpoint=options.checkpoint is not None),
         "sensitivity": options.sensitivity,
-        "sensitivity_costs": _sensitivity_costs(network, images.batch(some), images.labels[some]),
+        "sensitivity_costs": sensitivity_costs,
         "sets": record.set_sizes(first.split),
         "versions": record.versions(),
         "started": started.isoformat(timespec="seconds"),

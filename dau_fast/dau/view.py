@@ -81,15 +81,17 @@ def _evaluating(model: Classifier) -> Iterator[None]:
 
 
 def check_sensitivity(name: str, model: Classifier, images: Tensor) -> None:
-    """UserError where `model` has no such sensitivity, from one forward and backward pass of `images`."""
+    """UserError where `model` has no such sensitivity, or none that can be differentiated: one pass tells."""
     if name not in SENSITIVITIES:
         raise UserError(f"unknown sensitivity '{name}': expected one of {', '.join(SENSITIVITIES)}")
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     try:
-        with torch.no_grad(), _evaluating(model):
-            View(name).of(model, images, model(images), labels)
-    except ValueError as error:
-        raise UserError(f"this model has no sensitivity '{name}': {error}") from error
+        with _evaluating(model):
+            u = View(name).of(model, images, model(images), labels)
+            torch.autograd.grad(u.sum(), _trained(model), allow_unused=True)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"this model has no sensitivity '{name}': {reason}") from error
 
 
 def costs(model: Classifier, images: Tensor, labels: Tensor, rounds: int = 3) -> dict[str, float | None]:
@@ -106,9 +108,14 @@ def costs(model: Classifier, images: Tensor, labels: Tensor, rounds: int = 3) ->
                 with Stopwatch(images.device) as watch:
                     outputs = model(images)
                     u = outputs.logits if name == "none" else View(name).of(model, images, outputs, labels)
-                    torch.autograd.grad(u.sum(), [p for p in model.parameters() if p.requires_grad])
+                    torch.autograd.grad(u.sum(), _trained(model), allow_unused=True)
                 taken.append(watch.seconds)
             found[name] = median(taken[1:])
-        except ValueError:
-            found[name] = None  # a layer that per_sample_grad_norms does not know
+        except (ValueError, RuntimeError):
+            # A layer that per_sample_grad_norms does not know, or one without a second derivative.
+            found[name] = None
     return found
+
+
+def _trained(model: Classifier) -> list[Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -80,21 +80,21 @@ def sgd_kernel(
 
 @triton.jit
 def adamw_kernel(
-    table_ptr, blocks_ptr, lr_ptr, lr, beta1, beta2, eps, weight_decay,
+    table_ptr, blocks_ptr, biases_ptr, lr_ptr, lr, fresh1, beta2, fresh2, eps, weight_decay,
     LR_IS_TENSOR: tl.constexpr, MAXIMIZE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One step of torch.optim.AdamW. table [K, 7]: weights, grads, exp_avg, exp_avg_sq, bits, n, step.
+    """One step of torch.optim.AdamW. table [K, 6]: weights, grads, exp_avg, exp_avg_sq, bits, n.
 
-    step: address of a float32 number, that of this step.
+    biases [K, 2]: 1 - beta1^step and sqrt(1 - beta2^step). fresh1, fresh2: 1 - beta1 and 1 - beta2.
     """
-    entry = table_ptr + tl.load(blocks_ptr + 2 * tl.program_id(0)).to(tl.int64) * 7
+    tensor = tl.load(blocks_ptr + 2 * tl.program_id(0)).to(tl.int64)
+    entry = table_ptr + tensor * 6
     start = tl.load(blocks_ptr + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
     weights = tl.load(entry).to(tl.pointer_type(tl.float32))
     grads = tl.load(entry + 1).to(tl.pointer_type(tl.float32))
     averages = tl.load(entry + 2).to(tl.pointer_type(tl.float32))
     squares = tl.load(entry + 3).to(tl.pointer_type(tl.float32))
     n = tl.load(entry + 5)
-    step = tl.load(tl.load(entry + 6).to(tl.pointer_type(tl.float32)))
     rate = _rate(lr, lr_ptr, LR_IS_TENSOR)
     offsets = start + tl.arange(0, BLOCK)
     kept = (offsets < n) & (_kept(tl.load(entry + 4), offsets, n) != 0)
@@ -105,15 +105,13 @@ def adamw_kernel(
     weight *= 1.0 - rate * weight_decay
     average = tl.load(averages + offsets, mask=kept, other=0.0)
     square = tl.load(squares + offsets, mask=kept, other=0.0)
-    average += (1.0 - beta1) * (grad - average)
-    square = beta2 * square + (1.0 - beta2) * grad * grad
+    average += fresh1 * (grad - average)
+    square = beta2 * square + fresh2 * grad * grad
     tl.store(averages + offsets, average, mask=kept)
     tl.store(squares + offsets, square, mask=kept)
-    # 1 - beta^step, whose logarithm is exact enough: beta is near 1 and step may be large.
-    first_bias = 1.0 - tl.exp(step * tl.log(beta1))
-    second_bias = 1.0 - tl.exp(step * tl.log(beta2))
-    root = tl.sqrt(square) / tl.sqrt(second_bias) + eps
-    tl.store(weights + offsets, weight - rate / first_bias * average / root, mask=kept)
+    root = tl.sqrt(square) / tl.load(biases_ptr + 2 * tensor + 1) + eps
+    change = rate / tl.load(biases_ptr + 2 * tensor) * average / root
+    tl.store(weights + offsets, weight - change, mask=kept)
 
 
 # ---- launchers: lists of contiguous float32 tensors of one device; bits: packed masks or None
@@ -166,14 +164,17 @@ def adamw(
 ) -> None:
     """One step in place; steps: float32 scalars, raised by one."""
     torch._foreach_add_(list(steps), 1)
+    # On the device, for a captured graph, and in float64: a GPU's logarithm near 1 has few digits.
+    count = torch.stack(list(steps)).double()
+    biases = torch.stack([1 - beta1**count, (1 - beta2**count).sqrt()], 1).float()
     rows = [
-        (w.data_ptr(), g.data_ptr(), a.data_ptr(), s.data_ptr(), _address(b), w.numel(), n.data_ptr())
-        for w, g, a, s, n, b in zip(weights, grads, averages, squares, steps, bits, strict=True)
+        (w.data_ptr(), g.data_ptr(), a.data_ptr(), s.data_ptr(), _address(b), w.numel())
+        for w, g, a, s, b in zip(weights, grads, averages, squares, bits, strict=True)
     ]
     tensor = isinstance(lr, Tensor)
     _launch(
-        adamw_kernel, weights, rows, lr if tensor else weights[0], 0.0 if tensor else lr, beta1, beta2, eps,
-        weight_decay, LR_IS_TENSOR=tensor, MAXIMIZE=maximize,
+        adamw_kernel, weights, rows, biases, lr if tensor else weights[0], 0.0 if tensor else lr,
+        1 - beta1, beta2, 1 - beta2, eps, weight_decay, LR_IS_TENSOR=tensor, MAXIMIZE=maximize,
     )  # fmt: skip
 
 

@@ -90,7 +90,7 @@ def per_sample_grad_norms(
     finally:
         for handle in handles:
             handle.remove()
-    if not squares.edges:
+    if not squares.edges or loss.grad_fn is None:
         raise ValueError(
             "no layer with trainable parameters took part: check requires_grad, and give the model as it "
             "was before torch.compile"

@@ -180,6 +180,8 @@ def _costs(measured: dict[str, Any] | None) -> str | None:
         return None
     seconds = measured["seconds"]
     known = {name: taken for name, taken in seconds.items() if name != "none" and taken is not None}
+    if seconds["none"] is None or not known:
+        return None
     shown = ", ".join(f"{name} {factor_text(taken / seconds['none'])}" for name, taken in known.items())
     return f"{shown} times the seconds of a pass over {measured['images']} images without one"
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from test_game import TENTH, percent_right, same, trained, weights
@@ -126,7 +129,7 @@ def test_the_game_is_played_with_each(sensitivity: str) -> None:
     task = trained(TENTH, config)
     found = game.unlearn(task)
     assert percent_right(task, found.model, task.split.retain) >= 90
-    usual = game.unlearn(trained(TENTH, None)).model
+    usual = game.unlearn(trained(TENTH, replace(config, sensitivity="classifier"))).model
     assert not same(weights(found.model), weights(usual))
 
 
@@ -157,6 +160,38 @@ def test_a_model_without_such_a_sensitivity_is_refused() -> None:
     found = costs(model, images, labels)
     assert found["full"] is None
     assert all(found[name] > 0 for name in ("none", "classifier", "input"))
+
+
+class Once(torch.autograd.Function):
+    """Twice its input, differentiable `times` times."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, times: int) -> Tensor:
+        ctx.times = times
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if ctx.times == 0:
+            raise RuntimeError("there is no second derivative")
+        return Once.apply(grad, ctx.times - 1), None
+
+
+class Doubled(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return Once.apply(x, 1)
+
+
+def test_a_layer_without_a_second_derivative_is_refused_before_the_game() -> None:
+    model = Classifier(nn.Sequential(nn.Linear(6, 6), Doubled(), nn.Linear(6, 3)))
+    images, labels = some_images()
+    check_sensitivity("classifier", model, images)
+    for name in ("input", "full"):
+        with pytest.raises(UserError, match=f"no sensitivity '{name}': there is no second derivative"):
+            check_sensitivity(name, model, images)
+    found = costs(model, images, labels)
+    assert found["classifier"] is not None
+    assert found["input"] is found["full"] is None
 
 
 def test_a_gradient_of_exactly_0_has_a_finite_derivative(model: Classifier) -> None:
