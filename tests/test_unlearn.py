@@ -615,3 +615,15 @@ def test_help_of_the_module_names_every_option(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert re.search(rf"^ *(-\w, )?--{option} ", found.stdout, re.MULTILINE), option
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_game_is_played_with_the_sensitivity_that_is_asked_for(tmp_path: Path) -> None:
+    seen = {}
+    for name in ("classifier", "input"):
+        called = succeed(tmp_path / name, "--sensitivity", name, "--methods", "dau", "--epochs", 2)
+        seen[name] = called.report["game"]["auc"]
+        assert called.report["run"]["sensitivity"] == name
+        costs = called.report["run"]["sensitivity_costs"]["seconds"]
+        assert costs["none"] < costs["input"] < costs["full"]
+        assert "cost of sensitivities" in (tmp_path / name / "report.html").read_text()
+    assert seen["classifier"] != seen["input"]
