@@ -15,6 +15,7 @@ from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.data import Images
 from dau_fast.dau.view import check_sensitivity
 from dau_fast.engine.runtime import choose_device, warm_up
+from dau_fast.engine.steps import choose_engine
 from dau_fast.errors import UserError
 from dau_fast.methods import method_named, run
 from dau_fast.metrics.unlearning import Measures, measure
@@ -56,6 +57,7 @@ def unlearn(
     seed: int = 0,
     masks: Masks | None = None,
     device: str = "auto",
+    engine: str = "auto",
     progress: Progress = silent,
 ) -> Result:
     """Make a copy of `model` behave as if it had been trained without `forget`.
@@ -65,13 +67,15 @@ def unlearn(
     never trained on. Each set is (images, labels) with floating-point images [N, ...] as the model
     takes them and int64 labels [N], or a map-style Dataset of such pairs; all sets are held on
     `device`. Without `test` nothing is measured. method: "dau", "ft" or "ga".
-    masks: of a pruned model, whose masked weights stay zero.
+    masks: of a pruned model, whose masked weights stay zero. engine: how training steps run, "auto" or
+    one of dau_fast.engine.steps.ENGINES.
     Raises UserError (a ValueError) for sets that do not fit together or do not fit the model.
     """
-    if method in ("retrain", "retrain_clean"):
+    if method.startswith("retrain"):
         raise UserError(f"method '{method}' needs the recipe the model was trained by: retrain it yourself")
     chosen = method_named(method)
     place = choose_device(device)
+    runner = choose_engine(engine, place)
     given = {"forget": forget, "retain": retain, "validation": validation, "test": test}
     sets = {name: _tensors(name, data) for name, data in given.items() if data is not None}
     images = _images(sets).to(place)
@@ -87,7 +91,10 @@ def unlearn(
     indices = tuple(range(len(sets["forget"][1])))
     split = make_split(roles, images.labels, Forget("the given set", indices=indices), seed).to(place)
     settings = {"dau": config} if config else {}
-    task = Task(images, split, seed, original, _no_fresh_network, TrainingRecipe(), settings, progress, masks)
+    task = Task(
+        images, split, seed, original, _no_fresh_network, TrainingRecipe(),
+        settings, progress, masks, engine=runner,
+    )  # fmt: skip
     warm_up(place)
     finished = run(method, chosen, task)
 
@@ -97,7 +104,7 @@ def unlearn(
         return measure(classifier, images.batch, images.labels, split, task.generator("measures"))
 
     before, after = measured(original), measured(finished.model)
-    network = finished.model.network.to(_device_of(model))
+    network = finished.model.release().to(_device_of(model))
     for ours, theirs in zip(network.modules(), model.modules(), strict=True):
         ours.training = theirs.training
     return Result(network, finished.seconds, finished.compile_seconds, before, after, finished.history)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from dau_fast import models
 from dau_fast.config import DauConfig, PruneConfig, SplitConfig, TrainingRecipe
 from dau_fast.data import Images
 from dau_fast.engine.batches import generator_for
+from dau_fast.engine.steps import Engine
 from dau_fast.methods import METHODS, Finished, run
 from dau_fast.metrics.unlearning import Measures, avg_gap, measure
 from dau_fast.models import Classifier
@@ -41,7 +42,8 @@ class Checkpoint:
 class Experiment:
     """What all seeds of a run share. seed: the first one. fresh: see Task. sensitivity: see View.
 
-    pruning: of the original, a given one included; None leaves it as it is.
+    recipe: of the original. retraining: those of retrain and retrain_fast, by method.
+    pruning: of the original, a given one included; None leaves it as it is. engine: of all training steps.
     """
 
     images: Images
@@ -50,10 +52,12 @@ class Experiment:
     seed: int
     shares: SplitConfig
     recipe: TrainingRecipe
+    retraining: Mapping[str, TrainingRecipe]
     fresh: Callable[[int], Classifier]
     checkpoint: Checkpoint | None
     sensitivity: str
     pruning: PruneConfig | None = None
+    engine: Engine = field(default_factory=Engine)
 
     def roles(self, seed: int) -> np.ndarray:
         """The role of every image, int8 [N]; a given original keeps the ones it was trained with."""
@@ -96,13 +100,14 @@ def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progre
     initial = generator_for(seed, "original", images.device).initial_seed()
     start = given.model if given else experiment.fresh(initial)
     usual = DauConfig.default(classwise=split.classwise, retain_images=len(split.retain))
-    settings = {"dau": replace(usual, sensitivity=experiment.sensitivity)}
+    settings = {"dau": replace(usual, sensitivity=experiment.sensitivity), **experiment.retraining}
     masks = given.masks if given else None
     if given and pruning:
         start = copy.deepcopy(start)  # pruned in place below, and dense again for the next seed
     task = Task(
-        images, split, seed, start, experiment.fresh, experiment.recipe, settings, progress, masks, pruning
-    )
+        images, split, seed, start, experiment.fresh, experiment.recipe,
+        settings, progress, masks, pruning, experiment.engine,
+    )  # fmt: skip
 
     # This trains `start` itself, so it comes before all others.
     finished: dict[str, Finished] = {}
@@ -123,8 +128,14 @@ def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progre
     sparse = {name: result.masks for name, result in finished.items()} | {"original": task.masks}
     entries = {}
     for name, model in trained.items():
-        sparsity = zero_share(model.network, sparse[name])
-        entries[name] = method_entry(measures[name], finished.get(name), reference, clean, sparsity)
+        entries[name] = method_entry(
+            measures[name],
+            finished.get(name),
+            reference,
+            fast=finished.get("retrain_fast"),
+            clean=clean,
+            sparsity=zero_share(model.network, sparse[name]),
+        )
     gap = None
     if reference and twice:
         gap = avg_gap(measured(run("retrain", retrain.unlearn_again, task).model), reference[0])

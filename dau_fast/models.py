@@ -56,6 +56,9 @@ class Classifier(nn.Module):
         self.network = network
         self.head_name = name
         self.precision = precision
+        self._features: Tensor | None = None
+        # It stays: a hook that comes and goes with every call cannot be compiled.
+        self._hook = self.head.register_forward_pre_hook(self._keep_features)
 
     @property
     def head(self) -> nn.Linear:
@@ -66,18 +69,24 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Outputs of `images` [B, ...]; one pass through the network."""
-        seen: list[Tensor] = []
-        handle = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
-            with torch.autocast(images.device.type, self.precision, enabled=self.precision is not None):
-                logits = self.network(images)
-        finally:
-            handle.remove()
-        if not seen:
+        self._features = None
+        with torch.autocast(images.device.type, self.precision, enabled=self.precision is not None):
+            logits = self.network(images)
+        # Not kept beyond the call, with its graph.
+        features, self._features = self._features, None
+        if features is None:
             raise UserError(
                 f"layer {self.head_name!r} takes no part in the forward pass: name the classifier layer"
             )
-        return Outputs(seen[-1].float(), logits.float())
+        return Outputs(features.float(), logits.float())
+
+    def release(self) -> nn.Module:
+        """The network, without the hook that reads its features: `self` is not to be called any more."""
+        self._hook.remove()
+        return self.network
+
+    def _keep_features(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._features = inputs[0]
 
 
 def build(arch: str, classes: int, image_shape: tuple[int, ...]) -> nn.Module:

@@ -12,6 +12,7 @@ from torch import Tensor
 from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.data import Images
 from dau_fast.engine.batches import generator_for
+from dau_fast.engine.steps import Engine
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
 from dau_fast.split import Split
@@ -36,6 +37,7 @@ class Task:
     architecture. recipe: how the original was trained, for retraining. settings: configurations
     that replace a method's own, by the method's name. masks: of the original's network, whose masked
     weights every method keeps at zero; None for a dense one. pruning: how the masks were found.
+    engine: how training steps run.
     """
 
     images: Images
@@ -48,6 +50,7 @@ class Task:
     progress: Progress = silent
     masks: Masks | None = None
     pruning: PruneConfig | None = None
+    engine: Engine = field(default_factory=Engine)
 
     @property
     def labels(self) -> Tensor:

@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,18 @@ import torch
 from rich.console import Console
 
 from dau_fast import data, models
-from dau_fast.config import PRUNERS, PruneConfig, split_config, training_recipe
+from dau_fast.config import (
+    PRUNERS,
+    RETRAIN_RECIPES,
+    PruneConfig,
+    fast_recipe,
+    split_config,
+    training_recipe,
+)
 from dau_fast.dau.view import SENSITIVITIES, check_sensitivity, costs
+from dau_fast.engine.profiling import Profiler
 from dau_fast.engine.runtime import choose_device, choose_precision, warm_up
+from dau_fast.engine.steps import ENGINES, choose_engine
 from dau_fast.errors import UserError
 from dau_fast.experiment import Checkpoint, Experiment, SeedResult, builder, run_seed
 from dau_fast.methods import METHODS, method_named
@@ -31,7 +40,7 @@ from dau_fast.report import record
 from dau_fast.report.output import OutputFolder
 from dau_fast.report.page import render
 from dau_fast.report.progress import progress_bars
-from dau_fast.report.table import table
+from dau_fast.report.table import profile_table, table
 from dau_fast.rivals.retrain import check_clean
 from dau_fast.split import Forget, decode_roles, encode_roles
 from dau_fast.task import Progress
@@ -54,6 +63,7 @@ class Options:
     epochs: int | None
     forget: str
     methods: tuple[str, ...]
+    retrain_recipe: str
     prune: str
     sparsity: float | None
     seed: int
@@ -61,6 +71,8 @@ class Options:
     sensitivity: str
     device: str
     precision: str
+    engine: str
+    profile: bool
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
@@ -73,6 +85,7 @@ class Options:
 @click.option("--epochs", type=_POSITIVE, help="Training length of the original and of retraining.")
 @click.option("--forget", default="random:0.1", help="random:0.1, class:3 or indices:FILE.")
 @click.option("--methods", default="dau,retrain", help=f"Some of {','.join(METHODS)}.")
+@click.option("--retrain-recipe", default="both", help=f"One of {', '.join(RETRAIN_RECIPES)}.")
 @click.option("--prune", default="none", help=f"Prune the original: none, {', '.join(PRUNERS)}.")
 @click.option("--sparsity", type=float, help="Share of the convolutions' weights to prune; 0.95.")
 @click.option("--sensitivity", default="classifier", help=f"Of the game: {', '.join(SENSITIVITIES)}.")
@@ -80,12 +93,14 @@ class Options:
 @click.option("--repeats", type=_POSITIVE, default=1, help="Seeds; from 2 on with spread and noise floor.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", help="auto (bf16 on CUDA), fp32 or bf16.")
+@click.option("--engine", default="auto", help=f"How training steps run: auto, {', '.join(ENGINES)}.")
+@click.option("--profile", is_flag=True, help="Say where the time of training steps goes; traces in --out.")
 @click.option("--out", type=Path, default=Path("out"), help="For report.json, report.html and weights.")
 def unlearn(out: Path, methods: str, **given: Any) -> None:
     """Make a trained image classifier forget part of its training data, and compare with retraining."""
     names = tuple(dict.fromkeys(name.strip() for name in methods.split(",")))
     with OutputFolder(out) as folder, progress_bars() as bars:
-        report, first = pipeline(Options(methods=names, **given), bars)
+        report, first = pipeline(Options(methods=names, **given), bars, folder)
         metadata = {key: report["run"][key] for key in ("dataset", "arch")}
         metadata["split"] = encode_roles(first.roles)
         for name, network in first.networks.items():
@@ -97,18 +112,21 @@ def unlearn(out: Path, methods: str, **given: Any) -> None:
         (folder / "report.html").write_text(render(report), encoding="utf-8")
     console = Console()
     console.print(table(report))
+    if "profile" in report["run"]:
+        console.print(profile_table(report["run"]["profile"]))
     files = f"{out / 'report.html'} shows the pictures, {out / 'report.json'} has every number."
     console.print(files, markup=False, highlight=False, soft_wrap=True)
 
 
-def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], SeedResult]:
-    """Run `options`: the report, and the first seed's result."""
+def pipeline(options: Options, progress: Progress, folder: Path) -> tuple[dict[str, Any], SeedResult]:
+    """Run `options`: the report, and the first seed's result. folder: for traces of a profile."""
     began, started = time.perf_counter(), datetime.now(UTC)
-    for name in options.methods:
-        method_named(name)
+    methods = _methods(options)
     pruning = _pruning(options)
     device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
+    profiler = Profiler(folder) if options.profile else None
+    engine = choose_engine(options.engine, device, profiler)
     images = data.load(
         options.dataset,
         options.data,
@@ -122,17 +140,21 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
     sensitivity_costs = _sensitivity_costs(network, images.batch(some), images.labels[some])
     if pruning:
         prunable_weights(network.network)
+    recipe = training_recipe(options.dataset, options.epochs)
+    fast = fast_recipe(options.dataset, options.epochs)
     experiment = Experiment(
         images,
         Forget.parse(options.forget, images.class_names),
-        options.methods,
+        methods,
         options.seed,
         split_config(options.dataset),
-        training_recipe(options.dataset, options.epochs),
+        recipe,
+        {"retrain": fast if options.retrain_recipe == "fast" else recipe, "retrain_fast": fast},
         fresh,
         _checkpoint(options.checkpoint, fresh(options.seed), len(images.labels)),
         options.sensitivity,
         pruning,
+        engine,
     )
     warm_up(device)
     results = [
@@ -149,7 +171,9 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
         "device": str(device),
         "hardware": record.hardware(device),
         "precision": "fp32" if precision is None else "bf16",
+        "engine": {"asked": options.engine, "loops": engine.chosen},
         "epochs": experiment.recipe.epochs,
+        "retrain_epochs": {name: r.epochs for name, r in experiment.retraining.items() if name in methods},
         "prune": record.prune_facts(pruning, first, checkpoint=options.checkpoint is not None),
         "sensitivity": options.sensitivity,
         "sensitivity_costs": sensitivity_costs,
@@ -158,7 +182,21 @@ def pipeline(options: Options, progress: Progress) -> tuple[dict[str, Any], Seed
         "started": started.isoformat(timespec="seconds"),
         "wall_seconds": time.perf_counter() - began,
     }
+    if profiler:
+        profiler.finish()
+        run["profile"] = {loop: asdict(found) for loop, found in profiler.loops.items()}
     return record.report(run, results), first
+
+
+def _methods(options: Options) -> tuple[str, ...]:
+    """The methods that run: beside retraining also the faster one, where both recipes are asked for."""
+    for name in options.methods:
+        method_named(name)
+    if options.retrain_recipe not in RETRAIN_RECIPES:
+        known = ", ".join(RETRAIN_RECIPES)
+        raise UserError(f"unknown recipe '{options.retrain_recipe}': expected one of {known}")
+    both = options.retrain_recipe == "both" and "retrain" in options.methods
+    return tuple(dict.fromkeys((*options.methods, "retrain_fast") if both else options.methods))
 
 
 def _pruning(options: Options) -> PruneConfig | None:

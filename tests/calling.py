@@ -62,9 +62,12 @@ _SILENT = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, Resourc
 def call(folder: Path, *arguments: object) -> Called:
     """Run the command line in this process with --out `folder`; an exception that escapes fails the test.
 
+    Short trainings, one retraining, on the CPU, unless `arguments` say otherwise.
+
     stderr holds the warnings that Python would have printed there, too.
     """
-    given = ["dau-fast", "--epochs", "3", "--device", "cpu", "--out", folder, *arguments]
+    given = ["dau-fast", "--epochs", "3", "--retrain-recipe", "literature", "--device", "cpu"]
+    given += ["--out", folder, *arguments]
     out, err, code = io.StringIO(), io.StringIO(), 0
     with (
         pytest.MonkeyPatch.context() as patch,

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
+from torch.optim.lr_scheduler import MultiStepLR
+from toys import TENTH, trained
 
-from dau_fast import unlearn
+from dau_fast import prune, unlearn
+from dau_fast.config import DauConfig
 from dau_fast.data import Augmentation, Images
+from dau_fast.dau.game import Game
 from dau_fast.engine.batches import generator_for, index_stream
 from dau_fast.engine.evaluation import predict
-from dau_fast.engine.training import recompute_batchnorm
+from dau_fast.engine.optimizers import sgd
+from dau_fast.engine.steps import Engine
+from dau_fast.engine.training import recompute_batchnorm, train
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.ops import apply_masks_, attack_features, barlow_twins_loss, pack_mask
 
@@ -94,6 +102,53 @@ def test_bf16_autocast_gives_float32_outputs_near_the_exact_ones(device: torch.d
     assert rounded.logits.dtype == rounded.features.dtype == torch.float32
     error = (rounded.logits - exact.logits).norm() / exact.logits.norm()
     assert 0 < error < 0.05
+
+
+def trained_by(engine: str, images: Images, pruned: bool) -> Classifier:
+    """Twelve steps with a learning rate that falls on the way."""
+    torch.manual_seed(0)
+    model = Classifier(SmallResNet(3, 4)).to(images.device)
+    masks = prune.random(model.network, 0.5, seed=0) if pruned else None
+    optimizer = sgd(model.network, masks, lr=0.1, momentum=0.9, weight_decay=1e-3)
+    order = generator_for(0, "order", images.device)
+    train(
+        model, index_stream(torch.arange(40, device=images.device), 16, order), images.batch, images.labels,
+        steps=12, optimizer=optimizer, scheduler=MultiStepLR(optimizer, [4, 8]), engine=Engine(engine),
+    )  # fmt: skip
+    return model
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("engine", ["compiled", "captured"])
+def test_engines_train_alike(device: torch.device, engine: str, pruned: bool) -> None:
+    if device.type != "cuda":
+        pytest.skip("a CUDA graph needs CUDA; tests/engine compiles for the CPU")
+    images = some_images(device)
+    expected, found = (trained_by(name, images, pruned).state_dict() for name in ("eager", engine))
+    torch.testing.assert_close(found, expected, rtol=2e-3, atol=2e-3)
+    if pruned:
+        weights = torch.cat([t.flatten() for t in found.values() if t.ndim == 4])
+        assert (weights == 0).float().mean().item() == pytest.approx(0.5, abs=1e-3)
+
+
+def test_a_captured_game_is_the_eager_one_and_never_waits(device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("a CUDA graph needs CUDA; tests/engine compiles for the CPU")
+    config = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=1, batch_size=32)
+    task = trained(TENTH, config, device=device)
+    found = []
+    for engine in ("eager", "captured"):
+        players = Game(copy.deepcopy(task.original), replace(task, engine=Engine(engine)), config)
+        players.warm_up()
+        players.turn()
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for _ in range(9):
+                players.turn()
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found.append(players.defender.state_dict())
+    torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("forget", ["random:0.1", "class:3"])

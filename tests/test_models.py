@@ -177,17 +177,39 @@ def test_a_linear_layer_alone_is_a_classifier_on_its_input() -> None:
     torch.testing.assert_close(outputs.logits, layer(x))
 
 
-def test_a_forward_pass_leaves_no_hook_behind() -> None:
+def test_a_released_network_has_no_hook_and_still_works() -> None:
+    network = mlp()
+    model = Classifier(network)
+    expected = model(seeded_images(2, 6)).logits
+    assert model.release() is network
+    assert hooks(network) == 0
+    assert torch.equal(network(seeded_images(2, 6)), expected)
+
+
+def test_a_copy_is_released_alone() -> None:
     model = Classifier(mlp())
+    other = copy.deepcopy(model)
+    assert hooks(other.release()) == 0
+    assert hooks(model) == 1
+    assert model(seeded_images(2, 6)).features.shape == (2, 5)
+
+
+def test_features_are_not_kept_beyond_a_pass_and_not_taken_from_the_one_before() -> None:
+    model = Classifier(TwoHeads(), "head")
     model(seeded_images(2, 6))
-    assert hooks(model) == 0
-
-
-def test_a_failed_forward_pass_leaves_no_hook_behind() -> None:
-    model = Classifier(mlp())
+    assert model._features is None
     with pytest.raises(RuntimeError):
         model(seeded_images(2, 7))
-    assert hooks(model) == 0
+    model.network.forward = lambda x: x
+    with pytest.raises(UserError, match="takes no part in the forward pass"):
+        model(seeded_images(2, 6))
+
+
+def test_one_network_may_have_several_classifiers() -> None:
+    network = TwoHeads()
+    one, other = Classifier(network, "head"), Classifier(network, "head")
+    x = seeded_images(2, 6)
+    assert torch.equal(one(x).features, other(x).features)
 
 
 def test_gradients_reach_the_network_through_features_and_logits() -> None:

@@ -6,6 +6,7 @@ Runs are three epochs on digits, in this process and shared by the tests.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -212,7 +213,7 @@ def check_forget(forget: dict[str, Any]) -> None:
 
 
 def check_entry(entry: dict[str, Any], has_reference: bool, timed: bool) -> None:
-    further = {"sparsity", "avg_gap_clean"}
+    further = {"sparsity", "avg_gap_clean", "speedup_fast"}
     assert set(entry) - further == {*RATES, "attacks", *TIMES, "avg_gap", "confidence"}
     assert set(entry["attacks"]) == ATTACKS
     for rate in [*(entry[key] for key in RATES), *entry["attacks"].values()]:
@@ -267,6 +268,40 @@ def test_report_of_a_default_run(once: Called) -> None:
         "digits", "small", 0, "cpu", 3, "fp32",
     ]  # fmt: skip
     assert run["forget"]["spec"] == "random:0.1"
+    assert run["engine"]["asked"] == "auto"
+    assert set(run["engine"]["loops"]) == {"original", "retrain", "game", "recovery"}
+    assert run["retrain_epochs"] == {"retrain": 3}
+
+
+def test_both_recipes_give_two_retrained_models_and_two_speedups(place: Path) -> None:
+    called = succeed(place / "recipes", "--retrain-recipe", "both", "--epochs", 10)
+    check_report(called.report, ["dau", "retrain", "retrain_fast"])
+    methods = called.report["methods"]
+    assert called.report["run"]["retrain_epochs"] == {"retrain": 10, "retrain_fast": 3}
+    for entry in methods.values():
+        expected = methods["retrain_fast"]["seconds"] / entry["seconds"]
+        assert entry["speedup_fast"] == pytest.approx(expected)
+    assert methods["retrain_fast"]["avg_gap"] > 0
+    assert (called.folder / "retrain_fast.safetensors").exists()
+
+
+def test_a_profile_says_where_the_time_goes_and_leaves_traces(place: Path) -> None:
+    called = succeed(place / "profile", "--profile", "--methods", "dau")
+    loops = called.report["run"]["profile"]
+    assert set(loops) == {"original", "game", "recovery"}
+    assert {"data", "forward", "attacker", "Barlow Twins", "backward", "optimiser", "referee"} <= set(
+        loops["game"]["seconds"]
+    )
+    assert "where the time goes" in called.stdout
+    for loop in loops:
+        assert json.loads((called.folder / f"profile-{loop}.json").read_text())["traceEvents"]
+
+
+def test_the_fast_recipe_alone_is_the_reference(place: Path) -> None:
+    called = succeed(place / "fast", "--retrain-recipe", "fast", "--methods", "ga,retrain", "--epochs", 10)
+    check_report(called.report, ["ga", "retrain"])
+    assert called.report["run"]["retrain_epochs"] == {"retrain": 3}
+    assert "speedup_fast" not in called.report["methods"]["ga"]
 
 
 def test_report_without_retraining_compares_with_nothing(resumed: Called) -> None:

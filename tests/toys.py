@@ -5,8 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.data import Images
 from dau_fast.models import Classifier
+from dau_fast.rivals import original
+from dau_fast.split import Forget, hold_out, make_split
+from dau_fast.task import Task
 
 
 def blobs(count: int) -> Images:
@@ -22,3 +26,23 @@ def perceptron(seed: int) -> Classifier:
         torch.manual_seed(seed)
         layers = [nn.Linear(6, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 3)]
         return Classifier(nn.Sequential(*layers))
+
+
+ONE_CLASS, TENTH = Forget("class:2", label=2), Forget("random:0.1", fraction=0.1)
+
+
+def trained(
+    forget: Forget, config: DauConfig | None, seed: int = 0, device: torch.device | None = None
+) -> Task:
+    """A task whose original was trained on the whole training set."""
+    place = device or torch.device("cpu")
+    images = blobs(480).to(place)
+    keep = forget.indices or ()
+    roles = hold_out(images.labels, None, seed, validation_share=0.25, test_share=0.2, keep=keep)
+    split = make_split(roles, images.labels, forget, seed).to(place)
+    recipe = TrainingRecipe(epochs=20, batch_size=32, lr=0.05)
+    settings = {"dau": config} if config else {}
+    task = Task(images, split, seed, perceptron(seed).to(place), perceptron, recipe, settings)
+    original.train(task)
+    task.original.eval()
+    return task

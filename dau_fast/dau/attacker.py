@@ -42,14 +42,26 @@ def _scaled(u: Tensor) -> Tensor:
     return torch.cat([u[:, :-1], torch.log(sensitivity + _SMALLEST_SENSITIVITY)], 1)
 
 
-def attacker_loss(attacker: Attacker, u_forget: Tensor, u_validation: Tensor) -> Tensor:
+def attacker_loss(
+    attacker: Attacker,
+    u_forget: Tensor,
+    u_validation: Tensor,
+    forget_weights: Tensor,
+    validation_weights: Tensor,
+) -> Tensor:
     """-(E_f log A(u) + E_v log(1 - A(u))) / 2, which the attacker minimises; scalar, nats.
 
-    u_forget [F, C + 1], u_validation [V, C + 1]; both sets weigh the same whatever their sizes.
+    u_forget [F, C + 1], u_validation [V, C + 1]: rows count as their weights [F], [V] say, 0 for not at
+    all; both sets weigh the same whatever their sizes. A set without weight counts 0.
     """
-    member = F.softplus(-attacker(u_forget)).mean()
-    non_member = F.softplus(attacker(u_validation)).mean()
+    member = _mean(F.softplus(-attacker(u_forget)), forget_weights)
+    non_member = _mean(F.softplus(attacker(u_validation)), validation_weights)
     return (member + non_member) / 2
+
+
+def _mean(values: Tensor, weights: Tensor) -> Tensor:
+    """Mean of `values` [B] by `weights` [B]; rows are left out without a shape that depends on data."""
+    return (values * weights).sum() / weights.sum().clamp_min(1)
 
 
 def auc(member_scores: Tensor, non_member_scores: Tensor) -> float:

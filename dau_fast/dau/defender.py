@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dau_fast.dau.attacker import Attacker
+from dau_fast.engine.profiling import section
 from dau_fast.models import Outputs
 from dau_fast.ops import barlow_twins_loss
 
@@ -29,5 +30,6 @@ def defender_loss(
     """
     fit = F.cross_entropy(retain.logits, retain_labels)
     exposed = F.softplus(attacker(u_forget)).mean()
-    alignment = barlow_twins_loss(forget.features, validation.features, lambd)
+    with section("Barlow Twins"):
+        alignment = barlow_twins_loss(forget.features, validation.features, lambd)
     return fit + alpha * exposed + beta * alignment

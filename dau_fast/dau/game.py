@@ -9,12 +9,12 @@ recomputed on the retain set, because the running ones still hold the forget set
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 import torch
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
 from dau_fast.config import DauConfig
@@ -23,7 +23,9 @@ from dau_fast.dau.defender import defender_loss
 from dau_fast.dau.referee import Referee
 from dau_fast.dau.view import View
 from dau_fast.engine.batches import index_stream, steps_for
-from dau_fast.engine.optimizers import sgd
+from dau_fast.engine.optimizers import adam, sgd
+from dau_fast.engine.profiling import optimizer_section, section
+from dau_fast.engine.steps import Compile, Players, Step
 from dau_fast.engine.training import recompute_batchnorm, train
 from dau_fast.models import Classifier, Outputs
 from dau_fast.task import Task, Unlearned
@@ -38,7 +40,7 @@ def unlearn(task: Task) -> Unlearned:
     recovery_steps = steps_for(config.recovery_epochs, len(retain), config.batch_size)
     advance = task.progress("dau", game_steps + recovery_steps)
 
-    game = Game(defender, task, config)
+    game = Game(defender, task, config, turns=game_steps)
     game.warm_up()
     look_every = max(1, round(game_steps / (config.game_epochs * config.looks_per_epoch)))
     for step in range(1, game_steps + 1):
@@ -57,18 +59,11 @@ def unlearn(task: Task) -> Unlearned:
         optimizer=optimizer,
         scheduler=LinearLR(optimizer, 1.0, 1 / recovery_steps, total_iters=recovery_steps),
         on_step=advance,
+        engine=task.engine,
+        name="recovery",
     )
     recompute_batchnorm(defender, load, retain)
     return Unlearned(defender, asdict(game.referee.history))
-
-
-def prepare(task: Task) -> None:
-    """Use the batch sizes of the game once, on a copy: the first use of one builds its kernels."""
-    size = _config(task).batch_size
-    model = copy.deepcopy(task.original).train()
-    for count in (3 * size, size):
-        index = task.split.train[:1].expand(count)
-        model(task.images.batch(index)).logits.sum().backward()
 
 
 def _config(task: Task) -> DauConfig:
@@ -78,10 +73,13 @@ def _config(task: Task) -> DauConfig:
 
 
 class Game:
-    """Both players with their optimisers; a turn is one step of each, on one forward pass."""
+    """Both players with their optimisers; a turn is one step of each, on one forward pass.
 
-    def __init__(self, defender: Classifier, task: Task, config: DauConfig) -> None:
-        self.config, self.task, self.defender = config, task, defender
+    turns: how many will be played at most.
+    """
+
+    def __init__(self, defender: Classifier, task: Task, config: DauConfig, turns: int = 1) -> None:
+        self.config, self.task, self.defender, self.turns = config, task, defender, turns
         self.referee = Referee(
             task.split,
             task.labels,
@@ -95,63 +93,74 @@ class Game:
             torch.manual_seed(task.generator("attacker").initial_seed())
             seen = torch.cat(self._original_shows)
             self.attacker = Attacker(seen, config.attacker_hidden).to(seen.device)
-        self._attack = Adam(self.attacker.parameters(), lr=config.attacker_lr, fused=True)
+        self._attack = adam(self.attacker, lr=config.attacker_lr)
         self._defend = _sgd(defender, task, config, config.lr)
         self._load = task.augmented("game")
         self._batches = self._index_batches()
+        self._step: Step | None = None
 
     def warm_up(self) -> None:
         """Train the attacker on what the frozen original shows, and let the referee note it."""
-        split = self.task.split
-        u_forget, u_validation = self._original_shows
-        study = self.referee.study
-        self._learn(
-            study(u_forget, split.forget),
-            study(u_validation, split.validation),
-            self.config.warmup_steps,
-        )
+        split, study = self.task.split, self.referee.study
+        learn = self._learner(attacker_loss)
+        for _ in range(self.config.warmup_steps):
+            learn(*self._original_shows, study(split.forget), study(split.validation))
         self.referee.look(self.defender, self.attacker, 0)
 
     def turn(self) -> None:
         """One defender pass over retain, forget and validation; the attacker steps, then the defender."""
-        config, labels = self.config, self.task.labels
         retain, forget, validation = next(self._batches)
+        index, study = torch.cat([retain, forget, validation]), self.referee.study
+        with section("data"):
+            inputs = self._load(index), self.task.labels[index], study(forget), study(validation)
         self.defender.train()
-        images = self._load(torch.cat([retain, forget, validation]))
-        outputs = self.defender(images)
-        sizes = [len(retain), len(forget), len(validation)]
-        o_retain, o_forget, o_validation = (
-            Outputs(*part) for part in zip(*(tensor.split(sizes) for tensor in outputs), strict=True)
-        )
-        _, i_forget, i_validation = images.split(sizes)
-        view, study = self.referee.view, self.referee.study
-        u_forget = view.of(self.defender, i_forget, o_forget, labels[forget])
-        with torch.no_grad():
-            u_validation = view.of(self.defender, i_validation, o_validation, labels[validation])
-        self._learn(study(u_forget.detach(), forget), study(u_validation, validation), config.attacker_steps)
-        loss = defender_loss(
-            o_retain,
-            o_forget,
-            o_validation,
-            labels[retain],
-            u_forget,
-            self.attacker,
-            alpha=config.alpha,
-            beta=config.beta,
-            lambd=config.lambd,
-        )
-        self._defend.zero_grad(set_to_none=True)
-        # Naming the leaves keeps the attacker's parameters out of this backward pass.
-        loss.backward(inputs=[p for p in self.defender.parameters() if p.requires_grad])
-        self._defend.step()
+        if self._step is None:
+            self._step = self._prepared(inputs)
+        self._step(*inputs)
 
-    def _learn(self, u_forget: Tensor, u_validation: Tensor, steps: int) -> None:
-        if not len(u_forget) or not len(u_validation):
-            return  # the batch held exam images alone
-        for _ in range(steps):
+    def _prepared(self, inputs: tuple[Tensor, ...]) -> Step:
+        players = Players((self.defender, self.attacker), (self._attack, self._defend))
+        # The other sensitivities take a gradient inside the pass.
+        simple = self.config.sensitivity == "classifier"
+        why = None if simple else f"sensitivity '{self.config.sensitivity}' cannot be compiled"
+        engine = self.task.engine
+        return engine.prepare("game", self._build, inputs, players, self.turns, compilable=why)
+
+    def _build(self, compile: Compile) -> Step:
+        """The turn: images and labels of the three sets, one after the other, and what may be studied."""
+        config, defender, attacker = self.config, self.defender, self.attacker
+        reveal, objective = compile(_reveal), compile(defender_loss)
+        learn = self._learner(compile(attacker_loss))
+        weights = {"alpha": config.alpha, "beta": config.beta, "lambd": config.lambd}
+        # Naming the leaves keeps the attacker's parameters out of the defender's backward pass.
+        leaves = [parameter for parameter in defender.parameters() if parameter.requires_grad]
+
+        def step(images: Tensor, labels: Tensor, study_forget: Tensor, study_validation: Tensor) -> None:
+            with section("forward"):
+                sets, u_forget, u_validation = reveal(defender, self.referee.view, images, labels)
+            with section("attacker"):
+                for _ in range(config.attacker_steps):
+                    learn(u_forget.detach(), u_validation, study_forget, study_validation)
+            with section("forward"):
+                retain_labels = labels[: config.batch_size]
+                loss = objective(*sets, retain_labels, u_forget, attacker, **weights)
+            self._defend.zero_grad(set_to_none=True)
+            with section("backward"):
+                loss.backward(inputs=leaves)
+            with section(optimizer_section(self._defend)):
+                self._defend.step()
+
+        return step
+
+    def _learner(self, objective: Callable[..., Tensor]) -> Step:
+        """A step of the attacker on the arguments of `attacker_loss` but the first, by its `objective`."""
+
+        def learn(*seen: Tensor) -> None:
             self._attack.zero_grad(set_to_none=True)
-            attacker_loss(self.attacker, u_forget, u_validation).backward()
+            objective(self.attacker, *seen).backward()
             self._attack.step()
+
+        return learn
 
     def _index_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         config, split = self.config, self.task.split
@@ -162,6 +171,25 @@ class Game:
             index_stream(split.validation, config.batch_size, generator),
             strict=True,
         )
+
+
+def _reveal(
+    defender: Classifier, view: View, images: Tensor, labels: Tensor
+) -> tuple[tuple[Outputs, Outputs, Outputs], Tensor, Tensor]:
+    """One pass over as many images of retain, forget and validation: outputs, and what the attacker sees.
+
+    images [3B, ...], labels [3B]; u of forget with its graph, of validation without.
+    """
+    outputs = defender(images)
+    retain, forget, validation = (
+        Outputs(*part) for part in zip(*(tensor.chunk(3) for tensor in outputs), strict=True)
+    )
+    _, images_forget, images_validation = images.chunk(3)
+    _, labels_forget, labels_validation = labels.chunk(3)
+    u_forget = view.of(defender, images_forget, forget, labels_forget)
+    with torch.no_grad():
+        u_validation = view.of(defender, images_validation, validation, labels_validation)
+    return (retain, forget, validation), u_forget, u_validation
 
 
 def _sgd(model: Classifier, task: Task, config: DauConfig, lr: float) -> Optimizer:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dau_fast.dau.attacker import Attacker, auc
 from dau_fast.dau.view import View
+from dau_fast.engine.profiling import section
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier
 from dau_fast.split import Split
@@ -67,9 +68,9 @@ class Referee:
             order = torch.randperm(len(index), generator=generator, device=index.device)
             self._exam[index[order[: round(exam_share * len(index))]]] = True
 
-    def study(self, u: Tensor, index: Tensor) -> Tensor:
-        """The rows of `u` [B, C + 1] of images `index` [B] that the attacker may learn from."""
-        return u[~self._exam[index]]
+    def study(self, index: Tensor) -> Tensor:
+        """1 for each of the images `index` [B] that the attacker may learn from, 0 for the exam's."""
+        return (~self._exam[index]).float()
 
     def shown(self, defender: Classifier) -> tuple[Tensor, Tensor]:
         """The attacker's input for the whole forget and validation set."""
@@ -81,6 +82,10 @@ class Referee:
 
     def look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
         """Write down where the game stands after `step`; true when it is enough."""
+        with section("referee"):
+            return self._look(defender, attacker, step)
+
+    def _look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
         u_forget, u_validation = self.shown(defender)
         forget, validation = self.split.forget, self.split.validation
         exam = self._tested(u_forget, forget), self._tested(u_validation, validation)

@@ -1,23 +1,45 @@
-"""The optimiser of every training loop."""
+"""The optimisers of every training loop."""
 
 from __future__ import annotations
 
-from torch import nn
-from torch.optim import SGD, Optimizer
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Adam, Optimizer
 
 from dau_fast.optim import MaskedSGD
 from dau_fast.prune import Masks
 
 
 def sgd(
-    model: nn.Module, masks: Masks | None, *, lr: float, momentum: float, weight_decay: float
+    model: nn.Module,
+    masks: Masks | None,
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool = False,
 ) -> Optimizer:
     """Stochastic gradient descent on all parameters of `model`.
 
     masks: weights to be zero, from now on and after every step, and their momenta with them, which
     weight decay and momentum would otherwise move. Raises UserError for masks of another model.
     """
+    rate = _rate(model, lr)
     if masks is None:
-        return SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, fused=True)
+        return SGD(model.parameters(), rate, momentum, 0, weight_decay, nesterov, fused=True)
     masks.apply_(model)
-    return MaskedSGD(model.named_parameters(), masks, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    return MaskedSGD(model.named_parameters(), masks, rate, momentum, weight_decay, nesterov)
+
+
+def adam(model: nn.Module, *, lr: float) -> Optimizer:
+    """Adam on all parameters of `model`."""
+    return Adam(model.parameters(), lr=_rate(model, lr), fused=True, capturable=_on_cuda(model))
+
+
+def _rate(model: nn.Module, lr: float) -> float | Tensor:
+    """`lr`, on CUDA as a tensor there: a captured step reads it anew every time."""
+    return torch.tensor(lr, device="cuda") if _on_cuda(model) else lr
+
+
+def _on_cuda(model: nn.Module) -> bool:
+    return next(model.parameters()).is_cuda

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dau_fast.engine.profiling import optimizer_section, section
+from dau_fast.engine.steps import Compile, Engine, Players, Step
+
 
 def train(
     model: nn.Module,
@@ -23,17 +26,39 @@ def train(
     scheduler: LRScheduler,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     on_step: Callable[[], None] = lambda: None,
+    engine: Engine | None = None,
+    name: str = "training",
 ) -> None:
     """Take `steps` optimiser steps on loss(logits, labels), in place.
 
-    model: images [B, ...] -> (features, logits). batches: index tensors [B]. load: index -> images.
-    labels: int64 [N], looked up by index. scheduler: advanced once a step.
+    model: images [B, ...] -> (features, logits). batches: index tensors [B], all of one size. load:
+    index -> images. labels: int64 [N], looked up by index. scheduler: advanced once a step.
+    engine: how the steps run, None for eagerly; name: what it calls this loop.
     """
     model.train()
+
+    def build(compile: Compile) -> Step:
+        objective = compile(lambda images, targets: loss(model(images).logits, targets))
+
+        def step(images: Tensor, targets: Tensor) -> None:
+            optimizer.zero_grad(set_to_none=True)
+            with section("forward"):
+                value = objective(images, targets)
+            with section("backward"):
+                value.backward()
+            with section(optimizer_section(optimizer)):
+                optimizer.step()
+
+        return step
+
+    step: Step | None = None
     for _, index in zip(range(steps), batches, strict=False):
-        optimizer.zero_grad(set_to_none=True)
-        loss(model(load(index)).logits, labels[index]).backward()
-        optimizer.step()
+        with section("data"):
+            inputs = load(index), labels[index]
+        if step is None:
+            players = Players((model,), (optimizer,))
+            step = (engine or Engine()).prepare(name, build, inputs, players, steps)
+        step(*inputs)
         scheduler.step()
         on_step()
 

@@ -25,6 +25,7 @@ SETS = {"forget": ("#D55E00", "-"), "validation": ("#332288", "-"), "test": ("#5
 _LOOKS = {
     "original": ("#808080", "s"),
     "retrain": ("#000000", "D"),
+    "retrain_fast": ("#555555", "d"),
     "retrain_clean": ("#882255", "X"),
     "dau": ("#0072B2", "o"),
     "ft": ("#E69F00", "^"),

@@ -32,6 +32,7 @@ _TEMPLATE = "page.html.jinja"
 _METHODS = {
     "original": "the trained model, untouched",
     "retrain": "trained from scratch on the retain set",
+    "retrain_fast": "the same by a recipe made for speed",
     "retrain_clean": "the same with masks found on the retain set",
     "dau": "discriminative adversarial unlearning",
     "ft": "fine-tuning on the retain set",
@@ -98,6 +99,7 @@ def _row(report: Report, method: str) -> dict[str, Any]:
         "seconds_spread": seconds_text(spread.get("seconds")),
         "compiling": seconds_text(compiling) if known(compiling) and compiling > 0 else None,
         "speedup": factor_text(measured.get("speedup")),
+        "speedup_fast": factor_text(measured["speedup_fast"]) if "speedup_fast" in measured else None,
         "speedup_spread": factor_text(spread.get("speedup")),
     }
 
@@ -129,10 +131,12 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("seed", run.get("seed")),
         ("repeats", run.get("repeats")),
         ("training epochs", run.get("epochs")),
+        ("retraining epochs", _each(run.get("retrain_epochs", {}))),
         *_pruning_facts(report),
         ("sensitivity", sensitivity and _explained(sensitivity)),
         ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
         ("device", run.get("device")),
+        ("engine", _engine(run.get("engine"))),
         ("versions", ", ".join(f"{name} {v}" for name, v in run.get("versions", {}).items())),
         ("started", run.get("started")),
         ("whole run", f"{seconds_text(run['wall_seconds'])} s" if run.get("wall_seconds") else None),
@@ -169,6 +173,10 @@ def _pruning_facts(report: Report) -> list[tuple[str, str]]:
     ]
 
 
+def _each(values: dict[str, int]) -> str:
+    return ", ".join(f"{method_name(name)} {value}" for name, value in values.items())
+
+
 def _share(value: float) -> str:
     """A share from 0 to 1 in percent."""
     return f"{number_text(100 * value)} %"
@@ -184,6 +192,18 @@ def _costs(measured: dict[str, Any] | None) -> str | None:
         return None
     shown = ", ".join(f"{name} {factor_text(taken / seconds['none'])}" for name, taken in known.items())
     return f"{shown} times the seconds of a pass over {measured['images']} images without one"
+
+
+def _engine(engine: dict[str, Any] | None) -> str | None:
+    """How training steps ran, with the loops where these differ."""
+    if not engine:
+        return None
+    loops: dict[str, list[str]] = {}
+    for loop, chosen in engine["loops"].items():
+        loops.setdefault(chosen, []).append(loop)
+    if len(loops) == 1:
+        return next(iter(loops))
+    return "; ".join(f"{', '.join(names)}: {chosen}" for chosen, names in loops.items())
 
 
 def _explained(sensitivity: str) -> str:

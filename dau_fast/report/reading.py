@@ -17,9 +17,12 @@ ATTACKS = {
 }
 
 # What the methods start from and what they are compared with.
-REFERENCES = ("original", "retrain", "retrain_clean")
+REFERENCES = ("original", "retrain", "retrain_fast", "retrain_clean")
 
-_NAMES = {"retrain": "retrained", "retrain_clean": "retrained clean", "dau": "DAU", "ft": "FT", "ga": "GA"}
+_NAMES = {
+    "retrain": "retrained", "retrain_fast": "retrained fast", "retrain_clean": "retrained clean",
+    "dau": "DAU", "ft": "FT", "ga": "GA",
+}  # fmt: skip
 _UNKNOWN = "\u2013"
 
 

@@ -53,20 +53,23 @@ def method_entry(
     measures: Measures,
     finished: Finished | None,
     reference: tuple[Measures, Finished] | None,
+    *,
+    fast: Finished | None = None,
     clean: Measures | None = None,
     sparsity: float | None = None,
 ) -> dict[str, Any]:
     """What the report says of one method. finished: None where its making was not timed.
 
-    reference: the retrained model's; avg_gap and speedup are None without it. clean: those of the model
-    retrained with masks of its own, for "avg_gap_clean". sparsity: of the model, 0 to 1. An entry has
-    these two where they are known.
+    reference: the retrained model's; avg_gap and speedup are None without it. fast: the retraining by the
+    fast recipe, for "speedup_fast". clean: those of the model retrained with masks of its own, for
+    "avg_gap_clean". sparsity: of the model, 0 to 1. An entry has these three where they are known.
     """
+    seconds = finished.seconds if finished else None
     further = {
+        "speedup_fast": fast.seconds / seconds if fast and seconds else None,
         "sparsity": sparsity,
         "avg_gap_clean": avg_gap(measures, clean) if clean else None,
     }
-    seconds = finished.seconds if finished else None
     return {
         "ua": measures.ua,
         "ra": measures.ra,

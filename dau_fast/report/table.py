@@ -8,6 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
+from dau_fast.engine.profiling import OUTSIDE, WAITING
 from dau_fast.report.reading import method_name
 from dau_fast.report.verdict import verdict
 
@@ -64,3 +65,33 @@ def _caption(report: dict[str, Any]) -> str:
             "MIA-efficacy: forget images an attack takes for unseen ones.",
         ]
     )
+
+
+def profile_table(loops: dict[str, dict[str, Any]]) -> Table:
+    """Percent of a step's time by section and loop, and the milliseconds of a step."""
+    most = max(found["steps"] for found in loops.values())
+    rows = Table(
+        title=Text(f"where the time goes, percent (first {most} steps of each loop)"),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
+    rows.add_column("section", no_wrap=True)
+    for loop in loops:
+        rows.add_column(loop, justify="right")
+    # Waiting lies inside the sections.
+    wholes = [
+        sum(taken for name, taken in found["seconds"].items() if name != WAITING) for found in loops.values()
+    ]
+    sections = dict.fromkeys(name for found in loops.values() for name in found["seconds"])
+    for name in sorted(sections, key=(OUTSIDE, WAITING).__contains__):
+        shares = [
+            f"{100 * found['seconds'][name] / whole:.1f}" if name in found["seconds"] and whole else "-"
+            for found, whole in zip(loops.values(), wholes, strict=True)
+        ]
+        rows.add_row(name, *shares)
+    steps = [found["steps"] for found in loops.values()]
+    milliseconds = [f"{1000 * whole / n:.2f}" for whole, n in zip(wholes, steps, strict=True)]
+    rows.add_row("ms a step", *milliseconds, style="bold")
+    return rows

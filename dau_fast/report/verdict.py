@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from dau_fast.report.reading import (
     REFERENCES,
@@ -48,7 +49,7 @@ def verdict(report: Report) -> Verdict:
         return Verdict(headline, _others(gaps), "bad")
     headline = (
         f"{method_name(closest)} comes closest to a model retrained from scratch: avg gap "
-        f"{gap:.2f} points{_speed(methods[closest].get('speedup'))}."
+        f"{gap:.2f} points{_speed(methods[closest])}."
     )
     tone, noise = _against_noise(report, gap)
     return Verdict(headline, (noise, _basis(methods, closest), *_others(gaps)), tone)
@@ -82,11 +83,15 @@ def _nothing_unlearned(report: Report) -> Verdict:
     )
 
 
-def _speed(speedup: object) -> str:
+def _speed(measured: dict[str, Any]) -> str:
+    speedup, against_fast = measured.get("speedup"), measured.get("speedup_fast")
     if not known(speedup) or speedup <= 0:
         return ""
+    fast = ""
+    if known(against_fast) and against_fast > 0:
+        fast = f" ({factor_text(against_fast)} times by the fast recipe)"
     if speedup >= 1:
-        return f", {factor_text(speedup)} times as fast as retraining"
+        return f", {factor_text(speedup)} times as fast as retraining{fast}"
     return f", but it takes {factor_text(1 / speedup)} times as long as retraining"
 
 

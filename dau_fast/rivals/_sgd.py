@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import MultiStepLR
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
 
 from dau_fast.config import TrainingRecipe
 from dau_fast.engine.batches import index_stream, steps_for
@@ -22,13 +24,14 @@ def fit(
     task: Task,
     recipe: TrainingRecipe,
     name: str,
-    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     *,
     part: tuple[float, float] = (0, 1),
 ) -> Classifier:
     """Train `model` on images `index` by `recipe`, in place, weights that task.masks masks at zero.
 
-    name: labels progress and randomness. part: from and to which share of the recipe.
+    name: labels progress and randomness. loss: None for cross-entropy, with the recipe's label smoothing.
+    part: from and to which share of the recipe.
     """
     steps = steps_for(recipe.epochs, len(index), recipe.batch_size)
     first, last = (round(share * steps) for share in part)
@@ -38,6 +41,7 @@ def fit(
         lr=recipe.lr,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
+        nesterov=recipe.nesterov,
     )
     train(
         model,
@@ -46,8 +50,21 @@ def fit(
         task.labels,
         steps=last - first,
         optimizer=optimizer,
-        scheduler=MultiStepLR(optimizer, [round(share * steps) - first for share in recipe.milestones]),
-        loss=loss,
+        scheduler=_schedule(optimizer, recipe, steps, first),
+        loss=loss or partial(F.cross_entropy, label_smoothing=recipe.label_smoothing),
         on_step=task.progress(name, last - first),
+        engine=task.engine,
+        name=name,
     )
     return model
+
+
+def _schedule(optimizer: Optimizer, recipe: TrainingRecipe, steps: int, first: int) -> LRScheduler:
+    """The learning rates of all `steps` of `recipe`, from step `first` on."""
+    if recipe.warm_up is None:
+        return MultiStepLR(optimizer, [round(share * steps) - first for share in recipe.milestones])
+    assert first == 0, "only step decay can be taken up in the middle"
+    return OneCycleLR(
+        optimizer, recipe.lr, total_steps=steps + 1, pct_start=recipe.warm_up, cycle_momentum=False,
+        anneal_strategy="linear",
+    )  # fmt: skip

@@ -28,6 +28,11 @@ def shown(rows: int, shift: float, seed: int = 0) -> Tensor:
     return torch.cat([logits.softmax(1), torch.exp(noise - 3 * shift)], 1)
 
 
+def all_of(*sets: Tensor) -> tuple[Tensor, ...]:
+    """The sets, and equal weights for their rows."""
+    return *sets, *(torch.ones(len(rows)) for rows in sets)
+
+
 def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
@@ -36,22 +41,36 @@ def test_the_loss_is_the_mean_cross_entropy_of_both_sets() -> None:
     forget, validation = [2.0, -1.0, 0.5], [0.3, -4.0]
     member = -sum(math.log(sigmoid(z)) for z in forget) / 3
     non_member = -sum(math.log(1 - sigmoid(z)) for z in validation) / 2
-    found = attacker_loss(Known(), torch.tensor(forget)[:, None], torch.tensor(validation)[:, None])
+    sets = torch.tensor(forget)[:, None], torch.tensor(validation)[:, None]
+    found = attacker_loss(Known(), *all_of(*sets))
     assert found.item() == pytest.approx((member + non_member) / 2, rel=1e-6)
 
 
 def test_an_attacker_that_knows_nothing_loses_log_2_whatever_the_sizes() -> None:
-    assert attacker_loss(Known(), torch.zeros(1, 1), torch.zeros(99, 1)).item() == pytest.approx(math.log(2))
+    sets = torch.zeros(1, 1), torch.zeros(99, 1)
+    assert attacker_loss(Known(), *all_of(*sets)).item() == pytest.approx(math.log(2))
+
+
+def test_rows_without_weight_leave_no_trace() -> None:
+    forget, validation = shown(8, 1, 1), shown(6, 0, 2)
+    attacker = Attacker(forget, 8)
+    of_forget, of_validation = torch.arange(8) % 3 != 0, torch.arange(6) < 2
+    expected = attacker_loss(attacker, *all_of(forget[of_forget], validation[of_validation]))
+    found = attacker_loss(attacker, forget, validation, of_forget.float(), of_validation.float())
+    torch.testing.assert_close(found, expected)
+    nothing = attacker_loss(attacker, forget, validation, torch.zeros(8), torch.zeros(6))
+    assert nothing.item() == 0
 
 
 def test_forget_is_member_and_validation_is_not() -> None:
     sure = torch.full((4, 1), 10.0)
-    assert attacker_loss(Known(), sure, -sure) < 1e-3
-    assert attacker_loss(Known(), -sure, sure) > 9
+    assert attacker_loss(Known(), *all_of(sure, -sure)) < 1e-3
+    assert attacker_loss(Known(), *all_of(-sure, sure)) > 9
 
 
 def test_the_loss_of_very_wrong_verdicts_is_finite() -> None:
-    assert attacker_loss(Known(), torch.full((2, 1), -1e4), torch.full((2, 1), 1e4)).item() == 1e4
+    sets = torch.full((2, 1), -1e4), torch.full((2, 1), 1e4)
+    assert attacker_loss(Known(), *all_of(*sets)).item() == 1e4
 
 
 # ---- AUC
@@ -126,7 +145,7 @@ def test_an_attacker_learns_to_tell_two_sets_apart() -> None:
     optimizer = torch.optim.Adam(attacker.parameters(), lr=1e-2)
     for _ in range(60):
         optimizer.zero_grad()
-        attacker_loss(attacker, forget, validation).backward()
+        attacker_loss(attacker, *all_of(forget, validation)).backward()
         optimizer.step()
     assert auc(attacker(shown(200, 1, 3)), attacker(shown(200, 0, 4))) > 0.85
 

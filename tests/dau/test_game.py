@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import blobs, perceptron
+from toys import ONE_CLASS, TENTH, trained
 
-from dau_fast.config import DauConfig, TrainingRecipe
+from dau_fast.config import DauConfig
 from dau_fast.dau import game
 from dau_fast.dau.attacker import Attacker
 from dau_fast.dau.defender import defender_loss
@@ -28,27 +28,11 @@ from dau_fast.engine.training import recompute_batchnorm
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier, Outputs
 from dau_fast.ops import attack_features, barlow_twins_loss
-from dau_fast.rivals import original
-from dau_fast.split import Forget, hold_out, make_split
+from dau_fast.split import Forget
 from dau_fast.task import Task
 
 CLASSWISE = DauConfig(label_conditioned=False, alpha=1.0, game_epochs=12, batch_size=32, lr=0.05)
 SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=3, batch_size=32)
-ONE_CLASS, TENTH = Forget("class:2", label=2), Forget("random:0.1", fraction=0.1)
-
-
-def trained(forget: Forget, config: DauConfig | None, seed: int = 0) -> Task:
-    """A task whose original was trained on the whole training set."""
-    images = blobs(480)
-    keep = forget.indices or ()
-    roles = hold_out(images.labels, None, seed, validation_share=0.25, test_share=0.2, keep=keep)
-    split = make_split(roles, images.labels, forget, seed)
-    recipe = TrainingRecipe(epochs=20, batch_size=32, lr=0.05)
-    settings = {"dau": config} if config else {}
-    task = Task(images, split, seed, perceptron(seed), perceptron, recipe, settings)
-    original.train(task)
-    task.original.eval()
-    return task
 
 
 def percent_right(task: Task, model: Classifier, index: Tensor) -> float:
@@ -90,9 +74,9 @@ def test_without_settings_the_usual_ones_are_played(forget: Forget, monkeypatch:
     seen: list[DauConfig] = []
 
     class Watched(Game):
-        def __init__(self, defender: Classifier, task: Task, config: DauConfig) -> None:
+        def __init__(self, defender: Classifier, task: Task, config: DauConfig, turns: int) -> None:
             seen.append(config)
-            super().__init__(defender, task, config)
+            super().__init__(defender, task, config, turns)
 
     monkeypatch.setattr(game, "Game", Watched)
     model = game.unlearn(task).model
@@ -134,12 +118,12 @@ def test_the_original_stays_as_it_was(forget: Forget) -> None:
     task = trained(forget, CLASSWISE)
     task.original.train()
     before = weights(task.original)
+    hooks = [dict(module._forward_pre_hooks) for module in task.original.modules()]
     result = game.unlearn(task)
     assert same(weights(task.original), before)
     assert all(module.training for module in task.original.modules())
-    for module in task.original.modules():
-        assert not module._forward_hooks
-        assert not module._forward_pre_hooks
+    assert hooks == [dict(module._forward_pre_hooks) for module in task.original.modules()]
+    assert not any(module._forward_hooks for module in task.original.modules())
     assert not set(task.original.parameters()) & set(result.model.parameters())
 
 
@@ -330,27 +314,30 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
     split = task.split
     players = Game(copy.deepcopy(task.original), task, CLASSWISE)
     exam = players.referee._exam
-    taught: list[tuple[Tensor, Tensor]] = []
+    taught: list[tuple[Tensor, ...]] = []
     loss = game.attacker_loss
 
-    def spy(attacker: Attacker, u_forget: Tensor, u_validation: Tensor) -> Tensor:
-        taught.append((u_forget, u_validation))
-        return loss(attacker, u_forget, u_validation)
+    def spy(attacker: Attacker, *seen: Tensor) -> Tensor:
+        taught.append(seen)
+        return loss(attacker, *seen)
 
     monkeypatch.setattr(game, "attacker_loss", spy)
     players.warm_up()
-    u_forget, u_validation = players.referee.shown(task.original)
+    shown = players.referee.shown(task.original)
     assert len(taught) == CLASSWISE.warmup_steps
-    assert torch.equal(taught[0][0], u_forget[~exam[split.forget]])
-    assert torch.equal(taught[0][1], u_validation[~exam[split.validation]])
+    assert all(torch.equal(one, other) for one, other in zip(taught[0][:2], shown, strict=True))
+    assert torch.equal(taught[0][2], (~exam[split.forget]).float())
+    assert torch.equal(taught[0][3], (~exam[split.validation]).float())
     taught.clear()
     batches = next(players._batches)
     players._batches = iter([batches])
     players.turn()
-    assert len(taught) == CLASSWISE.attacker_steps
-    sizes = [int((~exam[batch]).sum()) for batch in batches[1:]]
-    assert [len(u) for u in taught[0]] == sizes
-    assert not any(u.requires_grad for u in taught[0])
+    assert len(taught) == 2 * CLASSWISE.attacker_steps, "in the rehearsal and in the turn"
+    for seen in taught:
+        for weights, batch in zip(seen[2:], batches[1:], strict=True):
+            assert torch.equal(weights, (~exam[batch]).float())
+            assert 0 < weights.sum() < len(batch)
+        assert not any(tensor.requires_grad for tensor in seen)
 
 
 def test_every_batch_of_a_turn_comes_from_its_own_set() -> None:

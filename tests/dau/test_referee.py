@@ -83,8 +83,7 @@ class Match:
         return forget, validation
 
     def studied(self, index: Tensor) -> list[int]:
-        rows = self.referee.study(index.double().unsqueeze(1), index)
-        return rows.squeeze(1).int().tolist()
+        return index[self.referee.study(index).bool()].tolist()
 
 
 # ---- exam and study

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from test_game import TENTH, percent_right, same, trained, weights
+from test_game import percent_right, same, weights
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toys import perceptron
+from toys import TENTH, perceptron, trained
 
 from dau_fast.config import DauConfig
 from dau_fast.dau import game

@@ -76,8 +76,14 @@ def test_what_was_not_timed_has_a_gap_but_no_speedup() -> None:
 def test_a_pruned_models_entry_holds_its_sparsity_and_the_gap_to_the_clean_one() -> None:
     clean = measures(4.0, 90.0, 80.0, 32.0)
     dense = method_entry(MEASURED, finished(3.0), REFERENCE)
-    found = method_entry(MEASURED, finished(3.0), REFERENCE, clean, 0.95)
+    found = method_entry(MEASURED, finished(3.0), REFERENCE, clean=clean, sparsity=0.95)
     assert found == dense | {"sparsity": 0.95, "avg_gap_clean": 2.0}  # the mean of 6, 0, 0 and 2
+
+
+def test_a_second_retraining_gives_a_second_speedup() -> None:
+    usual = method_entry(MEASURED, finished(3.0), REFERENCE)
+    found = method_entry(MEASURED, finished(3.0), REFERENCE, fast=finished(6.0))
+    assert found == usual | {"speedup_fast": 2.0}
 
 
 PRUNED = ("original", "dau", "retrain", "retrain_clean")

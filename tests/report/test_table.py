@@ -178,6 +178,13 @@ def test_the_speed_is_told_both_ways(speedup: float | None, words: str) -> None:
     assert verdict(report).headline.endswith(words)
 
 
+def test_both_retrainings_stand_beside_each_other() -> None:
+    report = single()
+    report["methods"]["dau"].update(speedup=8.0, speedup_fast=3.0)
+    words = "8.0 times as fast as retraining (3.0 times by the fast recipe)."
+    assert verdict(report).headline.endswith(words)
+
+
 @pytest.mark.parametrize("gap", [3.95, 35.06])
 def test_a_method_that_is_no_closer_than_the_original_is_called_that(gap: float) -> None:
     report = single(only="original retrain ga", floor=40.0)

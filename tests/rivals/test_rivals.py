@@ -296,7 +296,7 @@ def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
 def test_a_finished_method_is_timed_and_in_evaluation_mode(trained: Task) -> None:
     finished = run("ft", finetune.unlearn, trained)
     assert finished.seconds > 0
-    assert finished.compile_seconds == 0
+    assert finished.compile_seconds > 0, "of the rehearsal"
     assert finished.history is None
     assert not any(module.training for module in finished.model.modules())
 

@@ -1,0 +1,149 @@
+"""Where the time of training steps goes: a Chrome trace of the first steps of every loop, and a table."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.optim import Optimizer
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from dau_fast.optim import MaskedOptimizer
+
+# Steps of each loop that are looked at: a browser does not open a trace of all.
+STEPS = 20
+# On a CPU the time outside of all sections; on CUDA the time in which the device had nothing to do.
+OUTSIDE, WAITING = "outside", "waiting"
+
+
+@dataclass(frozen=True)
+class LoopProfile:
+    """What `steps` steps of a loop took. seconds: by section, each without the sections inside it."""
+
+    steps: int
+    seconds: dict[str, float]
+
+
+class Profiler:
+    """Takes a profile of every loop's first steps; writes profile-<loop>.json into `folder`.
+
+    loops: what was found so far, by loop.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.loops: dict[str, LoopProfile] = {}
+        self._open: _Window | None = None
+
+    def watch(
+        self, loop: str, step: Callable[..., None], steps: int, device: torch.device
+    ) -> Callable[..., None]:
+        """`step`, whose first calls out of `steps` are profiled; each loop is looked at once."""
+        self.finish()
+        if loop in self.loops:
+            return step
+        window = _Window(loop, device)
+
+        def watched(*inputs: torch.Tensor) -> None:
+            if window.steps == 0:
+                self._open = window
+                window.begin()
+            step(*inputs)
+            if self._open is window:
+                window.steps += 1
+                if window.steps == min(steps, STEPS):
+                    self.finish()
+
+        return watched
+
+    def finish(self) -> None:
+        """End the profile of a loop that took fewer steps than expected."""
+        window, self._open = self._open, None
+        if window:
+            path = self.folder / f"profile-{window.loop.replace(' ', '-')}.json"
+            self.loops[window.loop] = LoopProfile(window.steps, window.end(path))
+
+
+@contextmanager
+def section(name: str) -> Iterator[None]:
+    """Count what runs inside as `name` while a profile is taken; sections may lie inside others."""
+    window = _Window.active
+    if window is None or torch.compiler.is_compiling():
+        yield
+        return
+    with record_function(f"dau_fast: {name}"):
+        before = window.switch(name)
+        try:
+            yield
+        finally:
+            window.switch(before)
+
+
+def optimizer_section(optimizer: Optimizer) -> str:
+    """The section of an optimiser's step, which with masks does more."""
+    return "masked optimiser" if isinstance(optimizer, MaskedOptimizer) else "optimiser"
+
+
+class _Window:
+    """The profiled steps of one loop: marks in time, each with the section that begins there."""
+
+    active: _Window | None = None
+
+    def __init__(self, loop: str, device: torch.device) -> None:
+        self.loop, self.steps = loop, 0
+        self._cuda = device.type == "cuda"
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])]
+        self._profile = profile(activities=activities)
+        self._marks: list[tuple[str, float | torch.cuda.Event]] = []
+
+    def begin(self) -> None:
+        _Window.active = self
+        # Kineto writes a line to stderr whenever it starts and stops.
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+        self._profile.start()
+        self._mark(OUTSIDE)
+
+    def switch(self, name: str) -> str:
+        """Begin section `name`; returns the one that ends."""
+        before = self._marks[-1][0]
+        self._mark(name)
+        return before
+
+    def end(self, trace: Path) -> dict[str, float]:
+        """Stop, write the trace, and return the seconds by section."""
+        self._mark(OUTSIDE)
+        if self._cuda:
+            torch.cuda.synchronize()
+        self._profile.stop()
+        _Window.active = None
+        self._profile.export_chrome_trace(str(trace))
+        found: dict[str, float] = {}
+        for (name, start), (_, stop) in zip(self._marks, self._marks[1:], strict=False):
+            found[name] = found.get(name, 0.0) + _between(start, stop)
+        if self._cuda:
+            # Device time between marks is either a section's or, in all of them together, idle.
+            busy = sum(event.self_device_time_total for event in self._profile.key_averages()) / 1e6
+            found[WAITING] = max(0.0, sum(found.values()) - busy)
+        return found
+
+    def _mark(self, name: str) -> None:
+        if not self._cuda:
+            self._marks.append((name, time.perf_counter()))
+            return
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        self._marks.append((name, event))
+
+
+def _between(start: float | torch.cuda.Event, stop: float | torch.cuda.Event) -> float:
+    """Seconds; both of one kind."""
+    if isinstance(start, float) and isinstance(stop, float):
+        return stop - start
+    assert isinstance(start, torch.cuda.Event)
+    assert isinstance(stop, torch.cuda.Event)
+    return float(start.elapsed_time(stop)) / 1e3

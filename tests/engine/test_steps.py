@@ -1,0 +1,247 @@
+"""Engines: one step, however it runs, does one thing."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._dynamo.utils import counters
+from torch.optim import SGD, Adam, Optimizer
+from torch.optim.lr_scheduler import ConstantLR
+from torch.utils._python_dispatch import TorchDispatchMode
+from toys import TENTH, blobs, perceptron, trained
+
+from dau_fast.config import DauConfig
+from dau_fast.dau import game
+from dau_fast.dau.game import Game
+from dau_fast.engine import steps
+from dau_fast.engine.optimizers import sgd
+from dau_fast.engine.steps import ENGINES, Engine, Players, choose_engine
+from dau_fast.engine.training import train
+from dau_fast.errors import UserError
+from dau_fast.models import Classifier
+
+SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=2, batch_size=32, recovery_epochs=1)
+
+
+@pytest.fixture
+def fast_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trace and differentiate as torch.compile does, without generating code, and without graph breaks."""
+    torch._dynamo.reset()
+
+    def compile(function: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(function, dynamic=False, fullgraph=True, backend="aot_eager")
+
+    monkeypatch.setattr(steps, "_compile", compile)
+
+
+def taught(engine: Engine, taken: int = 5, seed: int = 0, optimizer: type[Optimizer] = SGD) -> Classifier:
+    """A perceptron after `taken` steps on blobs."""
+    images, model = blobs(96), perceptron(seed)
+    order = torch.arange(96).split(32) * 2
+    taught_by = optimizer(model.parameters(), lr=0.05, **({"momentum": 0.9} if optimizer is SGD else {}))
+    scheduler = ConstantLR(taught_by, 1.0)
+    train(
+        model, iter(order), images.batch, images.labels,
+        steps=taken, optimizer=taught_by, scheduler=scheduler, engine=engine,
+    )  # fmt: skip
+    return model
+
+
+def assert_same(one: nn.Module, other: nn.Module, tolerance: float = 0) -> None:
+    torch.testing.assert_close(
+        dict(one.state_dict()), dict(other.state_dict()), rtol=tolerance, atol=tolerance
+    )
+
+
+# ---- preparing changes nothing
+
+
+@pytest.mark.parametrize("optimizer", [SGD, Adam])
+@pytest.mark.parametrize("taken", [0, 3])
+def test_a_prepared_step_has_changed_nothing_yet(optimizer: type[Optimizer], taken: int) -> None:
+    """Neither weights nor statistics nor optimiser states, whether these exist before or not."""
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 2))
+    optimizers = optimizer(model.parameters(), lr=0.1, **({"momentum": 0.9} if optimizer is SGD else {}))
+    x = torch.randn(6, 4)
+
+    def step(x: Tensor) -> None:
+        optimizers.zero_grad()
+        model(x).square().sum().backward()
+        optimizers.step()
+
+    for _ in range(taken):
+        step(x)
+    twin = copy.deepcopy(model)
+    states = copy.deepcopy(optimizers.state_dict()["state"])
+    torch.manual_seed(3)
+    Engine().prepare("twin", lambda _: step, (x,), Players((model,), (optimizers,)), 1)
+    assert torch.initial_seed() == 3
+    assert_same(model, twin)
+    for key, state in optimizers.state_dict()["state"].items():
+        for name, value in state.items():
+            before = states[key][name] if taken else torch.zeros_like(value)
+            assert torch.equal(value, before), name
+    drawn = torch.rand(1)
+    torch.manual_seed(3)
+    assert torch.equal(drawn, torch.rand(1)), "the rehearsal drew from the global generator"
+
+
+@pytest.mark.parametrize("optimizer", [SGD, Adam])
+def test_rehearsing_leaves_no_trace_in_what_is_trained(optimizer: type[Optimizer]) -> None:
+    """Against the same loop written without an engine."""
+    images, model = blobs(96), perceptron(0)
+    by_hand = optimizer(model.parameters(), lr=0.05, **({"momentum": 0.9} if optimizer is SGD else {}))
+    model.train()
+    for index in (torch.arange(96).split(32) * 2)[:5]:
+        by_hand.zero_grad()
+        nn.functional.cross_entropy(model(images.batch(index)).logits, images.labels[index]).backward()
+        by_hand.step()
+    found = taught(Engine(), optimizer=optimizer)
+    torch.testing.assert_close(dict(found.named_parameters()), dict(model.named_parameters()))
+
+
+def test_the_time_of_a_rehearsal_is_kept_apart() -> None:
+    engine = Engine()
+    taught(engine, 1)
+    first = engine.compile_seconds
+    assert first > 0
+    taught(engine, 1)
+    assert engine.compile_seconds > first
+
+
+# ---- engines agree
+
+
+def test_compiled_steps_train_as_eager_ones(fast_compiler: None) -> None:
+    assert_same(taught(Engine("compiled")), taught(Engine("eager")), 1e-5)
+
+
+def test_inductor_trains_as_eager_steps_do() -> None:
+    torch._dynamo.reset()
+    assert_same(taught(Engine("compiled")), taught(Engine("eager")), 1e-5)
+
+
+@pytest.mark.parametrize("label_conditioned", [False, True])
+def test_a_compiled_game_is_the_eager_one(label_conditioned: bool, fast_compiler: None) -> None:
+    task = trained(TENTH, replace(SPREAD, label_conditioned=label_conditioned, game_epochs=1))
+    eager = game.unlearn(task)
+    engine = Engine("compiled")
+    compiled = game.unlearn(replace(task, engine=engine))
+    assert engine.chosen == {"game": "compiled", "recovery": "compiled"}
+    assert_same(compiled.model, eager.model, 1e-3)
+    assert compiled.history is not None
+    assert eager.history is not None
+    assert compiled.history["auc"] == pytest.approx(eager.history["auc"], abs=0.02)
+
+
+def test_a_second_model_of_the_same_architecture_is_not_compiled_again(fast_compiler: None) -> None:
+    taught(Engine("compiled"), seed=0)
+    counters.clear()
+    taught(Engine("compiled"), seed=1)
+    assert counters["stats"]["unique_graphs"] == 0
+
+
+def test_a_sensitivity_with_a_gradient_inside_runs_eagerly_and_says_so(fast_compiler: None) -> None:
+    engine = Engine("compiled")
+    task = replace(trained(TENTH, replace(SPREAD, sensitivity="input")), engine=engine)
+    game.unlearn(task)
+    assert engine.chosen["game"] == "eager: sensitivity 'input' cannot be compiled"
+    assert engine.chosen["recovery"] == "compiled"
+
+
+def test_a_step_that_cannot_be_compiled_is_one_clear_line(fast_compiler: None) -> None:
+    class Breaks(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            torch._dynamo.graph_break()
+            return x
+
+    network = nn.Sequential(Breaks(), nn.Linear(6, 3))
+    images, model = blobs(32), Classifier(network)
+    optimizer = sgd(network, None, lr=0.1, momentum=0.9, weight_decay=0)
+    with pytest.raises(UserError, match=r"the steps of training cannot be compiled .*: take --engine eager"):
+        train(
+            model, iter([torch.arange(32)]), images.batch, images.labels, steps=1,
+            optimizer=optimizer, scheduler=ConstantLR(optimizer, 1.0), engine=Engine("compiled"),
+        )  # fmt: skip
+
+
+# ---- choosing
+
+
+@pytest.mark.parametrize("name", ENGINES[:2])
+def test_an_engine_that_is_named_is_taken(name: str) -> None:
+    assert choose_engine(name, torch.device("cpu")).name == name
+
+
+def test_an_unknown_engine_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match="unknown engine 'jit': expected auto, eager, compiled, captured"):
+        choose_engine("jit", torch.device("cpu"))
+
+
+def test_a_cuda_graph_without_cuda_is_refused() -> None:
+    with pytest.raises(UserError, match="--engine captured needs a CUDA device: take eager or compiled here"):
+        choose_engine("captured", torch.device("cpu"))
+
+
+def test_on_a_cpu_auto_does_not_compile_and_says_why() -> None:
+    engine = choose_engine("auto", torch.device("cpu"))
+    taught(engine, 2)
+    assert engine.chosen == {"training": "eager: compiled steps are no faster on a CPU"}
+
+
+# ---- no step waits for the device
+
+
+class Waits(TorchDispatchMode):
+    """Notes every operation whose result or shape the host would have to wait for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(func)
+        indices = args[1] if name.startswith("aten.index") and isinstance(args[1], list | tuple) else []
+        by_mask = any(index is not None and index.dtype == torch.bool for index in indices)
+        waiting = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "unique", "equal.")
+        if by_mask or any(word in name for word in waiting):
+            self.seen.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [lambda x: x.sum().item(), lambda x: x[x > 0], lambda x: bool((x > 0).any()), lambda x: x.nonzero()],
+)
+def test_waits_are_noticed(wait: Callable[[Tensor], object]) -> None:
+    with Waits() as waits:
+        wait(torch.ones(3))
+    assert waits.seen
+
+
+def test_no_turn_of_the_game_waits() -> None:
+    task = trained(TENTH, SPREAD)
+    players = Game(copy.deepcopy(task.original), task, SPREAD)
+    players.warm_up()
+    players.turn()
+    with Waits() as waits:
+        for _ in range(20):
+            players.turn()
+    assert waits.seen == []
+
+
+def test_no_training_step_waits() -> None:
+    images, model = blobs(96), perceptron(0)
+    optimizer = sgd(model, None, lr=0.1, momentum=0.9, weight_decay=0)
+    with Waits() as waits:
+        train(
+            model, iter(torch.arange(96).split(32)), images.batch, images.labels,
+            steps=3, optimizer=optimizer, scheduler=ConstantLR(optimizer, 1.0),
+        )  # fmt: skip
+    assert waits.seen == []
