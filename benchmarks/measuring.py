@@ -34,9 +34,9 @@ def seconds(work: Callable[[], object], device: torch.device, rounds: int = 7) -
 
 
 @cache
-def flops_per_second(device: torch.device, size: int) -> float:
-    """What a float32 matrix product of `size` cubed reaches here."""
-    a, b = torch.randn(2, size, size, device=device)
+def flops_per_second(device: torch.device, size: int, dtype: torch.dtype = torch.float32) -> float:
+    """What a matrix product of `size` cubed reaches here in `dtype`."""
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype)
     return 2 * size**3 / seconds(lambda: a @ b, device)
 
 

@@ -1,0 +1,297 @@
+"""The main job as research code usually writes it: the rival of whole runs.
+
+PIL images behind a Dataset, torchvision transforms, DataLoaders, eager float32 steps in PyTorch's usual
+memory format, losses by their definitions, exact support vector machines. Network, recipe, batch sizes,
+number of steps and measures are those of dau_fast's run, so only the way is another.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+from sklearn.svm import SVC
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
+from torchvision import transforms
+
+from dau_fast.config import DauConfig, TrainingRecipe
+from dau_fast.data import Images
+from dau_fast.dau.attacker import Attacker
+from dau_fast.engine.batches import steps_for
+from dau_fast.split import Split
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """`images` as (tensor, label) pairs, each made from a PIL image when it is asked for."""
+
+    def __init__(self, images: Images, augmented: bool) -> None:
+        pixels = images.pixels.cpu().permute(0, 2, 3, 1).numpy()
+        self.pictures = [Image.fromarray(p.squeeze(-1) if p.shape[-1] == 1 else p) for p in pixels]
+        self.labels = images.labels.tolist()
+        steps: list[nn.Module] = []
+        if augmented and images.augmentation.pad:
+            steps.append(transforms.RandomCrop(images.shape[-1], padding=images.augmentation.pad))
+        if augmented and images.augmentation.flip:
+            steps.append(transforms.RandomHorizontalFlip())
+        normalise = transforms.Normalize(images.mean.tolist(), images.std.tolist())
+        self.transform = transforms.Compose([*steps, transforms.ToTensor(), normalise])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.pictures[index]), self.labels[index]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What both ways of the main job share. network: newly initialised, ending in its classifier `head`."""
+
+    images: Images
+    split: Split
+    network: nn.Module
+    head: str
+    recipe: TrainingRecipe
+    config: DauConfig
+
+    @property
+    def device(self) -> torch.device:
+        return self.images.device
+
+
+def run(job: Job, turns: int) -> dict[str, float]:
+    """Train, retrain, unlearn with `turns` turns of the game, and measure the three; seconds by part."""
+    seconds = {}
+    began = time.perf_counter()
+
+    def part(name: str) -> None:
+        nonlocal began
+        if job.device.type == "cuda":
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        seconds[name], began = now - began, now
+
+    shown, plain = Pictures(job.images, augmented=True), Pictures(job.images, augmented=False)
+    part("data")
+    models = {}
+    for name, index in (("original", job.split.train), ("retrain", job.split.retain)):
+        network = models[name] = copy.deepcopy(job.network)
+        train(network, shown, index, job)
+        part(name)
+    models["dau"] = unlearn(models["original"], shown, job, turns)
+    part("dau")
+    for network in models.values():
+        measure(network, plain, job)
+    part("evaluation")
+    return seconds
+
+
+def loader(data: Dataset[tuple[Tensor, int]], index: Tensor, batch_size: int) -> DataLoader[Batch]:
+    """Shuffled full batches; small images are loaded faster by this process than by workers."""
+    return DataLoader(Subset(data, index.tolist()), batch_size, shuffle=True, drop_last=True)
+
+
+def train(network: nn.Module, data: Dataset[tuple[Tensor, int]], index: Tensor, job: Job) -> None:
+    """The recipe's epochs of SGD with step decay."""
+    recipe = job.recipe
+    batches = loader(data, index, recipe.batch_size)
+    optimizer = torch.optim.SGD(
+        network.parameters(), recipe.lr, momentum=recipe.momentum, weight_decay=recipe.weight_decay
+    )
+    # As many steps as dau_fast takes, whose batches run on from one pass into the next.
+    steps = steps_for(recipe.epochs, len(index), recipe.batch_size)
+    milestones = [round(share * steps) for share in recipe.milestones]
+    scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones)
+    network.train()
+    for images, labels in itertools.islice(_for_ever(batches), steps):
+        images, labels = images.to(job.device), labels.to(job.device)
+        optimizer.zero_grad()
+        F.cross_entropy(network(images), labels).backward()
+        optimizer.step()
+        scheduler.step()
+
+
+def _for_ever(batches: DataLoader[Batch]) -> Iterator[Batch]:
+    while True:
+        yield from batches
+
+
+def unlearn(original: nn.Module, data: Dataset[tuple[Tensor, int]], job: Job, turns: int) -> nn.Module:
+    """The game, then recovery on the retain set; statistics of BatchNorm over the retain set at the end."""
+    config, split = job.config, job.split
+    network = copy.deepcopy(original)
+    game = Game(network, job, _shown_by_all(network, data, job))
+    sets = [
+        _endless(data, index, config.batch_size) for index in (split.retain, split.forget, split.validation)
+    ]
+    for _, *batches in zip(range(turns), *streams, strict=False):
+        game.turn(*((images.to(job.device), labels.to(job.device)) for images, labels in batches))
+
+    steps = steps_for(config.recovery_epochs, len(split.retain), config.batch_size)
+    optimizer = torch.optim.SGD(
+        network.parameters(), config.recovery_lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / steps, total_iters=steps)
+    for images, labels in itertools.islice(_endless(data, split.retain, config.batch_size), steps):
+        optimizer.zero_grad()
+        F.cross_entropy(network(images.to(job.device)), labels.to(job.device)).backward()
+        optimizer.step()
+        scheduler.step()
+    torch.optim.swa_utils.update_bn(loader(data, split.retain, 128), network, device=job.device)
+    return network
+
+
+def _endless(data: Dataset[tuple[Tensor, int]], index: Tensor, batch_size: int) -> Iterator[Batch]:
+    """Batches for ever, also of a set smaller than one."""
+    subset = Subset(data, index.tolist())
+    sampler = RandomSampler(
+        subset, replacement=len(subset) < batch_size, num_samples=max(len(subset), batch_size)
+    )
+    return _for_ever(DataLoader(subset, batch_size, sampler=sampler, drop_last=True))
+
+
+class Game:
+    """Attacker and defender; `seen`: what the attacker sees of forget and validation set at the start."""
+
+    def __init__(self, network: nn.Module, job: Job, seen: tuple[Tensor, Tensor]) -> None:
+        self.network, self.head, self.config = network, network.get_submodule(job.head), job.config
+        self.attacker = Attacker(torch.cat(seen), job.config.attacker_hidden).to(job.device)
+        self.attack = torch.optim.Adam(self.attacker.parameters(), job.config.attacker_lr)
+        self.defend = torch.optim.SGD(
+            network.parameters(),
+            job.config.lr,
+            momentum=job.config.momentum,
+            weight_decay=job.config.weight_decay,
+        )
+        for _ in range(job.config.warmup_steps):
+            self.learn(*seen)
+
+    def learn(self, u_forget: Tensor, u_validation: Tensor) -> None:
+        scores = torch.cat([self.attacker(u_forget), self.attacker(u_validation)])
+        members = torch.cat([torch.ones(len(u_forget)), torch.zeros(len(u_validation))]).to(scores.device)
+        self.attack.zero_grad()
+        F.binary_cross_entropy_with_logits(scores, members).backward()
+        self.attack.step()
+
+    def turn(self, retain: Batch, forget: Batch, validation: Batch) -> None:
+        """One step of both players on one pass over the three batches, each (images, labels)."""
+        config = self.config
+        self.network.train()
+        images = torch.cat([retain[0], forget[0], validation[0]])
+        features, logits = _features_and_logits(self.network, self.head, images)
+        sizes = [len(labels) for _, labels in (retain, forget, validation)]
+        z_retain, z_forget, z_validation = logits.split(sizes)
+        _, h_forget, h_validation = features.split(sizes)
+        u_forget = show(z_forget, h_forget, forget[1] if config.label_conditioned else None)
+        u_validation = show(z_validation, h_validation, validation[1] if config.label_conditioned else None)
+        for _ in range(config.attacker_steps):
+            self.learn(u_forget.detach(), u_validation.detach())
+        member = torch.sigmoid(self.attacker(u_forget))
+        loss = F.cross_entropy(z_retain, retain[1])
+        loss = loss - config.alpha * torch.log(1 - member + 1e-8).mean()
+        loss = loss + config.beta * barlow_twins(h_forget, h_validation, config.lambd)
+        self.defend.zero_grad()
+        loss.backward()
+        self.defend.step()
+
+
+def _features_and_logits(network: nn.Module, head: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    features: list[Tensor] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: features.append(inputs[0]))
+    logits = network(images)
+    handle.remove()
+    return features[0], logits
+
+
+def show(logits: Tensor, features: Tensor, labels: Tensor | None) -> Tensor:
+    """Softmax, and the norm of the classifier layer's gradient in closed form; [B, C + 1]."""
+    p = F.softmax(logits, 1)
+    error = p - F.one_hot(logits.argmax(1) if labels is None else labels, logits.shape[1])
+    norm = (error.square().sum(1) + 1e-12).sqrt() * (features.square().sum(1) + 1).sqrt()
+    return torch.cat([p, norm.unsqueeze(1)], 1)
+
+
+def barlow_twins(a: Tensor, b: Tensor, lambd: float) -> Tensor:
+    """Cross-correlation against the identity, off the diagonal weighed by `lambd`."""
+    a = (a - a.mean(0)) / (a.std(0, correction=0) + 1e-5)
+    b = (b - b.mean(0)) / (b.std(0, correction=0) + 1e-5)
+    c = a.T @ b / len(a)
+    on = torch.diagonal(c).add(-1).square().sum()
+    return on + lambd * (c.square().sum() - torch.diagonal(c).square().sum())
+
+
+@torch.no_grad()
+def _shown_by_all(network: nn.Module, data: Dataset[tuple[Tensor, int]], job: Job) -> tuple[Tensor, Tensor]:
+    """What the attacker sees of the whole forget and validation set."""
+    network.eval()
+    head = network.get_submodule(job.head)
+    found = []
+    for index in (job.split.forget, job.split.validation):
+        parts = []
+        for images, labels in DataLoader(Subset(data, index.tolist()), 128):
+            features, logits = _features_and_logits(network, head, images.to(job.device))
+            known = labels.to(job.device) if job.config.label_conditioned else None
+            parts.append(show(logits, features, known))
+        found.append(torch.cat(parts))
+    return found[0], found[1]
+
+
+# ---- measuring
+
+
+@torch.no_grad()
+def measure(network: nn.Module, data: Dataset[tuple[Tensor, int]], job: Job) -> dict[str, float]:
+    """UA, RA, TA and five attacks in percent."""
+    network.eval()
+    seen = {}
+    for name in ("forget", "retain", "test"):
+        index = getattr(job.split, name)
+        parts = [
+            (network(images.to(job.device)).cpu(), labels)
+            for images, labels in DataLoader(Subset(data, index.tolist()), 128)
+        ]
+        seen[name] = tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    accuracy = {
+        name: 100 * (logits.argmax(1) == labels).float().mean().item()
+        for name, (logits, labels) in seen.items()
+    }
+    found = {"ua": 100 - accuracy["forget"], "ra": accuracy["retain"], "ta": accuracy["test"]}
+    size = min(len(seen["retain"][1]), len(seen["test"][1]))
+    some = torch.randperm(len(seen["retain"][1]))[:size]
+    members = tuple(part[some] for part in seen["retain"])
+    for name, score in SCORES.items():
+        x = torch.cat([score(*members), score(*seen["test"])])
+        y = torch.cat([torch.ones(size), torch.zeros(len(seen["test"][1]))])
+        svm = SVC(C=3, gamma="auto", kernel="rbf").fit(x.numpy(), y.numpy())
+        verdicts = svm.predict(score(*seen["forget"]).numpy())
+        found[name] = float(100 * (verdicts == 0).mean())
+    return found
+
+
+def _log_p(logits: Tensor) -> Tensor:
+    return F.log_softmax(logits.double(), 1)
+
+
+def _modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    p = _log_p(logits).exp()
+    right = p.gather(1, labels[:, None])
+    wrong = -(p * torch.log(1 - p + 1e-30)).scatter(1, labels[:, None], 0).sum(1, keepdim=True)
+    return wrong - (1 - right) * torch.log(right + 1e-30)
+
+
+SCORES = {
+    "correctness": lambda logits, labels: (logits.argmax(1) == labels).double()[:, None],
+    "confidence": lambda logits, labels: _log_p(logits).exp().gather(1, labels[:, None]),
+    "entropy": lambda logits, _: -(_log_p(logits).exp() * _log_p(logits)).sum(1, keepdim=True),
+    "modified_entropy": _modified_entropy,
+    "probability": lambda logits, _: _log_p(logits).exp(),
+}

@@ -1,0 +1,105 @@
+"""The whole job (original, retrained, unlearned, all measured) against research code, and how its cost grows.
+
+    pytest benchmarks/test_unlearn_speed.py                 on the CPU: digits and the small network
+    pytest benchmarks/test_unlearn_speed.py --device cuda   ResNet-18 on images of CIFAR's shape, few epochs
+
+`extra_info`: case, implementation, parts (seconds by method, and of evaluation), evaluation_percent.
+Denormal numbers count as zero on both sides, which research code does not see to and profits from.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import plain
+import pytest
+import torch
+from jobs import experiment, settings, untrained
+
+from dau_fast import experiment as pipeline
+from dau_fast.dau import game
+from dau_fast.engine.runtime import flushed_denormals
+from dau_fast.methods import run
+from dau_fast.metrics.unlearning import measure
+from dau_fast.task import silent
+
+FORGET = ("random:0.01", "random:0.05", "random:0.1", "random:0.25", "random:0.5")
+ROUNDS = 3
+
+
+@pytest.fixture
+def parts_of_ours(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Seconds spent measuring, added up."""
+    spent = {"evaluation": 0.0}
+
+    def timed(*arguments: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return measure(*arguments)
+        finally:
+            spent["evaluation"] += time.perf_counter() - began
+
+    monkeypatch.setattr(pipeline, "measure", timed)
+    return spent
+
+
+def ours(device: torch.device, smoke: bool, forget: str = "random:0.1") -> dict[str, float]:
+    """One seed of the main job; seconds by part, preparation included."""
+    result = pipeline.run_seed(
+        experiment(device, smoke=smoke, forget=forget), 0, twice=False, progress=silent
+    )
+    return {name: entry["seconds"] + entry["compile_seconds"] for name, entry in result.entries.items()}
+
+
+def theirs(device: torch.device, smoke: bool) -> dict[str, float]:
+    task = untrained(experiment(device, smoke=smoke))
+    config = settings(task.split)
+    network = task.original.release().to(memory_format=torch.contiguous_format)
+    job = plain.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
+    # The longest game, which random forgetting plays almost always.
+    turns = max(1, round(config.game_epochs * len(task.split.retain) / config.batch_size))
+    with flushed_denormals():
+        return plain.run(job, turns)
+
+
+@pytest.mark.parametrize("way", ["dau_fast", "DataLoader"])
+def test_whole_job(
+    benchmark: Any, way: str, device: torch.device, smoke: bool, parts_of_ours: dict[str, float]
+) -> None:
+    found: list[dict[str, float]] = []
+
+    def work() -> None:
+        parts_of_ours["evaluation"] = 0.0
+        if way == "dau_fast":
+            found.append(ours(device, smoke) | parts_of_ours)
+        else:
+            found.append(theirs(device, smoke))
+
+    benchmark.group = "whole job"
+    benchmark.pedantic(work, rounds=1 if smoke else ROUNDS)
+    parts = min(found, key=lambda one: sum(one.values()))
+    benchmark.extra_info.update(
+        case="whole job, random:0.1",
+        implementation=way,
+        parts=parts,
+        evaluation_percent=100 * parts["evaluation"] / benchmark.stats.stats.median,
+    )
+
+
+@pytest.mark.parametrize("forget", FORGET)
+def test_cost_of_unlearning_by_forget_set(
+    benchmark: Any, forget: str, device: torch.device, smoke: bool
+) -> None:
+    """Unlearning alone, on an original that was never trained: the cost does not depend on it."""
+    task = untrained(experiment(device, smoke=smoke, forget=forget))
+    seconds: list[float] = []
+
+    def work() -> None:
+        seconds.append(run("dau", game.unlearn, task).seconds)
+
+    benchmark.group = "unlearning"
+    benchmark.pedantic(work, rounds=1 if smoke else ROUNDS)
+    benchmark.extra_info.update(
+        case=f"unlearning {forget}", implementation="dau_fast", forget_images=len(task.split.forget)
+    )
