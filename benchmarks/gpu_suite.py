@@ -79,7 +79,7 @@ def tests(suite: Suite) -> None:
 
 def ops(suite: Suite) -> None:
     """Timings, memory, errors and targets of each benchmark script."""
-    _compare(suite, {name: f"ops-{name}" for name in ("barlow", "sensitivity")})
+    _compare(suite, {name: f"ops-{name}" for name in ("barlow", "images", "sensitivity")})
 
 
 def masks(suite: Suite) -> None:

@@ -3,11 +3,13 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <tuple>
 #include <vector>
 
+#include "image_batch.h"
 #include "masked_step.h"
 #include "packed_masks.h"
 #include "selection.h"
@@ -136,6 +138,25 @@ PYBIND11_MODULE(_C, m, py::mod_gil_not_used()) {
                                  batch, classes, width, softmax};
         dau_fast::sensitivity_backward(in, at<const Label>(labels), at<const float>(grad),
                                        at<float>(grad_logits), at<float>(grad_features), threads);
+      },
+      without_gil);
+
+  using Start = std::int64_t;
+  py::enum_<dau_fast::Number>(m, "Number")
+      .value("float32", dau_fast::Number::float32)
+      .value("float16", dau_fast::Number::float16)
+      .value("bfloat16", dau_fast::Number::bfloat16);
+  m.def(
+      "image_batch",
+      [](Address pixels, const std::array<std::int64_t, 4>& shape, const std::array<std::ptrdiff_t, 4>& strides,
+         Address mean, Address std, Address index, Address rows, Address columns, Address flip,
+         std::size_t batch, std::int64_t pad, dau_fast::Number number, Address out, std::size_t threads) {
+        const auto size = [&](int side) { return static_cast<std::size_t>(shape[side]); };
+        const dau_fast::PixelStore store{at<const std::uint8_t>(pixels), strides, shape[0], size(1), size(2),
+                                         size(3), at<const float>(mean), at<const float>(std)};
+        const dau_fast::Windows windows{at<const Start>(index), at<const Start>(rows),
+                                        at<const Start>(columns), at<const Start>(flip), batch, pad};
+        return dau_fast::image_batch(store, windows, number, at<void>(out), threads);
       },
       without_gil);
 }

@@ -1,97 +1,19 @@
-"""Images that live on the device as uint8, and the data sets that can be named.
-
-A subset is an index tensor; a batch is one gather. Random crop and mirroring are folded into the
-coordinates of that gather, so augmented and plain batches cost the same and no loader or worker
-stands between the pixels and the step.
-"""
+"""The data sets that can be named, and how each is read."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from dau_fast.errors import UserError, exists
+from dau_fast.images import Augmentation, Images
 
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Random crop after zero padding by `pad` pixels, and mirroring with probability 1/2."""
-
-    pad: int = 0
-    flip: bool = False
-
-
-@dataclass(frozen=True)
-class Images:
-    """All images of a data set on one device.
-
-    pixels: uint8 [N, channels, H, W], or floating point of any shape [N, ...] that is taken as it is.
-    labels: int64 [N].
-    test: int64 indices of the official test part, or None where the data set has none.
-    mean, std: float32 [channels], in units of pixel / 255.
-    """
-
-    pixels: Tensor
-    labels: Tensor
-    class_names: tuple[str, ...]
-    test: Tensor | None = None
-    mean: Tensor = field(default_factory=lambda: torch.zeros(1))
-    std: Tensor = field(default_factory=lambda: torch.ones(1))
-    augmentation: Augmentation = Augmentation()
-
-    @property
-    def device(self) -> torch.device:
-        return self.pixels.device
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of one image, (channels, H, W)."""
-        return tuple(self.pixels.shape[1:])
-
-    def to(self, device: torch.device) -> Images:
-        """The same images on `device`."""
-        return replace(
-            self,
-            pixels=self.pixels.to(device),
-            labels=self.labels.to(device),
-            test=None if self.test is None else self.test.to(device),
-            mean=self.mean.to(device),
-            std=self.std.to(device),
-        )
-
-    def batch(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Normalised images [B, ...] at `index` [B]; augmented when a `generator` is given."""
-        if self.pixels.is_floating_point():
-            return self.pixels[index]
-        if generator is None or self.augmentation == Augmentation():
-            pixels = self.pixels[index]
-        else:
-            pixels = self._augmented(index, generator)
-        return (pixels.float() / 255 - self.mean.view(-1, 1, 1)) / self.std.view(-1, 1, 1)
-
-    def _augmented(self, index: Tensor, generator: torch.Generator) -> Tensor:
-        """Crop and mirror [B, channels, H, W] in one gather over shifted coordinates."""
-        pad, (height, width) = self.augmentation.pad, self.pixels.shape[-2:]
-        count, device = len(index), self.device
-
-        def draw(high: int) -> Tensor:
-            return torch.randint(high, (count, 1), device=device, generator=generator)
-
-        rows = torch.arange(height, device=device) + draw(2 * pad + 1)
-        columns = torch.arange(width, device=device).expand(count, width)
-        if self.augmentation.flip:
-            columns = torch.where(draw(2).bool(), width - 1 - columns, columns)
-        columns = columns + draw(2 * pad + 1)
-        padded = F.pad(self.pixels[index], (pad, pad, pad, pad))
-        sample = torch.arange(count, device=device).view(-1, 1, 1)
-        # Advanced indices around a slice put the channels last: exactly the layout convolutions want.
-        return padded[sample, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+__all__ = ["NAMES", "Augmentation", "Images", "load"]
 
 
 def load(

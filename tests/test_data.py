@@ -1,8 +1,7 @@
-"""Images and their batches, the named data sets, and folders of image files."""
+"""The named data sets, and folders of image files."""
 
 from __future__ import annotations
 
-import itertools
 import struct
 import zlib
 from collections.abc import Callable
@@ -12,50 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
-from dau_fast.data import NAMES, Augmentation, Images, load
+from dau_fast.data import NAMES, Augmentation, load
 from dau_fast.errors import UserError
 
 Colour = tuple[int, int, int]
-PLAIN = Augmentation()
 
 
-def seeded(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def raw_images(pixels: Tensor, augmentation: Augmentation = PLAIN) -> Images:
-    """Images whose batches are pixels / 255."""
-    labels = torch.zeros(len(pixels), dtype=torch.int64)
-    return Images(pixels, labels, ("only",), augmentation=augmentation)
-
-
-def numbered_pixels(count: int, channels: int, height: int, width: int) -> Tensor:
-    """Pixels of which no two are alike, none of them 0, the value of the padding."""
-    values = torch.arange(1, count * channels * height * width + 1)
-    assert values[-1] < 256
-    return values.to(torch.uint8).view(count, channels, height, width)
-
-
-def windows(image: Tensor, pad: int, flip: bool) -> set[bytes]:
-    """Every crop of the zero-padded `image` [channels, H, W], and its mirror image with `flip`."""
-    height, width = image.shape[1:]
-    padded = np.pad(image.numpy(), ((0, 0), (pad, pad), (pad, pad)))
-    found = set()
-    for top, left in itertools.product(range(2 * pad + 1), repeat=2):
-        crop = padded[:, top : top + height, left : left + width]
-        # Mirroring comes before the crop, and all crops of the mirror image are mirrored crops.
-        found |= {crop.tobytes(), crop[:, :, ::-1].tobytes()} if flip else {crop.tobytes()}
-    return found
-
-
-def as_bytes(batch: Tensor) -> list[bytes]:
-    pixels = (batch * 255).round().to(torch.uint8).contiguous()
-    return [image.numpy().tobytes() for image in pixels]
-
-
-# ---- batches
+# ---- named data sets
 
 
 def test_digits_are_all_1797_images_with_their_labels() -> None:
@@ -79,116 +42,6 @@ def test_digits_are_normalised_to_mean_0_and_standard_deviation_1() -> None:
     batch = images.batch(torch.arange(1797))
     assert abs(batch.mean()) < 0.01
     assert abs(batch.std() - 1) < 0.01
-
-
-def test_batch_subtracts_the_mean_and_divides_by_the_deviation_of_each_channel() -> None:
-    pixels = torch.tensor([[[[0, 255]], [[51, 102]]], [[[255, 0]], [[204, 153]]]], dtype=torch.uint8)
-    mean, std = torch.tensor([0.5, 0.2]), torch.tensor([0.25, 0.4])
-    images = Images(pixels, torch.tensor([0, 1]), ("a", "b"), None, mean, std)
-    expected = [[[[2.0, -2.0]], [[1.5, 1.0]]], [[[-2.0, 2.0]], [[0.0, 0.5]]]]
-    torch.testing.assert_close(images.batch(torch.tensor([1, 0])), torch.tensor(expected))
-
-
-def test_batch_repeats_an_image_that_is_asked_for_twice() -> None:
-    images = raw_images(numbered_pixels(3, 1, 2, 2))
-    batch = images.batch(torch.tensor([2, 2, 0]))
-    torch.testing.assert_close(batch * 255, images.pixels[[2, 2, 0]].float())
-
-
-@pytest.mark.parametrize(
-    ("pad", "flip"), [(1, True), (1, False), (0, True), (2, True)], ids=["both", "crop", "flip", "wide"]
-)
-def test_augmented_images_are_all_windows_of_the_padded_image_and_nothing_else(pad: int, flip: bool) -> None:
-    images = raw_images(numbered_pixels(1, 2, 3, 5), Augmentation(pad, flip))
-    batch = images.batch(torch.zeros(2000, dtype=torch.int64), seeded(0))
-    assert batch.shape == (2000, 2, 3, 5)
-    assert set(as_bytes(batch)) == windows(images.pixels[0], pad, flip)
-
-
-def test_every_augmented_image_is_a_window_of_its_own_image() -> None:
-    images = raw_images(numbered_pixels(4, 1, 4, 4), Augmentation(1, True))
-    index = torch.arange(4).repeat(20)
-    batch = as_bytes(images.batch(index, seeded(1)))
-    for image, i in zip(batch, index.tolist(), strict=True):
-        assert image in windows(images.pixels[i], 1, True)
-
-
-def test_mirroring_happens_in_about_half_of_the_draws() -> None:
-    images = raw_images(numbered_pixels(1, 1, 2, 2), Augmentation(0, True))
-    batch = images.batch(torch.zeros(2000, dtype=torch.int64), seeded(0))
-    plain = (batch == images.pixels[0] / 255).flatten(1).all(1).double().mean()
-    assert 0.45 < plain < 0.55
-
-
-def test_augmented_batches_are_normalised_after_the_zero_padding() -> None:
-    pixels = torch.full((1, 1, 2, 2), 255, dtype=torch.uint8)
-    images = Images(
-        pixels,
-        torch.zeros(1, dtype=torch.int64),
-        ("only",),
-        None,
-        torch.tensor([0.5]),
-        torch.tensor([0.25]),
-        Augmentation(pad=2),
-    )
-    batch = images.batch(torch.zeros(500, dtype=torch.int64), seeded(0))
-    assert batch.unique().tolist() == [-2.0, 2.0]
-
-
-def test_the_same_seed_gives_the_same_augmented_batch_and_another_seed_another() -> None:
-    images = raw_images(numbered_pixels(4, 1, 4, 4), Augmentation(2, True))
-    index = torch.arange(4)
-    one, again, other = (images.batch(index, seeded(seed)) for seed in (5, 5, 6))
-    assert torch.equal(one, again)
-    assert not torch.equal(one, other)
-
-
-def test_without_a_generator_nothing_is_augmented() -> None:
-    images = raw_images(numbered_pixels(4, 1, 4, 4), Augmentation(2, True))
-    torch.testing.assert_close(images.batch(torch.arange(4)) * 255, images.pixels.float())
-
-
-def test_without_an_augmentation_the_generator_is_left_alone() -> None:
-    images, generator = raw_images(numbered_pixels(4, 1, 4, 4)), seeded(0)
-    before = generator.get_state()
-    assert torch.equal(images.batch(torch.arange(4), generator), images.batch(torch.arange(4)))
-    assert torch.equal(generator.get_state(), before)
-
-
-@pytest.mark.parametrize("shape", [(6, 3), (6, 2, 4, 4), (6, 5, 2)])
-def test_floating_point_pixels_pass_through_as_they_are(shape: tuple[int, ...]) -> None:
-    pixels = torch.randn(shape, dtype=torch.float64, generator=seeded(0))
-    images = Images(
-        pixels,
-        torch.zeros(6, dtype=torch.int64),
-        ("only",),
-        mean=torch.full((1,), 9.0),
-        augmentation=Augmentation(1, True),
-    )
-    index = torch.tensor([5, 0, 5])
-    assert torch.equal(images.batch(index, seeded(0)), pixels[index])
-    assert images.batch(index).dtype == torch.float64
-
-
-def test_moving_images_keeps_every_field() -> None:
-    images = Images(
-        numbered_pixels(2, 1, 2, 2),
-        torch.tensor([0, 1]),
-        ("a", "b"),
-        torch.tensor([1]),
-        torch.tensor([0.1]),
-        torch.tensor([0.2]),
-        Augmentation(1, True),
-    )
-    moved = images.to(torch.device("meta"))
-    for name in ("pixels", "labels", "test", "mean", "std"):
-        assert getattr(moved, name).device.type == "meta"
-        assert getattr(moved, name).shape == getattr(images, name).shape
-    assert (moved.class_names, moved.augmentation) == (images.class_names, images.augmentation)
-    assert images.device.type == "cpu"
-
-
-# ---- named data sets
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:

@@ -83,6 +83,19 @@ def test_augmented_batches_stay_on_the_device_and_follow_their_generator(device:
     torch.testing.assert_close(*batches, rtol=0, atol=0)
 
 
+def test_batches_do_not_wait_for_the_device(device: torch.device) -> None:
+    if device.type != "cuda":
+        pytest.skip("needs --device cuda")
+    images, generator = some_images(device), generator_for(1, "augmentation", device)
+    index = torch.arange(16, device=device)
+    images.batch(index, generator)  # builds the kernel
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        images.batch(index, generator)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
 def test_recomputed_batchnorm_statistics_are_those_of_the_set(device: torch.device) -> None:
     images = some_images(device)
     model = Classifier(SmallResNet(3, 4)).to(device)

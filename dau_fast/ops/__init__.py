@@ -1,6 +1,7 @@
 """Operations that any PyTorch project can use; nothing here imports the rest of the package."""
 
 from dau_fast.ops.barlow_twins import barlow_twins_loss
+from dau_fast.ops.image_batch import image_batch
 from dau_fast.ops.linear_sensitivity import linear_sensitivity
 from dau_fast.ops.packed_masks import apply_masks_, count_kept, pack_mask, unpack_mask
 from dau_fast.ops.per_sample_grad_norms import input_grad_norms, per_sample_grad_norms
@@ -12,6 +13,7 @@ __all__ = [
     "attack_features",
     "barlow_twins_loss",
     "count_kept",
+    "image_batch",
     "input_grad_norms",
     "linear_sensitivity",
     "mask_smallest",

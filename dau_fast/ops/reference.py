@@ -152,3 +152,35 @@ def attack_features_reference(logits: Tensor, features: Tensor, targets: Tensor 
     labels = logits.argmax(1) if targets is None else targets
     s = sensitivity_reference(logits, features, labels)
     return torch.cat([torch.softmax(logits, 1), s.unsqueeze(1)], 1)
+
+
+def image_batch_reference(
+    pixels: Tensor,
+    index: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    rows: Tensor | None = None,
+    columns: Tensor | None = None,
+    flip: Tensor | None = None,
+    pad: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """((pixels / 255) - mean) / std of the images at `index`, padded, cropped and mirrored before.
+
+    Shapes and meanings as in `dau_fast.ops.image_batch`.
+    """
+    batch, device, (height, width) = len(index), pixels.device, pixels.shape[-2:]
+    chosen = pixels[index]
+    if rows is not None or flip is not None:
+        if rows is None or columns is None:
+            pad, rows, columns = 0, torch.zeros_like(index), torch.zeros_like(index)
+        down = torch.arange(height, device=device) + rows.unsqueeze(1)
+        across = torch.arange(width, device=device) + columns.unsqueeze(1)
+        if flip is not None:
+            across = torch.where(flip.bool().unsqueeze(1), across.flip(1), across)
+        padded = torch.nn.functional.pad(chosen, (pad, pad, pad, pad))
+        sample = torch.arange(batch, device=device).view(-1, 1, 1)
+        # Advanced indices around a slice put the channels last.
+        chosen = padded[sample, :, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
+    normalised = (chosen.float() / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
+    return normalised.to(dtype, memory_format=torch.channels_last)

@@ -35,6 +35,12 @@ def test_smoke_runs_every_stage_leaves_a_record_and_does_not_repeat_finished_job
     assert {"dau_fast", "definition", "definition compiled"} <= ops["sensitivity 4x6x5"].keys()
     for entries in ops.values():
         assert entries["dau_fast"].get("error", 0) < 1e-4
+    images = json.loads((tmp_path / "ops-images" / "summary.json").read_text())["cases"]
+    assert images.keys() == {
+        f"{name}, {kind}" for name in ("cifar", "digits") for kind in ("augmented", "plain")
+    }
+    for entries in images.values():
+        assert entries.keys() == {"dau_fast", "PyTorch", "PyTorch compiled", "torchvision"}
     masks = json.loads((tmp_path / "masks" / "summary.json").read_text())["cases"]
     rivals = {"dau_fast", "foreach and foreach mask", "fused and foreach mask", "compiled"}
     assert masks["SGD step, small at 95 %"].keys() == rivals

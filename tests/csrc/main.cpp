@@ -3,22 +3,15 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
-#include <cstdio>
-#include <cstdlib>
 #include <limits>
 #include <random>
 #include <utility>
 #include <vector>
 
+#include "check.h"
 #include "masked_step.h"
 #include "packed_masks.h"
 #include "selection.h"
-
-#define CHECK(what)                                                        \
-  if (!(what)) {                                                           \
-    std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what); \
-    std::exit(1);                                                          \
-  }
 
 namespace {
 
@@ -227,4 +220,5 @@ int main() {
   test_without_a_mask_every_weight_moves();
   test_selection_against_a_sort();
   test_selection_counts_nan();
+  test_image_batch();
 }

@@ -1,0 +1,99 @@
+"""Images that live on the device as uint8, and their batches.
+
+A subset is an index tensor; a batch is one gather, which crops, mirrors and normalises on its way. No
+loader or worker stands between the pixels and the step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dau_fast.ops import image_batch
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after zero padding by `pad` pixels, and mirroring with probability 1/2."""
+
+    pad: int = 0
+    flip: bool = False
+
+
+class Draws(NamedTuple):
+    """What chance decided for a batch, as `dau_fast.ops.image_batch` takes it; int64 [B] each."""
+
+    rows: Tensor
+    columns: Tensor
+    flip: Tensor | None
+
+
+@dataclass(frozen=True)
+class Images:
+    """All images of a data set on one device.
+
+    pixels: uint8 [N, channels, H, W], or floating point of any shape [N, ...] that is taken as it is.
+    labels: int64 [N].
+    test: int64 indices of the official test part, or None where the data set has none.
+    mean, std: float32 [channels], in units of pixel / 255.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    test: Tensor | None = None
+    mean: Tensor = field(default_factory=lambda: torch.zeros(1))
+    std: Tensor = field(default_factory=lambda: torch.ones(1))
+    augmentation: Augmentation = Augmentation()
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image, (channels, H, W)."""
+        return tuple(self.pixels.shape[1:])
+
+    def to(self, device: torch.device) -> Images:
+        """The same images on `device`."""
+        return replace(
+            self,
+            pixels=self.pixels.to(device),
+            labels=self.labels.to(device),
+            test=None if self.test is None else self.test.to(device),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
+
+    def batch(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Normalised images [B, ...] at `index` [B]; augmented when a `generator` is given."""
+        return self.at(index, None if generator is None else self.draw(len(index), generator))
+
+    def draw(self, count: int, generator: torch.Generator) -> Draws | None:
+        """The crops and mirrorings of `count` images; None where nothing is to be augmented."""
+        if self.pixels.is_floating_point() or self.augmentation == Augmentation():
+            return None
+
+        def below(high: int) -> Tensor:
+            return torch.randint(high, (count,), device=self.device, generator=generator)
+
+        # The order of the draws decides what a seed gives.
+        starts = 2 * self.augmentation.pad + 1
+        rows = below(starts)
+        flip = below(2) if self.augmentation.flip else None
+        return Draws(rows, below(starts), flip)
+
+    def at(self, index: Tensor, draws: Draws | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Normalised images [B, ...] at `index` [B], augmented by `draws`: no chance, no waiting.
+
+        dtype: of what is made from uint8 pixels; floating-point ones are taken as they are.
+        """
+        if self.pixels.is_floating_point():
+            return self.pixels[index]
+        chosen = {} if draws is None else draws._asdict()
+        pad = self.augmentation.pad
+        return image_batch(self.pixels, index, self.mean, self.std, pad=pad, dtype=dtype, **chosen)
