@@ -98,6 +98,16 @@ def _compare(suite: Suite, scripts: dict[str, str]) -> None:
         suite.run(out.name, command)
 
 
+def loop(suite: Suite) -> None:
+    """Steps and whole jobs by every engine and as research code writes them, and one main job."""
+    out = suite.record / "loop"
+    if (out / "summary.json").exists():
+        return
+    command = [sys.executable, "benchmarks/loop.py", "--device", suite.device.type, "--record", str(out)]
+    command += ["--data", str(suite.data)] if suite.data is not None else []
+    suite.run("loop", [*command, *(["--smoke"] if suite.smoke else [])])
+
+
 # ---- quality: the main job with ResNet-18 on CIFAR-10, by the literature's recipe
 
 
@@ -116,7 +126,7 @@ def quality(suite: Suite) -> None:
         out = suite.record / f"quality-{forget.replace(':', '-')}"
         if not (out / "report.json").exists():
             chosen = ["--forget", forget, "--methods", "dau,retrain,ft,ga"]
-            _unlearn(suite, out, [*source, *weights, *chosen])
+            _unlearn(suite, out, [*source, *weights, *chosen, "--profile"])
     _summarise(suite)
 
 
@@ -169,20 +179,24 @@ def _images_per_second(device: torch.device, steps: int = 60) -> float:
 
 def _summarise(suite: Suite) -> None:
     """One small JSON of what the reports say; the reports themselves stay beside it."""
-    keys = ("ua", "ra", "ta", "mia_efficacy", "avg_gap", "seconds", "compile_seconds", "speedup")
+    keys = (
+        "ua", "ra", "ta", "mia_efficacy", "avg_gap", "seconds", "compile_seconds", "speedup", "speedup_fast",
+    )  # fmt: skip
     summary = {}
     for out in sorted(suite.record.glob("quality-*/report.json")):
         report = json.loads(out.read_text())
         summary[out.parent.name] = {
             "epochs": report["run"]["epochs"],
             "dataset": "CIFAR-10 (JPEG)" if suite.dataset == "folder" else suite.dataset,
-            "methods": {name: {key: entry[key] for key in keys} for name, entry in report["methods"].items()},
+            "methods": {
+                name: {key: entry.get(key) for key in keys} for name, entry in report["methods"].items()
+            },
         }
     write_json(suite.record / "quality.json", summary)
 
 
 STAGES: dict[str, Callable[[Suite], None]] = {
-    "tests": tests, "ops": ops, "masks": masks, "quality": quality,
+    "tests": tests, "ops": ops, "masks": masks, "loop": loop, "quality": quality,
 }  # fmt: skip
 
 

@@ -130,9 +130,8 @@ def unlearn(original: nn.Module, data: Dataset[tuple[Tensor, int]], job: Job, tu
     config, split = job.config, job.split
     network = copy.deepcopy(original)
     game = Game(network, job, _shown_by_all(network, data, job))
-    sets = [
-        _endless(data, index, config.batch_size) for index in (split.retain, split.forget, split.validation)
-    ]
+    sets = (split.retain, split.forget, split.validation)
+    streams = [_endless(data, index, config.batch_size) for index in sets]
     for _, *batches in zip(range(turns), *streams, strict=False):
         game.turn(*((images.to(job.device), labels.to(job.device)) for images, labels in batches))
 

@@ -70,10 +70,10 @@ def run_rows(file: str, folder: Path, device: torch.device, smoke: bool) -> Case
     return cases
 
 
-def finish(folder: Path, cases: Cases, targets: list[Target]) -> None:
-    """Write summary.json and print the targets."""
+def finish(folder: Path, cases: Cases, targets: list[Target], **further: Any) -> None:
+    """Write summary.json, with what is `further` to be kept, and print the targets."""
     judged = [asdict(target) | {"reached": target.reached} for target in targets]
-    write_json(folder / "summary.json", {"cases": cases, "targets": judged})
+    write_json(folder / "summary.json", {"cases": cases, "targets": judged, **further})
     for target in targets:
         print(target)
 

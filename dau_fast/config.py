@@ -89,16 +89,18 @@ class DauConfig:
     exam_share: float = 0.25  # part of forget and validation that the attacker never trains on
 
     @classmethod
-    def default(cls, *, classwise: bool, retain_images: int) -> DauConfig:
+    def default(cls, *, classwise: bool, retain_images: int, pruned: bool = False) -> DauConfig:
         """The settings for forgetting whole classes, or images spread over classes.
 
         With the true label in sight class-wise forgetting fails: the attacker learns that high loss
         means forget, and the defender answers by becoming more certain of the forgotten label.
         The batch is the power of two that leaves about 12 steps a pass, from 32 to 256: on digits
         larger batches recover worse, on more images smaller ones only cost time.
+        A pruned model needs a stronger push to forget images that are spread over classes.
         """
         batch_size = min(256, max(32, 1 << max(1, retain_images // 12).bit_length() - 1))
-        shared = cls(label_conditioned=not classwise, alpha=0.5, game_epochs=1, batch_size=batch_size)
+        alpha = 1.0 if pruned else 0.5
+        shared = cls(label_conditioned=not classwise, alpha=alpha, game_epochs=1, batch_size=batch_size)
         return replace(shared, alpha=1.0, game_epochs=2, recovery_epochs=3) if classwise else shared
 
 

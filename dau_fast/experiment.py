@@ -99,9 +99,13 @@ def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progre
     split = make_split(roles, images.labels, experiment.forget, seed).to(images.device)
     initial = generator_for(seed, "original", images.device).initial_seed()
     start = given.model if given else experiment.fresh(initial)
-    usual = DauConfig.default(classwise=split.classwise, retain_images=len(split.retain))
-    settings = {"dau": replace(usual, sensitivity=experiment.sensitivity), **experiment.retraining}
     masks = given.masks if given else None
+    usual = DauConfig.default(
+        classwise=split.classwise,
+        retain_images=len(split.retain),
+        pruned=masks is not None or pruning is not None,
+    )
+    settings = {"dau": replace(usual, sensitivity=experiment.sensitivity), **experiment.retraining}
     if given and pruning:
         start = copy.deepcopy(start)  # pruned in place below, and dense again for the next seed
     task = Task(

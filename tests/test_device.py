@@ -168,6 +168,7 @@ def test_a_captured_game_is_the_eager_one_and_never_waits(device: torch.device) 
 def test_the_main_job_runs(device: torch.device, forget: str, tmp_path, monkeypatch) -> None:
     out = tmp_path / "out"
     arguments = ["--epochs", "10", "--methods", "dau,retrain,ft,ga", "--forget", forget]
+    arguments += ["--retrain-recipe", "literature"]
     arguments += ["--device", device.type, "--out", str(out)]
     monkeypatch.setattr(sys, "argv", ["unlearn", *arguments])
     unlearn.main()

@@ -68,8 +68,12 @@ def unlearn(task: Task) -> Unlearned:
 
 def _config(task: Task) -> DauConfig:
     given: DauConfig | None = task.settings.get("dau")
-    usual = DauConfig.default(classwise=task.split.classwise, retain_images=len(task.split.retain))
-    return given or usual
+    if given is not None:
+        return given
+    retain = len(task.split.retain)
+    return DauConfig.default(
+        classwise=task.split.classwise, retain_images=retain, pruned=task.masks is not None
+    )
 
 
 class Game:

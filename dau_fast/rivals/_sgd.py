@@ -8,7 +8,7 @@ from functools import partial
 from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, MultiStepLR, OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from dau_fast.config import TrainingRecipe
 from dau_fast.engine.batches import index_stream, steps_for
@@ -64,7 +64,10 @@ def _schedule(optimizer: Optimizer, recipe: TrainingRecipe, steps: int, first: i
     if recipe.warm_up is None:
         return MultiStepLR(optimizer, [round(share * steps) - first for share in recipe.milestones])
     assert first == 0, "only step decay can be taken up in the middle"
-    return OneCycleLR(
-        optimizer, recipe.lr, total_steps=steps + 1, pct_start=recipe.warm_up, cycle_momentum=False,
-        anneal_strategy="linear",
-    )  # fmt: skip
+    rise = max(1, round(recipe.warm_up * steps))
+
+    def factor(step: int) -> float:
+        """From above 0 to 1 at step `rise`, and down again towards 0 after the last one."""
+        return min((step + 1) / rise, (steps - step) / max(1, steps - rise))
+
+    return LambdaLR(optimizer, factor)

@@ -21,7 +21,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_smoke_runs_every_stage_leaves_a_record_and_does_not_repeat_finished_jobs(tmp_path: Path) -> None:
     # Two halves at the same time, each on one core, into one record.
-    halves = [["tests", "ops"], ["masks", "quality"]]
+    halves = [["tests", "ops", "masks"], ["loop", "quality"]]
     with ThreadPoolExecutor() as pool:
         stages = [[argument for name in half for argument in ("--stage", name)] for half in halves]
         for done in pool.map(lambda chosen: run("--smoke", "--record", str(tmp_path), *chosen), stages):
@@ -45,9 +45,13 @@ def test_smoke_runs_every_stage_leaves_a_record_and_does_not_repeat_finished_job
     rivals = {"dau_fast", "foreach and foreach mask", "fused and foreach mask", "compiled"}
     assert masks["SGD step, small at 95 %"].keys() == rivals
     assert {"apply, small at 95 %", "forward, small at 95 %"} <= masks.keys()
+    loop = json.loads((tmp_path / "loop" / "summary.json").read_text())
+    assert loop["cases"]["whole job, random:0.1"].keys() == {"dau_fast", "DataLoader"}
+    assert {"dau_fast", "compiled", "DataLoader"} <= loop["cases"]["training step, batch 32"].keys()
+    assert loop["job"]["methods"]["dau"]["avg_gap"] is not None
     quality = json.loads((tmp_path / "quality.json").read_text())
     for job in ("quality-random-0.1", "quality-class-0"):
-        assert set(quality[job]["methods"]) == {"original", "retrain", "dau", "ft", "ga"}
+        assert set(quality[job]["methods"]) == {"original", "retrain", "retrain_fast", "dau", "ft", "ga"}
         assert quality[job]["methods"]["dau"]["avg_gap"] is not None
     again = run("--smoke", "--record", str(tmp_path))
     assert again.returncode == 0, again.stdout + again.stderr

@@ -28,6 +28,7 @@ from dau_fast.engine.training import recompute_batchnorm
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier, Outputs
 from dau_fast.ops import attack_features, barlow_twins_loss
+from dau_fast.prune import Masks
 from dau_fast.split import Forget
 from dau_fast.task import Task
 
@@ -82,6 +83,22 @@ def test_without_settings_the_usual_ones_are_played(forget: Forget, monkeypatch:
     model = game.unlearn(task).model
     assert seen[0].label_conditioned == (forget is TENTH)
     assert percent_right(task, model, task.split.retain) >= 90
+
+
+def test_a_pruned_model_is_pushed_harder_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[DauConfig] = []
+    play = Game.__init__
+
+    def watched(self: Game, defender: Classifier, task: Task, config: DauConfig, turns: int) -> None:
+        seen.append(config)
+        play(self, defender, task, config, turns)
+
+    monkeypatch.setattr(Game, "__init__", watched)
+    task = trained(TENTH, None)
+    masks = Masks({"0.weight": torch.ones(32, 6) > 0})
+    for played in (task, replace(task, masks=masks), replace(task, masks=masks, settings={"dau": SPREAD})):
+        game.unlearn(played)
+    assert [config.alpha for config in seen] == [0.5, 1.0, SPREAD.alpha]
 
 
 @pytest.mark.parametrize("retain", [1, 10, 24, 25, 1000, 45000])

@@ -33,9 +33,11 @@ from dau_fast.task import Method, Task, Unlearned
 RIVALS: dict[str, Method] = {
     "retrain": retrain.unlearn,
     "retrain again": retrain.unlearn_again,
+    "retrain fast": retrain.unlearn_fast,
     "ft": finetune.unlearn,
     "ga": gradient_ascent.unlearn,
 }
+FAST = TrainingRecipe(4, 32, 0.1, milestones=(), warm_up=0.5, nesterov=True, label_smoothing=0.2)
 FIFTH, ONE_CLASS = Forget("random:0.2", fraction=0.2), Forget("class:1", label=1)
 every_rival = pytest.mark.parametrize("name", RIVALS)
 
@@ -45,7 +47,8 @@ def untrained(forget: Forget = FIFTH, seed: int = 0) -> Task:
     roles = hold_out(images.labels, None, seed, validation_share=0.2, test_share=0.2)
     split = make_split(roles, images.labels, forget, seed)
     recipe = TrainingRecipe(epochs=10, batch_size=32, lr=0.05)
-    return Task(images, split, seed, perceptron(seed), perceptron, recipe)
+    settings = {"retrain_fast": FAST}
+    return Task(images, split, seed, perceptron(seed), perceptron, recipe, settings)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +90,7 @@ def loss_on(task: Task, model: Classifier, index: Tensor) -> float:
 # ---- what each sees
 
 
-@pytest.mark.parametrize("name", ["retrain", "retrain again", "ft"])
+@pytest.mark.parametrize("name", ["retrain", "retrain again", "retrain fast", "ft"])
 @pytest.mark.parametrize("forget", [FIFTH, ONE_CLASS], ids=["spread", "class"])
 def test_retraining_and_fine_tuning_see_the_retain_set_and_nothing_else(
     name: str, forget: Forget, seen: set[int]
@@ -262,6 +265,38 @@ def test_the_learning_rate_falls_tenfold_at_the_milestones(monkeypatch: pytest.M
     assert rates == pytest.approx([1.0] * 10 + [0.1] * 5 + [0.01] * 5)
 
 
+def test_the_fast_recipe_is_one_triangle_with_nesterov_and_smooth_labels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rates: list[float] = []
+    losses: list[float] = []
+    logits, labels = torch.tensor([[2.0, -1.0, 0.0]]), torch.tensor([0])
+
+    def spy(*_: Any, steps: int, optimizer: torch.optim.SGD, scheduler: Any, loss: Any, **__: Any) -> None:
+        for _step in range(steps):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        assert optimizer.param_groups[0]["nesterov"]
+        losses.append(loss(logits, labels).item())
+
+    monkeypatch.setattr(_sgd, "train", spy)
+    task = untrained()
+    fast = replace(FAST, epochs=8, batch_size=len(task.split.retain))
+    retrain.unlearn_fast(replace(task, settings={"retrain_fast": fast}))
+    assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.075, 0.05, 0.025])
+    log_p = logits.log_softmax(1)[0]
+    assert losses[0] == pytest.approx(-(0.8 * log_p[0] + 0.2 * log_p.mean()).item())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_the_fast_recipe_fits_into_any_number_of_steps(steps: int) -> None:
+    task = untrained()
+    fast = replace(FAST, epochs=steps, batch_size=len(task.split.retain))
+    model = retrain.unlearn_fast(replace(task, settings={"retrain_fast": fast})).model
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
 @every_rival
 def test_progress_is_told_of_every_step(name: str, trained: Task) -> None:
     announced: list[tuple[str, int]] = []
@@ -273,7 +308,11 @@ def test_progress_is_told_of_every_step(name: str, trained: Task) -> None:
 
     RIVALS[name](replace(trained, progress=progress))
     split = trained.split
-    recipes = {"ft": (FINE_TUNE, split.retain), "ga": (GRADIENT_ASCENT_RANDOM, split.forget)}
+    recipes = {
+        "ft": (FINE_TUNE, split.retain),
+        "ga": (GRADIENT_ASCENT_RANDOM, split.forget),
+        "retrain fast": (FAST, split.retain),
+    }
     recipe, index = recipes.get(name, (trained.recipe, split.retain))
     steps = steps_for(recipe.epochs, len(index), recipe.batch_size)
     assert announced == [(name, steps)]
