@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dau_fast.config import PruneConfig, TrainingRecipe
+from dau_fast.config import FAST_RETRAINING, PruneConfig, TrainingRecipe
 from dau_fast.errors import UserError
 from dau_fast.rivals._pruned import fit_pruned
 from dau_fast.rivals._sgd import fit
@@ -24,8 +24,8 @@ def unlearn_again(task: Task) -> Unlearned:
 
 
 def unlearn_fast(task: Task) -> Unlearned:
-    """The same by settings["retrain_fast"], a recipe made to reach the same accuracy in less time."""
-    return _retrain(task, "retrain fast", task.settings["retrain_fast"])
+    """The same by a recipe made to reach the same accuracy in less time; settings["retrain_fast"] replaces it."""
+    return _retrain(task, "retrain fast", task.settings.get("retrain_fast", FAST_RETRAINING))
 
 
 def unlearn_clean(task: Task) -> Unlearned:
