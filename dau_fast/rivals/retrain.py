@@ -24,7 +24,7 @@ def unlearn_again(task: Task) -> Unlearned:
 
 
 def unlearn_fast(task: Task) -> Unlearned:
-    """The same by a recipe made to reach the same accuracy in less time; settings["retrain_fast"] replaces it."""
+    """The same by a recipe made to reach the same accuracy sooner; settings["retrain_fast"] replaces it."""
     return _retrain(task, "retrain fast", task.settings.get("retrain_fast", FAST_RETRAINING))
 
 

@@ -329,7 +329,7 @@ def test_a_method_is_found_by_its_name(name: str) -> None:
 
 def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
-        UserError, match="unknown method 'scrub': expected some of retrain, retrain_fast, dau, ft"
+        UserError, match="unknown method 'scrub': expected some of retrain, retrain_fast, dau"
     ):
         method_named("scrub")
 
