@@ -48,7 +48,7 @@ def judge(report: dict[str, Any], classwise: bool) -> dict[str, Any]:
     return {"noise_floor": floor, "avg_gap": {"dau": dau["avg_gap"], **others}, "targets": targets}
 
 
-def _unlearn(report_file: Path, arguments: list[str]) -> str:
+def unlearn(report_file: Path, arguments: list[str]) -> str:
     """Run the main job on the CPU, keep its report, and return what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
@@ -69,14 +69,14 @@ def main(seed: int, repeats: int, record: Path | None) -> None:
     folder = record or record_folder("digits")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "environment.json", environment(torch.device("cpu")))
-    printed = _unlearn(folder / "default.json", [])
+    printed = unlearn(folder / "default.json", [])
     (folder / "default.txt").write_text(printed)
     summary = {}
     for forget in FORGET:
         report_file = folder / f"{forget.replace(':', '-')}.json"
         arguments = ["--forget", forget, "--methods", "dau,retrain,ft,ga"]
         seeds = ["--seed", str(seed), "--repeats", str(repeats)]
-        print(_unlearn(report_file, [*arguments, *seeds]), flush=True)
+        print(unlearn(report_file, [*arguments, *seeds]), flush=True)
         report = json.loads(report_file.read_text())
         summary[forget] = judge(report, classwise=forget.startswith("class"))
         write_json(folder / "summary.json", summary)
