@@ -42,28 +42,37 @@ def judge(report: dict[str, Any]) -> dict[str, Any]:
 
 
 @click.command()
+@click.option("--prune", "pruners", multiple=True, type=click.Choice(PRUNERS), help="Default: all.")
 @click.option("--seed", default=100, show_default=True, type=click.IntRange(0), help="The first seed.")
 @click.option("--repeats", default=3, show_default=True, type=click.IntRange(min=2), help="Seeds.")
 @click.option("--record", type=Path, help="Record folder; default benchmarks/records/<date>-pruned.")
-def main(seed: int, repeats: int, record: Path | None) -> None:
-    """Run the six jobs and write the record."""
+def main(pruners: tuple[str, ...], seed: int, repeats: int, record: Path | None) -> None:
+    """Run the jobs and write the record; the summary is of all reports in its folder."""
     folder = record or record_folder("pruned")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "environment.json", environment(torch.device("cpu")))
-    summary = {}
-    for pruner in PRUNERS:
+    for pruner in pruners or PRUNERS:
         for forget in FORGET:
-            file = folder / f"{pruner}-{forget.replace(':', '-')}.json"
+            file = _report(folder, pruner, forget)
             arguments = ["--prune", pruner, "--sparsity", "0.9", "--forget", forget]
             arguments += ["--methods", "dau,retrain", "--retrain-recipe", "literature"]
             arguments += ["--seed", str(seed), "--repeats", str(repeats)]
             print(unlearn(file, arguments), flush=True)
-            summary[f"{pruner} {forget}"] = judge(json.loads(file.read_text()))
-            write_json(folder / "summary.json", summary)
+    summary = {
+        f"{pruner} {forget}": judge(json.loads(file.read_text()))
+        for pruner in PRUNERS
+        for forget in FORGET
+        if (file := _report(folder, pruner, forget)).exists()
+    }
+    write_json(folder / "summary.json", summary)
     for job, figures in summary.items():
         for target, (value, limit, reached) in figures["targets"].items():
             verdict = "reached" if reached else "MISSED"
             print(f"{job:20} {target:20} {value:6.2f} (limit {limit:.2f}) {verdict}")
+
+
+def _report(folder: Path, pruner: str, forget: str) -> Path:
+    return folder / f"{pruner}-{forget.replace(':', '-')}.json"
 
 
 if __name__ == "__main__":
