@@ -334,6 +334,26 @@ def test_mistakes_are_named() -> None:
         MaskedAdamW(named, masks, betas=(0.9, 1.0))
 
 
+@pytest.mark.parametrize("kind", ["momentum", "adamw"])
+def test_a_first_step_in_a_cuda_graph_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would set the state to zero at every replay."""
+    make, _, given = KINDS[kind]
+    model = network()
+    optimizer = make(model.named_parameters(), {}, **given)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    with pytest.raises(RuntimeError, match=r"a parameter's first step is being captured.*call step\(\) once"):
+        optimizer.step()
+    assert not any(optimizer.state.values())
+    capturing = False
+    optimizer.step()
+    capturing = True
+    optimizer.step()
+
+
 def test_sparse_gradients_are_refused() -> None:
     model = nn.Embedding(5, 3, sparse=True)
     optimizer = MaskedSGD(model.named_parameters(), {}, lr=0.1)
