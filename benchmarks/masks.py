@@ -20,7 +20,10 @@ def targets(cases: Cases, device: torch.device) -> list[Target]:
     apply, sgd = "apply, resnet18 at 95 %", "SGD step, resnet18 at 95 %"
     if device.type == "cuda":
         return [
+            faster(cases, sgd, "ASP", 4),
+            faster(cases, sgd, "torch.nn.utils.prune", 4),
             faster(cases, sgd, "fused and foreach mask", 1.5),
+            faster(cases, sgd, "fused and foreach mask captured", 1.5),
             faster(cases, sgd, "compiled", 1.1),
         ]
     return [

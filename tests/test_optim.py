@@ -288,13 +288,14 @@ def test_shared_parameters_are_stepped_once() -> None:
 
 
 @pytest.mark.parametrize("kind", ["momentum", "adamw, lr a tensor"])
-def test_the_step_itself_compiles(kind: str) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_step_itself_compiles(kind: str, backend: str) -> None:
     torch.compiler.reset()
     make, _, given = KINDS[kind]
     models = network(), network()
     masks = random_masks(models[0])
     optimizers = [make(model.named_parameters(), masks, **given) for model in models]
-    compiled = torch.compile(optimizers[0].step, backend="aot_eager")
+    compiled = torch.compile(optimizers[0].step, backend=backend)
     for x, y in batches(3):
         for model, step in zip(models, (compiled, optimizers[1].step), strict=True):
             backward(model, x, y)
