@@ -122,7 +122,7 @@ def sgd_compiled(pruned: Pruned) -> Callable[[], None]:
 
 
 def asp(pruned: Pruned, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """What NVIDIA's apex.contrib.sparsity.ASP makes of a step: a loop over gradients before, over weights after."""
+    """As apex.contrib.sparsity.ASP does: a loop over gradients before the step, one over weights after it."""
     sparse = [(pruned.network.get_parameter(name), mask) for name, mask in pruned.masks.items()]
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ def adamw_asp(pruned: Pruned) -> Callable[[], None]:
 
 
 def sgd_hooks(pruned: Pruned) -> Callable[[], None]:
-    """What torch.nn.utils.prune adds to a step: mask times weight in the forward pass, and its backward pass."""
+    """The step, and what torch.nn.utils.prune adds to both passes: weight times mask, gradient times mask."""
     optimizer = torch.optim.SGD(pruned.network.parameters(), **SETTINGS)
     weights = [pruned.network.get_parameter(name) for name in pruned.masks]
     grads = [torch.randn_like(weight) for weight in weights]
