@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from recording import ROOT, environment, record_folder, write_json
 
@@ -40,13 +42,32 @@ class Target:
         return f"{self.what:64} {shown} (limit {self.limit:.3g}) {verdict}"
 
 
-def start(what: str, device_name: str, record: Path | None) -> tuple[Path, torch.device]:
-    """The record folder, with hardware, versions and commit in it, and the device."""
-    device = choose_device(device_name)
-    folder = (record or record_folder(f"{what}-{device_name}")).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "environment.json", environment(device))
-    return folder, device
+def command(
+    what: str,
+    targets: Callable[[Cases, torch.device], list[Target]],
+    more: Callable[[Path, torch.device, bool], None] | None = None,
+) -> click.Command:
+    """The command that runs benchmarks/test_<what>_speed.py, judges it by `targets` and writes the record.
+
+    more(folder, device, smoke): what a record holds beyond the rows.
+    """
+
+    @click.command()
+    @click.option("--device", "device_name", default="cpu", type=click.Choice(["cpu", "cuda"]))
+    @click.option("--record", type=Path, help=f"Folder; default benchmarks/records/<date>-{what}-<device>.")
+    @click.option("--smoke", is_flag=True, help="Toy sizes.")
+    def main(device_name: str, record: Path | None, smoke: bool) -> None:
+        """Run it and write the record."""
+        device = choose_device(device_name)
+        folder = (record or record_folder(f"{what}-{device_name}")).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "environment.json", environment(device))
+        cases = run_rows(f"test_{what}_speed.py", folder, device, smoke)
+        if more:
+            more(folder, device, smoke)
+        finish(folder, cases, targets(cases, device))
+
+    return main
 
 
 def run_rows(file: str, folder: Path, device: torch.device, smoke: bool) -> Cases:
