@@ -7,6 +7,9 @@
 
 to float rounding, in one pass over memory. State has torch's names, so that a state_dict goes from one to the
 other. Construction zeroes what is masked; after loading other weights into the model, call `apply_masks_()`.
+
+A step may be captured in a CUDA graph, after one that is not; replays follow an lr that is a tensor on the
+device of the parameters.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ def test_a_learning_rate_elsewhere_is_refused_in_a_capture(monkeypatch: pytest.M
 # ---- builds
 
 KERNELS: dict[str, list[dict[str, Any]]] = {
-    "apply_kernel": [{}],
+    "apply_kernel": [{}, {"TENSORS": 1024}],
     "sgd_kernel": [
         {"LR_IS_TENSOR": captured, "MOMENTUM": True, "NESTEROV": captured, "MAXIMIZE": False}
         for captured in (False, True)
