@@ -58,16 +58,22 @@ def command(
     @click.option("--smoke", is_flag=True, help="Toy sizes.")
     def main(device_name: str, record: Path | None, smoke: bool) -> None:
         """Run it and write the record."""
-        device = choose_device(device_name)
-        folder = (record or record_folder(f"{what}-{device_name}")).resolve()
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "environment.json", environment(device))
+        folder, device = start(what, device_name, record)
         cases = run_rows(f"test_{what}_speed.py", folder, device, smoke)
         if more:
             more(folder, device, smoke)
         finish(folder, cases, targets(cases, device))
 
     return main
+
+
+def start(what: str, device_name: str, record: Path | None) -> tuple[Path, torch.device]:
+    """The record folder, with hardware, versions and commit in it, and the device."""
+    device = choose_device(device_name)
+    folder = (record or record_folder(f"{what}-{device_name}")).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "environment.json", environment(device))
+    return folder, device
 
 
 def run_rows(file: str, folder: Path, device: torch.device, smoke: bool) -> Cases:
