@@ -12,12 +12,11 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
-import click
 import torch
 from matplotlib.figure import Figure
 from measuring import seconds
 from recording import write_json
-from speed import Cases, Target, faster, finish, largest, run_rows, share, start
+from speed import Cases, Target, command, faster, largest, share
 
 from dau_fast.ops.barlow_twins import backward_op, forward_op
 from dau_fast.ops.reference import barlow_twins_reference
@@ -93,19 +92,12 @@ def picture(points: list[dict[str, float]]) -> Figure:
     return figure
 
 
-@click.command()
-@click.option("--device", "device_name", default="cpu", type=click.Choice(["cpu", "cuda"]))
-@click.option("--record", type=Path, help="Folder; default benchmarks/records/<date>-barlow-<device>.")
-@click.option("--smoke", is_flag=True, help="Toy sizes.")
-def main(device_name: str, record: Path | None, smoke: bool) -> None:
-    """Run it and write the record."""
-    folder, device = start("barlow", device_name, record)
-    cases = run_rows("test_barlow_speed.py", folder, device, smoke)
+def crossovers(folder: Path, device: torch.device, smoke: bool) -> None:
+    """Write the sweep and its picture."""
     points = sweep(device, smoke)
     write_json(folder / "sweep.json", {"points": points, "crossover_n_over_d": crossover(points)})
     picture(points).savefig(folder / "sweep.svg")
-    finish(folder, cases, targets(cases, device))
 
 
 if __name__ == "__main__":
-    main()
+    command("barlow", targets, crossovers)()

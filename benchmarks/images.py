@@ -9,11 +9,8 @@ of medians, hardware, versions and commit.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import click
 import torch
-from speed import Cases, Target, faster, finish, run_rows, start
+from speed import Cases, Target, command, faster
 
 
 def targets(cases: Cases, device: torch.device) -> list[Target]:
@@ -23,16 +20,5 @@ def targets(cases: Cases, device: torch.device) -> list[Target]:
     return [faster(cases, case, rival, 1) for case in cases for rival in rivals]
 
 
-@click.command()
-@click.option("--device", "device_name", default="cpu", type=click.Choice(["cpu", "cuda"]))
-@click.option("--record", type=Path, help="Folder; default benchmarks/records/<date>-images-<device>.")
-@click.option("--smoke", is_flag=True, help="Toy sizes.")
-def main(device_name: str, record: Path | None, smoke: bool) -> None:
-    """Run it and write the record."""
-    folder, device = start("images", device_name, record)
-    cases = run_rows("test_images_speed.py", folder, device, smoke)
-    finish(folder, cases, targets(cases, device))
-
-
 if __name__ == "__main__":
-    main()
+    command("images", targets)()

@@ -9,11 +9,8 @@ of medians, hardware, versions and commit. BackPACK and Opacus take part where t
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import click
 import torch
-from speed import OURS, Cases, Target, faster, figure, finish, run_rows, share, start
+from speed import OURS, Cases, Target, command, faster, figure, share
 
 PASS = "forward and backward"
 
@@ -58,16 +55,5 @@ def beyond_a_pass(cases: Cases, case: str) -> Target:
     return Target(what, value, 0.1, at_least=False)
 
 
-@click.command()
-@click.option("--device", "device_name", default="cpu", type=click.Choice(["cpu", "cuda"]))
-@click.option("--record", type=Path, help="Folder; default benchmarks/records/<date>-sensitivity-<device>.")
-@click.option("--smoke", is_flag=True, help="Toy sizes.")
-def main(device_name: str, record: Path | None, smoke: bool) -> None:
-    """Run it and write the record."""
-    folder, device = start("sensitivity", device_name, record)
-    cases = run_rows("test_sensitivity_speed.py", folder, device, smoke)
-    finish(folder, cases, targets(cases, device))
-
-
 if __name__ == "__main__":
-    main()
+    command("sensitivity", targets)()

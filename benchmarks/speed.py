@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import click
 import torch
 from recording import ROOT, environment, record_folder, write_json
 
@@ -38,6 +40,31 @@ class Target:
         shown = "not measured" if self.value is None else f"{self.value:.3g}"
         verdict = {True: "reached", False: "MISSED", None: ""}[self.reached]
         return f"{self.what:64} {shown} (limit {self.limit:.3g}) {verdict}"
+
+
+def command(
+    what: str,
+    targets: Callable[[Cases, torch.device], list[Target]],
+    more: Callable[[Path, torch.device, bool], None] | None = None,
+) -> click.Command:
+    """The command that runs benchmarks/test_<what>_speed.py, judges it by `targets` and writes the record.
+
+    more(folder, device, smoke): what a record holds beyond the rows.
+    """
+
+    @click.command()
+    @click.option("--device", "device_name", default="cpu", type=click.Choice(["cpu", "cuda"]))
+    @click.option("--record", type=Path, help=f"Folder; default benchmarks/records/<date>-{what}-<device>.")
+    @click.option("--smoke", is_flag=True, help="Toy sizes.")
+    def main(device_name: str, record: Path | None, smoke: bool) -> None:
+        """Run it and write the record."""
+        folder, device = start(what, device_name, record)
+        cases = run_rows(f"test_{what}_speed.py", folder, device, smoke)
+        if more:
+            more(folder, device, smoke)
+        finish(folder, cases, targets(cases, device))
+
+    return main
 
 
 def start(what: str, device_name: str, record: Path | None) -> tuple[Path, torch.device]:

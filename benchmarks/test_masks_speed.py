@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from measuring import record_row
+from measuring import captured, record_row
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
@@ -121,6 +121,47 @@ def sgd_compiled(pruned: Pruned) -> Callable[[], None]:
     return torch.compile(sgd_foreach(pruned), backend="eager" if pruned.toy else "inductor")
 
 
+def asp(pruned: Pruned, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
+    """As apex.contrib.sparsity.ASP does: a loop over gradients before the step, one over weights after it."""
+    sparse = [(pruned.network.get_parameter(name), mask) for name, mask in pruned.masks.items()]
+
+    @torch.no_grad()
+    def run() -> None:
+        for parameter, mask in sparse:
+            if parameter.grad is not None:
+                parameter.grad.mul_(mask)
+        optimizer.step()
+        for parameter, mask in sparse:
+            parameter.mul_(mask)
+
+    return run
+
+
+def sgd_asp(pruned: Pruned) -> Callable[[], None]:
+    # Without foreach=..., as a user of ASP would have it: torch chooses.
+    return asp(pruned, torch.optim.SGD(pruned.network.parameters(), **SETTINGS))
+
+
+def adamw_asp(pruned: Pruned) -> Callable[[], None]:
+    return asp(pruned, torch.optim.AdamW(pruned.network.parameters()))
+
+
+def sgd_hooks(pruned: Pruned) -> Callable[[], None]:
+    """The step, and what torch.nn.utils.prune adds to both passes: weight times mask, gradient times mask."""
+    optimizer = torch.optim.SGD(pruned.network.parameters(), **SETTINGS)
+    weights = [pruned.network.get_parameter(name) for name in pruned.masks]
+    grads = [torch.randn_like(weight) for weight in weights]
+
+    def run() -> None:
+        masked = [weight * mask for weight, mask in zip(weights, pruned.floats, strict=True)]
+        for weight in weights:
+            weight.grad = None
+        torch.autograd.backward(masked, grads)
+        optimizer.step()
+
+    return run
+
+
 def masked_sgd(pruned: Pruned) -> Callable[[], None]:
     return MaskedSGD(pruned.network.named_parameters(), pruned.masks, **SETTINGS).step
 
@@ -141,11 +182,11 @@ def adamw_fused(pruned: Pruned) -> Callable[[], None]:
 STEPS: dict[str, tuple[float, dict[str, Callable[[Pruned], Callable[[], None]]]]] = {
     "SGD": (20, {
         "dau_fast": masked_sgd, "foreach and foreach mask": sgd_foreach, "fused and foreach mask": sgd_fused,
-        "compiled": sgd_compiled,
+        "ASP": sgd_asp, "torch.nn.utils.prune": sgd_hooks, "compiled": sgd_compiled,
     }),
     "AdamW": (28, {
         "dau_fast": masked_adamw, "foreach and foreach mask": adamw_foreach,
-        "fused and foreach mask": adamw_fused,
+        "fused and foreach mask": adamw_fused, "ASP": adamw_asp,
     }),
 }  # fmt: skip
 
@@ -162,6 +203,18 @@ def test_step(
         moved=pruned.count * size + pruned.masked_count / 8, smoke=smoke,
     )  # fmt: skip
     benchmark.extra_info["least_bytes"] = pruned.lines() * size + pruned.masked_count / 8
+
+
+@pytest.mark.parametrize("name", ["dau_fast", "fused and foreach mask"])
+def test_captured_step(benchmark: Any, device: torch.device, smoke: bool, name: str, pruned: Pruned) -> None:
+    """The same as CUDA graphs: what is left without Python."""
+    if device.type != "cuda":
+        pytest.skip("needs --device cuda")
+    size, rows = STEPS["SGD"]
+    record_row(
+        benchmark, captured(rows[name](pruned)), device, case=case("SGD step", pruned),
+        implementation=f"{name} captured", moved=pruned.count * size + pruned.masked_count / 8, smoke=smoke,
+    )  # fmt: skip
 
 
 # ---- forward: what the hooks of torch.nn.utils.prune add to a pass over one image

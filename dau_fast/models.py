@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from dau_fast.errors import UserError, exists
 from dau_fast.prune import Masks
-from dau_fast.prune.sparse_file import compress, expand
+from dau_fast.prune.sparse_file import compress, expand, note, recover
 
 # Up to this many pixels a ResNet keeps its resolution: 3x3 stem, no max-pool (He et al. 2016, section 4.2).
 SMALL_IMAGE = 64
-# Metadata that only a sparse file has: the shapes of its masks.
-_SPARSE = "sparse"
+# Metadata of pruned models alone: the shapes of a sparse file's masks, the note of a dense one's.
+_SPARSE, _MASKED = "sparse", "masked"
 
 
 class Outputs(NamedTuple):
@@ -184,12 +184,17 @@ def _conv(channels: int, out: int, size: int = 3, stride: int = 1) -> nn.Conv2d:
 # ---- checkpoints
 
 
-def save(path: Path, network: nn.Module, metadata: dict[str, str]) -> None:
+def save(path: Path, network: nn.Module, metadata: dict[str, str], masks: Masks | None = None) -> None:
     """Write the weights of `network` to `path` as safetensors, with `metadata`.
 
     The metadata is one JSON text under "dau_fast": several keys would come out in any order.
+    masks: of a pruned network, whose zeros they are; the file is a dense one for every reader, and its
+    metadata says which tensors are masked, so that `load_masks` finds the masks again.
+    Raises UserError where the masks are of another model, or a masked weight is not zero.
     """
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    if masks is not None:
+        metadata = {**metadata, _MASKED: note(tensors, masks)}
     path.write_bytes(serialize(tensors, metadata={"dau_fast": json.dumps(metadata)}))
 
 
@@ -229,7 +234,11 @@ def load(path: Path, network: nn.Module) -> dict[str, str]:
 
 
 def load_masks(path: Path) -> Masks | None:
-    """The masks in a file of `save_sparse`, None in any other. Raises UserError as `load` does."""
+    """The masks of a pruned model's file, None for any other. Raises UserError as `load` does.
+
+    Exact for files of `save_sparse`, and of `save` with masks: there all zeros of a masked tensor are
+    masked weights but for those that the metadata names.
+    """
     return _read(path)[2]
 
 
@@ -242,14 +251,17 @@ def _metadata(text: str) -> dict[str, str]:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Masks | None]:
-    """The tensors by name, the metadata, and the masks of a sparse file."""
+    """The tensors by name, the metadata, and the masks of a pruned model."""
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
                 metadata = _metadata((file.metadata() or {}).get("dau_fast", "{}"))
-            shapes = metadata.pop(_SPARSE, None)
-            return (tensors, metadata, None) if shapes is None else _expanded(tensors, metadata, shapes)
+            shapes, masked = metadata.pop(_SPARSE, None), metadata.pop(_MASKED, None)
+            masks = None if masked is None else recover(tensors, masked)
+            if shapes is not None:
+                tensors, masks = expand(tensors, shapes)
+            return tensors, metadata, masks
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"checkpoint '{path}' cannot be read: {error}") from error
     try:
@@ -268,10 +280,3 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Masks | None]:
         raise UserError(f"checkpoint '{path}' holds no state_dict: save model.state_dict()")
     # DataParallel prefixes every name.
     return {name.removeprefix("module."): tensor for name, tensor in content.items()}, {}, None
-
-
-def _expanded(
-    tensors: dict[str, Tensor], metadata: dict[str, str], shapes: str
-) -> tuple[dict[str, Tensor], dict[str, str], Masks]:
-    full, masks = expand(tensors, shapes)
-    return full, metadata, masks

@@ -7,6 +7,9 @@
 
 to float rounding, in one pass over memory. State has torch's names, so that a state_dict goes from one to the
 other. Construction zeroes what is masked; after loading other weights into the model, call `apply_masks_()`.
+
+A step may be captured in a CUDA graph, after one that is not; replays follow an lr that is a tensor on the
+device of the parameters.
 """
 
 from __future__ import annotations
@@ -32,8 +35,8 @@ class MaskedOptimizer(Optimizer):
 
     def __init__(self, params: ParamsT, masks: Masks, defaults: dict[str, Any]) -> None:
         _check_rates(defaults)
-        # parameter -> (order of its dimensions in memory, packed mask in that order or None)
-        self._masks: dict[Tensor, tuple[tuple[int, ...], Tensor | None]] = {}
+        # parameter -> (order of its dimensions in memory, None for row by row; packed mask in that order)
+        self._masks: dict[Tensor, tuple[tuple[int, ...] | None, Tensor | None]] = {}
         super().__init__(_each_once(params), defaults)
         names = [name for group in self.param_groups for name in _names(group)]
         if strange := [name for name in masks if name not in names]:
@@ -61,7 +64,7 @@ class MaskedOptimizer(Optimizer):
                 continue
             state = self.state.get(parameter, {})
             found = [parameter, *(state[key] for key in self._kept_zero if state.get(key) is not None)]
-            tensors += [tensor.permute(order) for tensor in found]
+            tensors += [_permuted(tensor, order) for tensor in found]
             bits += [mask] * len(found)
         apply_masks_(tensors, bits)
 
@@ -97,16 +100,17 @@ class MaskedOptimizer(Optimizer):
             mask = _packed_in_order(masks, name, parameter, order) if name in masks else None
             self._masks[parameter] = order, mask
 
-    def _bits(self, parameters: list[Tensor]) -> list[Tensor | None]:
-        return [self._masks[parameter][1] for parameter in parameters]
-
-    def _in_memory_order(self, parameters: list[Tensor], tensors: list[Tensor]) -> list[Tensor]:
-        """`tensors`, one a parameter, with dimensions as the parameter's lie in memory."""
-        orders = [self._masks[parameter][0] for parameter in parameters]
-        return [
-            tensor if order == tuple(range(tensor.ndim)) else tensor.permute(order)
-            for tensor, order in zip(tensors, orders, strict=True)
-        ]
+    def _in_memory_order(
+        self, parameters: list[Tensor], families: Iterable[list[Tensor]]
+    ) -> tuple[list[list[Tensor]], list[Tensor | None]]:
+        """`families` of tensors, one a parameter, with dimensions as the parameter's lie in memory; masks."""
+        entries = [self._masks[parameter] for parameter in parameters]
+        turned = [place for place, (order, _) in enumerate(entries) if order is not None]
+        families = [list(family) for family in families]
+        for family in families:
+            for place in turned if family else ():
+                family[place] = _permuted(family[place], entries[place][0])
+        return families, [mask for _, mask in entries]
 
     def _rate(self, group: dict[str, Any]) -> tuple[float, Tensor | None]:
         lr = group["lr"]
@@ -151,14 +155,15 @@ class MaskedSGD(MaskedOptimizer):
         if group["momentum"] != 0:
             for parameter in parameters:
                 state = self.state[parameter]
-                first.append(state.get("momentum_buffer") is None)
-                if first[-1]:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                momenta.append(state["momentum_buffer"])
-        lists = (parameters, _gradients(parameters), momenta)
+                buffer = state.get("momentum_buffer")
+                first.append(buffer is None)
+                if buffer is None:
+                    _refuse_to_begin_in_a_capture()
+                    buffer = state["momentum_buffer"] = torch.zeros_like(parameter)
+                momenta.append(buffer)
+        families, masks = self._in_memory_order(parameters, (parameters, _gradients(parameters), momenta))
         masked_sgd_op(
-            *(self._in_memory_order(parameters, each) if each else [] for each in lists),
-            self._bits(parameters), first, *self._rate(group), float(group["momentum"]),
+            *families, masks, first, *self._rate(group), float(group["momentum"]),
             float(group["dampening"]), float(group["weight_decay"]), group["nesterov"], group["maximize"],
         )  # fmt: skip
 
@@ -191,23 +196,44 @@ class MaskedAdamW(MaskedOptimizer):
         }  # fmt: skip
         super().__init__(params, masks, defaults)
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """torch's, for states of torch.optim as well; what is masked is set to 0."""
+        super().load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            if "step" in state:  # torch.optim keeps it on the CPU, or as a number
+                step = torch.as_tensor(state["step"], dtype=torch.float32)
+                state["step"] = step.to(parameter.device)
+
     def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        families: tuple[list[Tensor], ...] = [], [], []
         for parameter in parameters:
             state = self.state[parameter]
             if "step" not in state:
+                _refuse_to_begin_in_a_capture()
                 # On the parameter's device, as torch's capturable: a captured graph counts on.
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
-        averages = ([self.state[parameter][key] for parameter in parameters] for key in self._kept_zero)
-        lists = (parameters, _gradients(parameters), *averages)
+            for family, key in zip(families, ("exp_avg", "exp_avg_sq", "step"), strict=True):
+                family.append(state[key])
+        *averages, steps = families
+        lists, masks = self._in_memory_order(parameters, (parameters, _gradients(parameters), *averages))
         beta1, beta2 = group["betas"]
         masked_adamw_op(
-            *(self._in_memory_order(parameters, each) for each in lists),
-            [self.state[parameter]["step"] for parameter in parameters], self._bits(parameters),
-            *self._rate(group), float(beta1), float(beta2), float(group["eps"]),
+            *lists, steps, masks, *self._rate(group), float(beta1), float(beta2), float(group["eps"]),
             float(group["weight_decay"]), group["maximize"],
         )  # fmt: skip
+
+
+def _refuse_to_begin_in_a_capture() -> None:
+    """RuntimeError in a CUDA graph's capture, every replay of which would begin anew with an empty state."""
+    if torch.compiler.is_compiling() or not torch.cuda.is_available():
+        return
+    if torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            "a parameter's first step is being captured in a CUDA graph, and every replay would be a first "
+            "step: call step() once before the capture"
+        )
 
 
 # ---- parameters and their masks
@@ -243,25 +269,29 @@ def _names(group: dict[str, Any]) -> list[str]:
     return list(group["param_names"])
 
 
-def _packed_in_order(masks: Masks, name: str, parameter: Tensor, order: tuple[int, ...]) -> Tensor:
+def _packed_in_order(masks: Masks, name: str, parameter: Tensor, order: tuple[int, ...] | None) -> Tensor:
     """The packed mask of `parameter` with its dimensions in `order`, on its device."""
     packed = getattr(masks, "packed", None)
     mask = (packed(name) if packed is not None else masks[name]).to(parameter.device)
     check_mask(f"mask of {name}", mask, parameter)
     if mask.dtype == torch.bool:
-        return pack_mask(mask.permute(order))
-    if order == tuple(range(parameter.ndim)):
+        return pack_mask(_permuted(mask, order))
+    if order is None:
         # A copy: a change of the caller's masks must not reach only half of what depends on them.
         return mask.clone(memory_format=torch.contiguous_format)
-    return pack_mask(unpack_mask(mask, parameter.shape).permute(order))
+    return pack_mask(_permuted(unpack_mask(mask, parameter.shape), order))
 
 
-def _memory_order(tensor: Tensor) -> tuple[int, ...]:
-    """The order of dimensions in which `tensor` lies row by row, as in channels_last."""
+def _memory_order(tensor: Tensor) -> tuple[int, ...] | None:
+    """The order of dimensions in which `tensor` lies row by row, as in channels_last; None as they are."""
     if tensor.is_contiguous():
-        return tuple(range(tensor.ndim))
+        return None
     strides = tensor.stride()
     return tuple(sorted(range(tensor.ndim), key=lambda dim: -strides[dim]))
+
+
+def _permuted(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
+    return tensor if order is None else tensor.permute(order)
 
 
 def _by_device(parameters: Iterable[Tensor]) -> list[list[Tensor]]:

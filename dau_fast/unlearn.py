@@ -104,10 +104,10 @@ def unlearn(out: Path, methods: str, **given: Any) -> None:
         metadata = {key: report["run"][key] for key in ("dataset", "arch")}
         metadata["split"] = encode_roles(first.roles)
         for name, network in first.networks.items():
-            models.save(folder / f"{name}.safetensors", network, metadata)
-            if name in first.masks:
-                sparse = folder / f"{name}.sparse.safetensors"
-                models.save_sparse(sparse, network, first.masks[name], metadata)
+            masks = first.masks.get(name)
+            models.save(folder / f"{name}.safetensors", network, metadata, masks)
+            if masks:
+                models.save_sparse(folder / f"{name}.sparse.safetensors", network, masks, metadata)
         (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         (folder / "report.html").write_text(render(report), encoding="utf-8")
     console = Console()

@@ -288,13 +288,14 @@ def test_shared_parameters_are_stepped_once() -> None:
 
 
 @pytest.mark.parametrize("kind", ["momentum", "adamw, lr a tensor"])
-def test_the_step_itself_compiles(kind: str) -> None:
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_the_step_itself_compiles(kind: str, backend: str) -> None:
     torch.compiler.reset()
     make, _, given = KINDS[kind]
     models = network(), network()
     masks = random_masks(models[0])
     optimizers = [make(model.named_parameters(), masks, **given) for model in models]
-    compiled = torch.compile(optimizers[0].step, backend="aot_eager")
+    compiled = torch.compile(optimizers[0].step, backend=backend)
     for x, y in batches(3):
         for model, step in zip(models, (compiled, optimizers[1].step), strict=True):
             backward(model, x, y)
@@ -332,6 +333,26 @@ def test_mistakes_are_named() -> None:
         MaskedSGD(named, masks, nesterov=True)
     with pytest.raises(ValueError, match=r"betas are \(0.9, 1.0\)"):
         MaskedAdamW(named, masks, betas=(0.9, 1.0))
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adamw"])
+def test_a_first_step_in_a_cuda_graph_is_refused(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would set the state to zero at every replay."""
+    make, _, given = KINDS[kind]
+    model = network()
+    optimizer = make(model.named_parameters(), {}, **given)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    capturing = True
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    with pytest.raises(RuntimeError, match=r"a parameter's first step is being captured.*call step\(\) once"):
+        optimizer.step()
+    assert not any(optimizer.state.values())
+    capturing = False
+    optimizer.step()
+    capturing = True
+    optimizer.step()
 
 
 def test_sparse_gradients_are_refused() -> None:

@@ -5,13 +5,11 @@ Runs are three epochs on digits, in this process and shared by the tests.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import subprocess
 import sys
-from datetime import datetime
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -19,18 +17,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calling import LABELS, Called, Report, environment, succeed
+from calling import LABELS, Called, environment, succeed
+from checking import ATTACKS, RATES, TIMES, check_report, same_tensors
 from sklearn.datasets import load_digits
 
 from dau_fast import models
 from dau_fast.engine.evaluation import predict
-from dau_fast.prune import omp
 from dau_fast.report.page import render
 from dau_fast.split import TEST, TRAINING, VALIDATION
-
-ATTACKS = {"correctness", "confidence", "entropy", "modified_entropy", "probability"}
-RATES = ("ua", "ra", "ta", "mia_efficacy")
-TIMES = ("seconds", "compile_seconds", "speedup")
 
 
 def numbers(methods: dict[str, Any]) -> dict[str, Any]:
@@ -39,10 +33,6 @@ def numbers(methods: dict[str, Any]) -> dict[str, Any]:
         name: {key: value for key, value in entry.items() if key not in TIMES}
         for name, entry in methods.items()
     }
-
-
-def same_tensors(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # ---- shared runs
@@ -132,132 +122,6 @@ def test_an_index_file_may_have_any_name(tmp_path: Path, name: str) -> None:
 
 
 # ---- report.json
-
-
-def check_report(report: Report, methods: list[str], *, repeats: int = 1, given: bool = False) -> None:
-    """Assert that `report` has the promised shape. given: the original came from a checkpoint."""
-    assert list(report) == ["schema", "run", "methods", "game", "noise_floor", "runs"]
-    assert report["schema"] == 1
-    check_run(report["run"], repeats)
-    check_prune(report["run"]["prune"], report)
-    assert set(report["methods"]) == {"original", *methods}
-    has_reference = "retrain" in methods
-    for name, entry in report["methods"].items():
-        entry = dict(entry)
-        if repeats > 1:
-            check_spread(entry.pop("spread"), entry)
-        check_entry(entry, has_reference, timed=name != "original" or not given)
-    if has_reference:
-        assert report["methods"]["retrain"]["avg_gap"] == 0
-        assert report["methods"]["retrain"]["speedup"] == 1
-    check_game(report["game"] if "dau" in methods else {"none": report["game"]})
-    if repeats == 1:
-        assert report["runs"] is None
-        assert report["noise_floor"] is None
-        return
-    assert (type(report["noise_floor"]) is float) == has_reference
-    assert len(report["runs"]) == repeats
-    for run in report["runs"]:
-        assert list(run) == ["seed", "forget", "methods", "game", "retraining_gap"]
-        assert type(run["seed"]) is int
-        check_forget(run["forget"])
-        assert set(run["methods"]) == set(report["methods"])
-        for name, entry in run["methods"].items():
-            check_entry(entry, has_reference, timed=name != "original" or not given)
-        check_game(run["game"] if "dau" in methods else {"none": run["game"]})
-        assert (type(run["retraining_gap"]) is float) == has_reference
-
-
-def check_prune(prune: dict[str, Any] | None, report: Report) -> None:
-    """Assert that a pruned run says how it was pruned, and that a dense one does not."""
-    for entry in report["methods"].values():
-        assert ("sparsity" in entry) == (prune is not None)
-        assert ("avg_gap_clean" in entry) == ("retrain_clean" in report["methods"])
-    if prune is None:
-        return
-    assert list(prune) == ["method", "sparsity", "scope", "mask_from", "layers"]
-    assert set(prune["mask_from"]) == set(report["methods"])
-    assert set(prune["layers"]) == {"original", "retrain_clean"} & set(report["methods"])
-    for layers in prune["layers"].values():
-        assert all(0 <= share <= 1 for share in layers.values())
-
-
-def check_run(run: dict[str, Any], repeats: int) -> None:
-    for key in ("dataset", "arch", "device", "hardware", "precision", "sensitivity", "started"):
-        assert type(run[key]) is str, key
-    for key in ("seed", "repeats", "epochs"):
-        assert type(run[key]) is int, key
-    assert run["repeats"] == repeats
-    assert run["epochs"] > 0
-    assert type(run["wall_seconds"]) is float
-    assert run["wall_seconds"] > 0
-    assert datetime.fromisoformat(run["started"]).tzinfo is not None
-    assert {"python", "dau-fast", "torch"} <= set(run["versions"])
-    assert all(type(version) is str for version in run["versions"].values())
-    check_forget(run["forget"])
-    sets = run["sets"]
-    assert list(sets) == ["train", "validation", "test", "forget", "retain"]
-    assert all(type(size) is int and size > 0 for size in sets.values())
-    assert sets["forget"] == run["forget"]["count"]
-    assert sets["forget"] + sets["retain"] == sets["train"]
-
-
-def check_forget(forget: dict[str, Any]) -> None:
-    assert list(forget) == ["spec", "count", "sha256", "indices"]
-    indices = forget["indices"]
-    assert all(type(index) is int and index >= 0 for index in indices)
-    assert indices == sorted(set(indices))
-    assert forget["count"] == len(indices) > 0
-    words = b"".join(index.to_bytes(8, "little") for index in indices)
-    assert forget["sha256"] == hashlib.sha256(words).hexdigest()
-
-
-def check_entry(entry: dict[str, Any], has_reference: bool, timed: bool) -> None:
-    further = {"sparsity", "avg_gap_clean", "speedup_fast"}
-    assert set(entry) - further == {*RATES, "attacks", *TIMES, "avg_gap", "confidence"}
-    assert set(entry["attacks"]) == ATTACKS
-    for rate in [*(entry[key] for key in RATES), *entry["attacks"].values()]:
-        assert type(rate) is float
-        assert 0 <= rate <= 100
-    assert entry["mia_efficacy"] == entry["attacks"]["confidence"]
-    if timed:
-        assert entry["seconds"] > 0
-        assert entry["compile_seconds"] >= 0
-    else:
-        assert entry["seconds"] is entry["compile_seconds"] is None
-    if has_reference:
-        assert entry["avg_gap"] >= 0
-        assert entry["speedup"] > 0 if timed else entry["speedup"] is None
-    else:
-        assert entry["avg_gap"] is entry["speedup"] is None
-    bins = entry["confidence"]
-    assert set(bins) == {"edges", "forget", "validation", "test"}
-    assert bins["edges"] == pytest.approx([i / 20 for i in range(21)])
-    for name in ("forget", "validation", "test"):
-        assert len(bins[name]) == 20
-        assert min(bins[name]) >= 0
-        assert sum(bins[name]) == pytest.approx(100, abs=1e-3)
-
-
-def check_spread(spread: dict[str, Any], entry: dict[str, Any]) -> None:
-    assert set(spread) == set(entry) - {"confidence"}
-    assert set(spread["attacks"]) == ATTACKS
-    for key, value in [*spread.items(), *spread["attacks"].items()]:
-        if key != "attacks":
-            assert value is None if key in entry and entry[key] is None else value >= 0
-
-
-def check_game(game: dict[str, Any]) -> None:
-    if set(game) == {"none"}:
-        assert game["none"] is None
-        return
-    assert set(game) == {"step", "auc", "forget_accuracy", "validation_accuracy", "stopped"}
-    assert type(game["stopped"]) is str
-    assert game["step"][0] == 0
-    assert game["step"] == sorted(set(game["step"]))
-    for key, top in (("auc", 1), ("forget_accuracy", 100), ("validation_accuracy", 100)):
-        assert len(game[key]) == len(game["step"])
-        assert all(0 <= value <= top for value in game[key])
 
 
 def test_report_of_a_default_run(once: Called) -> None:
@@ -476,132 +340,6 @@ def test_a_state_dict_without_a_split_is_taken_with_a_warning(
     assert "does not say which images it was trained on" in warning
     # The seed is the one it was trained with, and so is the split.
     assert called.report["methods"]["original"]["ta"] == once.report["methods"]["original"]["ta"]
-
-
-# ---- pruning
-
-
-@pytest.fixture(scope="module")
-def pruned(place: Path) -> Called:
-    """The game and both references on a model that was pruned by magnitude, to the usual sparsity."""
-    methods = "dau,retrain,retrain_clean"
-    return succeed(place / "pruned", "--prune", "omp", "--methods", methods, "--epochs", 1)
-
-
-def zeros(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Where the convolutions' weights are zero."""
-    return {name: tensor == 0 for name, tensor in weights.items() if tensor.ndim == 4}
-
-
-def test_every_method_of_a_pruned_run_is_as_sparse_as_asked(pruned: Called) -> None:
-    report = pruned.report
-    check_report(report, ["dau", "retrain", "retrain_clean"])
-    original = zeros(pruned.weights("original"))
-    for method, entry in report["methods"].items():
-        found = zeros(pruned.weights(method))
-        count = sum(mask.numel() for mask in found.values())
-        assert abs(sum(int(mask.sum()) for mask in found.values()) - 0.95 * count) < 1, method
-        assert entry["sparsity"] == pytest.approx(0.95, abs=1 / count)
-        assert same_tensors(found, original) == (method != "retrain_clean"), method
-
-
-def test_a_pruned_report_says_where_each_mask_comes_from(pruned: Called) -> None:
-    prune = pruned.report["run"]["prune"]
-    assert (prune["method"], prune["sparsity"]) == ("omp", 0.95)
-    assert "training set, forget set included" in prune["mask_from"]["original"]
-    for method in ("retrain", "dau"):
-        assert prune["mask_from"][method] == "the original's, found with the forget set"
-    assert "retain set alone" in prune["mask_from"]["retrain_clean"]
-    for method, layers in prune["layers"].items():
-        found = zeros(pruned.weights(method))
-        assert layers == {name: pytest.approx(mask.float().mean().item()) for name, mask in found.items()}
-    page = (pruned.folder / "report.html").read_text(encoding="utf-8")
-    assert page == render(pruned.report)
-    assert "omp, 95.0 % of the convolutions" in page
-    assert "found with the forget set" in page
-
-
-def test_the_gap_to_the_cleanly_retrained_is_the_gap_to_it(pruned: Called) -> None:
-    methods = pruned.report["methods"]
-    for entry in methods.values():
-        gaps = [abs(entry[key] - methods["retrain_clean"][key]) for key in RATES]
-        assert entry["avg_gap_clean"] == pytest.approx(sum(gaps) / 4)
-
-
-def test_sparse_files_hold_the_weights_of_the_dense_ones(pruned: Called) -> None:
-    for method in pruned.report["methods"]:
-        dense = pruned.folder / f"{method}.safetensors"
-        sparse = pruned.folder / f"{method}.sparse.safetensors"
-        network = models.build("small", 10, (1, 8, 8))
-        assert models.load(sparse, network) == pruned.metadata(method)
-        assert same_tensors(network.state_dict(), pruned.weights(method))
-        assert sparse.stat().st_size <= 0.15 * dense.stat().st_size
-
-
-@pytest.mark.parametrize(
-    ("method", "source"), [("imp", "each round"), ("synflow", "no data"), ("random", "no data")]
-)
-def test_other_ways_to_prune_forget_a_class(tmp_path: Path, method: str, source: str) -> None:
-    arguments = (
-        "--prune",
-        method,
-        "--sparsity",
-        0.5,
-        "--forget",
-        "class:3",
-        "--epochs",
-        1,
-        "--methods",
-        "ga",
-    )
-    called = succeed(tmp_path, *arguments)
-    check_report(called.report, ["ga"])
-    assert source in called.report["run"]["prune"]["mask_from"]["original"]
-    original = zeros(called.weights("original"))
-    assert same_tensors(zeros(called.weights("ga")), original)
-    assert called.report["methods"]["ga"]["sparsity"] == pytest.approx(0.5, abs=1e-4)
-
-
-def test_given_weights_are_pruned_and_trained_on(place: Path, once: Called) -> None:
-    original = once.folder / "original.safetensors"
-    arguments = (
-        "--checkpoint",
-        original,
-        "--prune",
-        "omp",
-        "--sparsity",
-        0.8,
-        "--methods",
-        "ga",
-        "--repeats",
-        2,
-    )
-    called = succeed(place / "given", *arguments)
-    check_report(called.report, ["ga"], repeats=2)
-    assert "the checkpoint" in called.report["run"]["prune"]["mask_from"]["original"]
-    given = once.weights("original")
-    expected = omp(_loaded(given), 0.8)
-    found = zeros(called.weights("original"))
-    assert all(torch.equal(~found[name], expected[name]) for name in expected)
-    for run in called.report["runs"]:  # every seed begins at the weights that were given
-        assert run["methods"]["original"]["sparsity"] == pytest.approx(0.8, abs=1e-4)
-    assert not torch.equal(called.weights("original")["head.weight"], given["head.weight"])
-
-
-def _loaded(weights: dict[str, torch.Tensor]) -> torch.nn.Module:
-    network = models.build("small", 10, (1, 8, 8))
-    network.load_state_dict(weights)
-    return network
-
-
-def test_a_sparse_checkpoint_stays_sparse(place: Path, pruned: Called) -> None:
-    original = pruned.folder / "original.sparse.safetensors"
-    called = succeed(place / "sparse", "--checkpoint", original, "--methods", "dau")
-    check_report(called.report, ["dau"], given=True)
-    assert called.report["run"]["prune"]["method"] == "checkpoint"
-    assert same_tensors(called.weights("original"), pruned.weights("original"))
-    assert same_tensors(called.weights("dau"), pruned.weights("dau"))
-    assert (called.roles() == pruned.roles()).all()
 
 
 # ---- a folder of images

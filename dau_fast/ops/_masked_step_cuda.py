@@ -1,15 +1,20 @@
 """Masks and masked optimiser steps as Triton kernels: one launch for all tensors of a model.
 
-A table on the device holds the addresses of each tensor's arrays, and `blocks` says which part of which
-tensor a program works on. Loads and stores of masked weights are switched off lane by lane, so that
-memory sectors of 8 floats that are masked as a whole do not move. Weights and state must be 0 where
-they are masked.
+A table on the device holds the addresses of each tensor's arrays, how many elements it has, and how many
+blocks come before it, in which every program finds its tensor. Loads and stores of masked weights are
+switched off lane by lane, so that memory sectors of 8 floats that are masked as a whole do not move.
+Weights and state must be 0 where they are masked.
+
+In a CUDA graph's capture a table is made by kernels that carry its numbers as arguments, as those of torch's
+own foreach operations do: gradients lie elsewhere there, a copy from the host would read host memory at
+every replay, and the table is the graph's own for as long as the graph lives.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -37,30 +42,39 @@ def _rate(lr, lr_ptr, LR_IS_TENSOR: tl.constexpr):
 
 
 @triton.jit
-def apply_kernel(table_ptr, blocks_ptr, BLOCK: tl.constexpr):
-    """Weights that are masked become +0.0. table [K, 3]: weights, bits, n."""
-    entry = table_ptr + tl.load(blocks_ptr + 2 * tl.program_id(0)).to(tl.int64) * 3
-    start = tl.load(blocks_ptr + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
+def _part(table_ptr, tensors, COLUMNS: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr):
+    """Which tensor this program works on, its entry, n of it, and its elements' offsets.
+
+    table [tensors, COLUMNS]: the last two columns are n and the number of blocks before. TENSORS: a
+    power of 2, at least as many.
+    """
+    places = tl.arange(0, TENSORS)
+    before = tl.load(table_ptr + places * COLUMNS + COLUMNS - 1, mask=places < tensors, other=1 << 62)
+    tensor = tl.sum((before <= tl.program_id(0)).to(tl.int32), 0) - 1
+    entry = table_ptr + tensor * COLUMNS
+    block = tl.program_id(0) - tl.load(entry + COLUMNS - 1)
+    return tensor, entry, tl.load(entry + COLUMNS - 2), block * BLOCK + tl.arange(0, BLOCK)
+
+
+@triton.jit(do_not_specialize=["tensors"])
+def apply_kernel(table_ptr, tensors, TENSORS: tl.constexpr, BLOCK: tl.constexpr):
+    """Weights that are masked become +0.0. table [K, 4]: weights, bits."""
+    _, entry, n, offsets = _part(table_ptr, tensors, 4, TENSORS, BLOCK)
     weights = tl.load(entry).to(tl.pointer_type(tl.float32))
-    n = tl.load(entry + 2)
-    offsets = start + tl.arange(0, BLOCK)
     masked = (offsets < n) & (_kept(tl.load(entry + 1), offsets, n) == 0)
     tl.store(weights + offsets, tl.zeros([BLOCK], tl.float32), mask=masked)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tensors", "first"])
 def sgd_kernel(
-    table_ptr, blocks_ptr, lr_ptr, lr, momentum, dampening, weight_decay,
+    table_ptr, tensors, first, lr_ptr, lr, momentum, dampening, weight_decay,
     LR_IS_TENSOR: tl.constexpr, MOMENTUM: tl.constexpr, NESTEROV: tl.constexpr, MAXIMIZE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TENSORS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One step of torch.optim.SGD. table [K, 6]: weights, grads, momentum, bits, n, whether first."""
-    entry = table_ptr + tl.load(blocks_ptr + 2 * tl.program_id(0)).to(tl.int64) * 6
-    start = tl.load(blocks_ptr + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
+    """One step of torch.optim.SGD. table [K, 6]: weights, grads, momentum, bits. first: 0 or 1."""
+    _, entry, n, offsets = _part(table_ptr, tensors, 6, TENSORS, BLOCK)
     weights = tl.load(entry).to(tl.pointer_type(tl.float32))
     grads = tl.load(entry + 1).to(tl.pointer_type(tl.float32))
-    n = tl.load(entry + 4)
-    offsets = start + tl.arange(0, BLOCK)
     kept = (offsets < n) & (_kept(tl.load(entry + 3), offsets, n) != 0)
     weight = tl.load(weights + offsets, mask=kept, other=0.0)
     grad = tl.load(grads + offsets, mask=kept, other=0.0)
@@ -69,7 +83,6 @@ def sgd_kernel(
     grad += weight_decay * weight
     if MOMENTUM:
         buffers = tl.load(entry + 2).to(tl.pointer_type(tl.float32))
-        first = tl.load(entry + 5)
         buffer = tl.load(buffers + offsets, mask=kept, other=0.0)
         # Before the first step a buffer may hold anything.
         buffer = tl.where(first != 0, grad, momentum * buffer + (1.0 - dampening) * grad)
@@ -78,25 +91,21 @@ def sgd_kernel(
     tl.store(weights + offsets, weight - _rate(lr, lr_ptr, LR_IS_TENSOR) * grad, mask=kept)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tensors"])
 def adamw_kernel(
-    table_ptr, blocks_ptr, biases_ptr, lr_ptr, lr, fresh1, beta2, fresh2, eps, weight_decay,
-    LR_IS_TENSOR: tl.constexpr, MAXIMIZE: tl.constexpr, BLOCK: tl.constexpr,
+    table_ptr, tensors, biases_ptr, lr_ptr, lr, fresh1, beta2, fresh2, eps, weight_decay,
+    LR_IS_TENSOR: tl.constexpr, MAXIMIZE: tl.constexpr, TENSORS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One step of torch.optim.AdamW. table [K, 6]: weights, grads, exp_avg, exp_avg_sq, bits, n.
+    """One step of torch.optim.AdamW. table [K, 7]: weights, grads, exp_avg, exp_avg_sq, bits.
 
     biases [K, 2]: 1 - beta1^step and sqrt(1 - beta2^step). fresh1, fresh2: 1 - beta1 and 1 - beta2.
     """
-    tensor = tl.load(blocks_ptr + 2 * tl.program_id(0)).to(tl.int64)
-    entry = table_ptr + tensor * 6
-    start = tl.load(blocks_ptr + 2 * tl.program_id(0) + 1).to(tl.int64) * BLOCK
+    tensor, entry, n, offsets = _part(table_ptr, tensors, 7, TENSORS, BLOCK)
     weights = tl.load(entry).to(tl.pointer_type(tl.float32))
     grads = tl.load(entry + 1).to(tl.pointer_type(tl.float32))
     averages = tl.load(entry + 2).to(tl.pointer_type(tl.float32))
     squares = tl.load(entry + 3).to(tl.pointer_type(tl.float32))
-    n = tl.load(entry + 5)
     rate = _rate(lr, lr_ptr, LR_IS_TENSOR)
-    offsets = start + tl.arange(0, BLOCK)
     kept = (offsets < n) & (_kept(tl.load(entry + 4), offsets, n) != 0)
     weight = tl.load(weights + offsets, mask=kept, other=0.0)
     grad = tl.load(grads + offsets, mask=kept, other=0.0)
@@ -114,19 +123,19 @@ def adamw_kernel(
     tl.store(weights + offsets, weight - change, mask=kept)
 
 
-# ---- launchers: lists of contiguous float32 tensors of one device; bits: packed masks or None
+# ---- launchers: lists of contiguous float32 tensors of one device; bits: packed masks or None. The steps
+# take the arguments of their definitions in reference.py.
 
 
 def apply(weights: Sequence[Tensor], bits: Sequence[Tensor]) -> None:
     """Set masked weights to 0."""
-    rows = [(w.data_ptr(), b.data_ptr(), w.numel()) for w, b in zip(weights, bits, strict=True)]
-    _launch(apply_kernel, weights, rows)
+    _launch(apply_kernel, [weights, bits])
 
 
 def sgd(
     weights: Sequence[Tensor],
     grads: Sequence[Tensor],
-    momenta: Sequence[Tensor | None],
+    momenta: Sequence[Tensor],
     bits: Sequence[Tensor | None],
     first: Sequence[bool],
     lr: float | Tensor,
@@ -136,16 +145,17 @@ def sgd(
     nesterov: bool,
     maximize: bool,
 ) -> None:
-    """One step in place; first: whether a tensor's momentum holds nothing yet."""
-    rows = [
-        (w.data_ptr(), g.data_ptr(), _address(m), _address(b), w.numel(), int(f))
-        for w, g, m, b, f in zip(weights, grads, momenta, bits, first, strict=True)
-    ]
-    tensor = isinstance(lr, Tensor)
-    _launch(
-        sgd_kernel, weights, rows, lr if tensor else weights[0], 0.0 if tensor else lr, momentum, dampening,
-        weight_decay, LR_IS_TENSOR=tensor, MOMENTUM=momentum != 0, NESTEROV=nesterov, MAXIMIZE=maximize,
-    )  # fmt: skip
+    """One step in place."""
+    none: list[Tensor | None] = [None] * len(weights)
+    families = [weights, grads, momenta or none, bits]
+    rate = _on(lr, weights)
+    for begins in sorted(set(first)) or [False]:
+        chosen = [i for i in range(len(weights)) if not first or first[i] == begins]
+        _launch(
+            sgd_kernel, [[family[i] for i in chosen] for family in families], int(begins), *rate, momentum,
+            dampening, weight_decay, LR_IS_TENSOR=isinstance(lr, Tensor), MOMENTUM=momentum != 0,
+            NESTEROV=nesterov, MAXIMIZE=maximize,
+        )  # fmt: skip
 
 
 def adamw(
@@ -167,42 +177,66 @@ def adamw(
     # On the device, for a captured graph, and in float64: a GPU's logarithm near 1 has few digits.
     count = torch.stack(list(steps)).double()
     biases = torch.stack([1 - beta1**count, (1 - beta2**count).sqrt()], 1).float()
-    rows = [
-        (w.data_ptr(), g.data_ptr(), a.data_ptr(), s.data_ptr(), _address(b), w.numel())
-        for w, g, a, s, b in zip(weights, grads, averages, squares, bits, strict=True)
-    ]
-    tensor = isinstance(lr, Tensor)
     _launch(
-        adamw_kernel, weights, rows, biases, lr if tensor else weights[0], 0.0 if tensor else lr,
-        1 - beta1, beta2, 1 - beta2, eps, weight_decay, LR_IS_TENSOR=tensor, MAXIMIZE=maximize,
+        adamw_kernel, [weights, grads, averages, squares, bits], biases, *_on(lr, weights), 1 - beta1, beta2,
+        1 - beta2, eps, weight_decay, LR_IS_TENSOR=isinstance(lr, Tensor), MAXIMIZE=maximize,
     )  # fmt: skip
 
 
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+def _on(lr: float | Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, float]:
+    """Learning rate as lr_ptr and lr, of which a kernel reads one."""
+    device = weights[0].device
+    if not isinstance(lr, Tensor):
+        return weights[0], lr
+    if lr.device != device and _capturing(device):
+        raise RuntimeError(
+            f"lr is a tensor on {lr.device}, which a captured CUDA graph could not follow: expected one on "
+            f"{device}; make it with torch.tensor(lr, device='{device}')"
+        )
+    return lr.to(device, non_blocking=True), 0.0
 
 
-def _launch(
-    kernel: Any, weights: Sequence[Tensor], rows: Sequence[tuple[int, ...]], *rest: Any, **constants: Any
-) -> None:
-    device = weights[0].device if weights else torch.device("cpu")
-    blocks = _blocks(tuple(w.numel() for w in weights), device)
-    if len(blocks):
-        table = _table(tuple(rows), device)
-        kernel[(len(blocks),)](table, blocks, *rest, **constants, BLOCK=BLOCK, num_warps=WARPS)
+def _launch(kernel: Any, families: Sequence[Sequence[Tensor | None]], *rest: Any, **constants: Any) -> None:
+    """families: a column of addresses each; the first one's tensors are those that have the sizes."""
+    weights = [weight for weight in families[0] if weight is not None]
+    counts = [weight.numel() for weight in weights]
+    blocks = [triton.cdiv(n, BLOCK) for n in counts]
+    before = list(accumulate(blocks, initial=0))
+    if not before[-1]:
+        return
+    columns = [[0 if one is None else one.data_ptr() for one in family] for family in families]
+    # One without elements has the place of the one after it, and no program comes to it.
+    table = _table(tuple(zip(*columns, counts, before[:-1], strict=True)), weights[0].device)
+    size = triton.next_power_of_2(len(weights))
+    grid = (before[-1],)
+    kernel[grid](table, len(weights), *rest, **constants, TENSORS=size, BLOCK=BLOCK, num_warps=WARPS)
 
 
-# Gradients come back at the same addresses step after step, so the tables do too.
-@lru_cache(maxsize=64)
+# ---- tables
+
+
 def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
-    """The rows on the device, int64."""
-    return torch.tensor(rows, dtype=torch.int64).to(device)
+    """The rows on the device, int64, for what runs next on this stream."""
+    if _capturing(device):
+        return _written_by_kernels(rows, device)
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    return _copied(rows, device, stream)
 
 
+def _capturing(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _written_by_kernels(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+    """A table whose numbers are arguments of the kernels that write it."""
+    table = torch.zeros(len(rows), len(rows[0]), dtype=torch.int64, device=device)
+    torch._foreach_add_(list(table.view(-1).unbind()), [number for row in rows for number in row])
+    return table
+
+
+# Gradients come back at the same addresses step after step, so the tables do too. A table that is dropped
+# here may still be read: its memory goes to what the same stream does later.
 @lru_cache(maxsize=64)
-def _blocks(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """[M, 2]: tensor, and which block of it."""
-    counts = torch.tensor([triton.cdiv(n, BLOCK) for n in sizes])
-    tensors = torch.repeat_interleave(torch.arange(len(sizes)), counts)
-    before = torch.repeat_interleave(counts.cumsum(0) - counts, counts)
-    return torch.stack([tensors, torch.arange(len(tensors)) - before], 1).int().to(device)
+def _copied(rows: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> Tensor:
+    table = torch.tensor(rows, dtype=torch.int64)
+    return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table

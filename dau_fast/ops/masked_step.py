@@ -22,197 +22,99 @@ from dau_fast.ops._library import define, kernels
 from dau_fast.ops.packed_masks import addresses, sizes
 from dau_fast.ops.reference import masked_adamw_reference_, masked_sgd_reference_
 
-# ---- the ops
-# masks: uint8 [ceil(n / 8)] from pack_mask, contiguous, or None for a weight without one. lr_tensor: a
-# scalar that stands for lr, so that a captured graph or compiled code need not know its value.
+# Both steps take the arguments of their definitions in reference.py, whichever path they go: lists with an
+# entry a weight, or empty; the learning rate, a float or a tensor with one element; numbers. masks: uint8
+# [ceil(n / 8)] from pack_mask, contiguous, or None for a weight without one.
+_Step = Callable[..., None]
 
 
-def _sgd(
+def _cpp_sgd(
     weights: list[Tensor],
     grads: list[Tensor],
     momenta: list[Tensor],
     masks: list[Tensor | None],
     first: list[bool],
-    lr: float,
-    lr_tensor: Tensor | None,
+    lr: float | Tensor,
     *settings: Any,
 ) -> None:
-    rate = lr if lr_tensor is None else lr_tensor
-    masked_sgd_reference_(weights, grads, momenta, masks, first, rate, *settings)
+    arrays = addresses(weights), addresses(grads), addresses(momenta), _mask_addresses(masks)
+    step = _native.extension.masked_sgd  # type: ignore[union-attr]
+    step(*arrays, sizes(weights), first, float(lr), *settings, torch.get_num_threads())
 
 
-def _adamw(
+def _cpp_adamw(
     weights: list[Tensor],
     grads: list[Tensor],
     exp_avgs: list[Tensor],
     exp_avg_sqs: list[Tensor],
     steps: list[Tensor],
     masks: list[Tensor | None],
-    lr: float,
-    lr_tensor: Tensor | None,
+    lr: float | Tensor,
     *settings: Any,
 ) -> None:
-    rate = lr if lr_tensor is None else lr_tensor
-    masked_adamw_reference_(weights, grads, exp_avgs, exp_avg_sqs, steps, masks, rate, *settings)
+    state = addresses(exp_avgs), addresses(exp_avg_sqs), addresses(steps)
+    arrays = addresses(weights), addresses(grads), *state, _mask_addresses(masks)
+    step = _native.extension.masked_adamw  # type: ignore[union-attr]
+    step(*arrays, sizes(weights), float(lr), *settings, torch.get_num_threads())
 
 
-# ---- C++, in float32
-
-
-def _sgd_cpu(
-    weights: list[Tensor],
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    masks: list[Tensor | None],
-    first: list[bool],
-    lr: float,
-    lr_tensor: Tensor | None,
-    *settings: Any,
-) -> None:
-    def native(chosen: list[int]) -> None:
-        w, m = (_take(x, chosen) for x in (weights, momenta))
-        g = [grads[place].contiguous() for place in chosen]
-        _extension().masked_sgd(
-            addresses(w), addresses(g), addresses(m), _mask_addresses(_take(masks, chosen)), sizes(w),
-            _take(first, chosen), lr if lr_tensor is None else lr_tensor.item(), *settings,
-            torch.get_num_threads(),
-        )  # fmt: skip
-        increment_version([*w, *m])
-
-    def plain(chosen: list[int]) -> None:
-        w, g, m, bits, begins = (_take(x, chosen) for x in (weights, grads, momenta, masks, first))
-        _sgd(w, g, m, bits, begins, lr, lr_tensor, *settings)
-
-    _divide(grads, (weights, momenta), native if _native.extension else None, plain)
-
-
-def _adamw_cpu(
-    weights: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    masks: list[Tensor | None],
-    lr: float,
-    lr_tensor: Tensor | None,
-    *settings: Any,
-) -> None:
-    def native(chosen: list[int]) -> None:
-        w, m, v, t = (_take(x, chosen) for x in (weights, exp_avgs, exp_avg_sqs, steps))
-        g = [grads[place].contiguous() for place in chosen]
-        _extension().masked_adamw(
-            addresses(w), addresses(g), addresses(m), addresses(v), addresses(t),
-            _mask_addresses(_take(masks, chosen)), sizes(w), lr if lr_tensor is None else lr_tensor.item(),
-            *settings, torch.get_num_threads(),
-        )  # fmt: skip
-        increment_version([*w, *m, *v, *t])
-
-    def plain(chosen: list[int]) -> None:
-        w, g, m, v, t, bits = (
-            _take(x, chosen) for x in (weights, grads, exp_avgs, exp_avg_sqs, steps, masks)
-        )
-        _adamw(w, g, m, v, t, bits, lr, lr_tensor, *settings)
-
-    changed = weights, exp_avgs, exp_avg_sqs, steps
-    _divide(grads, changed, native if _native.extension else None, plain)
-
-
-# ---- Triton, in float32
-
-
-def _sgd_cuda(
-    weights: list[Tensor],
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    masks: list[Tensor | None],
-    first: list[bool],
-    lr: float,
-    lr_tensor: Tensor | None,
-    *settings: Any,
-) -> None:
-    fused, rate = kernels("_masked_step_cuda"), lr if lr_tensor is None else lr_tensor
-
-    def native(chosen: list[int]) -> None:
-        g = [grads[place].contiguous() for place in chosen]
-        w, m, bits, begins = (_take(x, chosen) for x in (weights, momenta, masks, first))
-        assert fused is not None
-        fused.sgd(w, g, m or [None] * len(w), bits, begins or [False] * len(w), rate, *settings)
-        increment_version([*w, *m])
-
-    def plain(chosen: list[int]) -> None:
-        w, g, m, bits, begins = (_take(x, chosen) for x in (weights, grads, momenta, masks, first))
-        _sgd(w, g, m, bits, begins, lr, lr_tensor, *settings)
-
-    _divide(grads, (weights, momenta), native if fused else None, plain)
-
-
-def _adamw_cuda(
-    weights: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    masks: list[Tensor | None],
-    lr: float,
-    lr_tensor: Tensor | None,
-    *settings: Any,
-) -> None:
-    fused, rate = kernels("_masked_step_cuda"), lr if lr_tensor is None else lr_tensor
-
-    def native(chosen: list[int]) -> None:
-        g = [grads[place].contiguous() for place in chosen]
-        w, m, v, t, bits = (_take(x, chosen) for x in (weights, exp_avgs, exp_avg_sqs, steps, masks))
-        assert fused is not None
-        fused.adamw(w, g, m, v, t, bits, rate, *settings)
-        increment_version([*w, *m, *v, *t])
-
-    def plain(chosen: list[int]) -> None:
-        w, g, m, v, t, bits = (
-            _take(x, chosen) for x in (weights, grads, exp_avgs, exp_avg_sqs, steps, masks)
-        )
-        _adamw(w, g, m, v, t, bits, lr, lr_tensor, *settings)
-
-    changed = weights, exp_avgs, exp_avg_sqs, steps
-    _divide(grads, changed, native if fused else None, plain)
+def _mask_addresses(masks: list[Tensor | None]) -> list[int]:
+    return [0 if mask is None else mask.data_ptr() for mask in masks]
 
 
 # ---- which tensors take which path
 
 
-def _divide(
-    grads: list[Tensor],
-    changed: Sequence[list[Tensor]],
-    native: Callable[[list[int]], None] | None,
-    plain: Callable[[list[int]], None],
-) -> None:
-    """Give the places of contiguous float32 tensors to `native`, if there is one, all others to `plain`."""
-    suited: list[int] = []
-    others: list[int] = []
-    families = [family for family in changed if family]
-    for place, grad in enumerate(grads):
-        fits = native is not None and grad.dtype == torch.float32
-        fits = fits and all(_is_plain(family[place]) for family in families)
-        (suited if fits else others).append(place)
-    if native is not None and suited:
-        native(suited)
-    if others:
-        plain(others)
+def _implementation(
+    plain: _Step, lists: int, changed: Sequence[int] = (), native: Callable[[], _Step | None] = lambda: None
+) -> _Step:
+    """What an op runs on one kind of device.
+
+    lists: how many of the arguments are lists, weights and gradients first. changed: which of them are
+    changed in place. native: finds the fused step, if there is one; the others are stepped by `plain`.
+    """
+
+    def run(*arguments: Any) -> None:
+        families, (lr, lr_tensor, *settings) = arguments[:lists], arguments[lists:]
+        rate = lr if lr_tensor is None else lr_tensor.reshape(())
+        fused, state = native(), [families[place] for place in changed if families[place]]
+        suited = _suited(families[1], state) if fused else [False] * len(families[0])
+        others = [place for place, fits in enumerate(suited) if not fits]
+        if others:
+            plain(*(_take(family, others) for family in families), rate, *settings)
+        if fused is None or len(others) == len(suited):
+            return
+        if others:
+            chosen = [place for place, fits in enumerate(suited) if fits]
+            families = tuple(_take(family, chosen) for family in families)
+        weights, grads, *rest = families
+        fused(weights, [grad.contiguous() for grad in grads], *rest, rate, *settings)
+        # Autograd cannot see a write through an address.
+        increment_version([tensor for place in changed for tensor in families[place]])
+
+    return run
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    return tensor.dtype == torch.float32 and tensor.is_contiguous()
-
-
-def _extension() -> Any:
-    return _native.extension
+def _suited(grads: list[Tensor], state: list[list[Tensor]]) -> list[bool]:
+    """Whether each weight and its state are contiguous float32, and its gradient is float32."""
+    float32 = torch.float32
+    suited = [grad.dtype is float32 for grad in grads]
+    for family in state:
+        fits = [tensor.dtype is float32 and tensor.is_contiguous() for tensor in family]
+        suited = [before and now for before, now in zip(suited, fits, strict=True)]
+    return suited
 
 
 def _take(items: Sequence[Any], places: list[int]) -> list[Any]:
     return [items[place] for place in places] if items else []
 
 
-def _mask_addresses(masks: list[Tensor | None]) -> list[int]:
-    return [0 if mask is None else mask.data_ptr() for mask in masks]
+def _cpp(step: _Step) -> Callable[[], _Step | None]:
+    return lambda: step if _native.extension else None
+
+
+def _triton(name: str) -> Callable[[], _Step | None]:
+    return lambda: getattr(kernels("_masked_step_cuda"), name, None)
 
 
 # ---- registration
@@ -222,21 +124,34 @@ def _nothing(*_: Any) -> None:
     """Both ops only change what they are given."""
 
 
-masked_sgd_op = define(
+def _define(schema: str, plain: _Step, cpp: _Step, triton: str, lists: int, changed: tuple[int, ...]) -> Any:
+    return define(
+        schema,
+        _implementation(plain, lists),
+        _nothing,
+        cpu=_implementation(plain, lists, changed, _cpp(cpp)),
+        cuda=_implementation(plain, lists, changed, _triton(triton)),
+    )
+
+
+# lr_tensor stands for lr where it is given, so that captured and compiled code need not know its value.
+masked_sgd_op = _define(
     "masked_sgd_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momenta, Tensor?[] masks, bool[] first,"
     " float lr, Tensor? lr_tensor, float momentum, float dampening, float weight_decay, bool nesterov,"
     " bool maximize) -> ()",
-    _sgd,
-    _nothing,
-    cpu=_sgd_cpu,
-    cuda=_sgd_cuda,
+    masked_sgd_reference_,
+    _cpp_sgd,
+    "sgd",
+    lists=5,
+    changed=(0, 2),
 )
-masked_adamw_op = define(
+masked_adamw_op = _define(
     "masked_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
     " Tensor(d!)[] steps, Tensor?[] masks, float lr, Tensor? lr_tensor, float beta1, float beta2, float eps,"
     " float weight_decay, bool maximize) -> ()",
-    _adamw,
-    _nothing,
-    cpu=_adamw_cpu,
-    cuda=_adamw_cuda,
+    masked_adamw_reference_,
+    _cpp_adamw,
+    "adamw",
+    lists=6,
+    changed=(0, 2, 3, 4),
 )

@@ -55,11 +55,14 @@ def masked_sgd_reference_(
         grads = list(torch._foreach_neg(grads))
     if weight_decay:
         grads = list(torch._foreach_add(grads, weights, alpha=weight_decay))
-    for buffer, grad, begins in zip(momenta, grads, first, strict=False):
-        if begins:
-            buffer.copy_(grad)
-        else:
-            buffer.mul_(momentum).add_(grad, alpha=1 - dampening)
+    for begins in (True, False):
+        chosen = [i for i, one in enumerate(first) if one == begins and momenta]
+        buffers, new = [momenta[i] for i in chosen], [grads[i] for i in chosen]
+        if begins and chosen:
+            torch._foreach_copy_(buffers, new)
+        elif chosen:
+            torch._foreach_mul_(buffers, momentum)
+            torch._foreach_add_(buffers, new, alpha=1 - dampening)
     if momenta:
         grads = list(torch._foreach_add(grads, momenta, alpha=momentum)) if nesterov else momenta
     if isinstance(lr, Tensor):
@@ -94,23 +97,47 @@ def masked_adamw_reference_(
     torch._foreach_lerp_(exp_avgs, grads, 1 - beta1)
     torch._foreach_mul_(exp_avg_sqs, beta2)
     torch._foreach_addcmul_(exp_avg_sqs, grads, grads, value=1 - beta2)
-    shrink = 1 - lr * weight_decay
-    for weight, mean, square, step in zip(weights, exp_avgs, exp_avg_sqs, steps, strict=True):
-        # In float64: 1 - 0.999 loses five digits in float32.
-        t = step.double()
-        root = (1 - beta2**t).sqrt().to(square.dtype)
-        size = (lr / (1 - beta1**t)).to(mean.dtype)
-        weight.mul_(shrink).sub_(size * mean / (square.sqrt() / root + eps))
+    # In float64: 1 - 0.999 loses five digits in float32.
+    counts = torch.stack(steps).double()
+    roots = (1 - beta2**counts).sqrt().unbind()
+    sizes = (-lr / (1 - beta1**counts)).unbind()
+    divisors = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_div_(divisors, _like(roots, divisors))
+    torch._foreach_add_(divisors, eps)
+    changes = torch._foreach_div(exp_avgs, divisors)
+    torch._foreach_mul_(changes, _like(sizes, changes))
+    torch._foreach_mul_(weights, 1 - lr * weight_decay)
+    torch._foreach_add_(weights, changes)
     _apply_where_given(masks, weights, exp_avgs, exp_avg_sqs)
+
+
+def _like(scalars: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """`scalars` in the dtypes of `tensors`."""
+    return [scalar.to(tensor.dtype) for scalar, tensor in zip(scalars, tensors, strict=True)]
 
 
 def _apply_where_given(masks: Sequence[Tensor | None], *families: list[Tensor]) -> None:
     """Apply each mask that is not None to its tensor of every family that is not empty."""
-    for index, mask in enumerate(masks):
-        if mask is not None:
-            members = [family[index] for family in families if family]
-            bits = mask if mask.dtype == torch.bool else unpack_mask_reference(mask, members[0].shape)
-            apply_masks_reference_(members, [bits] * len(members))
+    places = [place for place, mask in enumerate(masks) if mask is not None]
+    families = tuple(family for family in families if family)
+    shapes = [families[0][place].shape for place in places]
+    dropped = _dropped([masks[place] for place in places], shapes)  # type: ignore[misc]
+    for place, drop in zip(places, dropped, strict=True):
+        for family in families:
+            family[place].masked_fill_(drop, 0)
+
+
+def _dropped(masks: list[Tensor], shapes: list[torch.Size]) -> list[Tensor]:
+    """Bool masks of `shapes`, True where a weight is masked; packed ones are unpacked all at once."""
+    packed = [mask for mask in masks if mask.dtype == torch.uint8]
+    if not packed:
+        return [~mask for mask in masks]
+    flags = ~unpack_mask_reference(torch.cat(packed), (8 * sum(len(mask) for mask in packed),))
+    parts = iter(flags.split([8 * len(mask) for mask in packed]))
+    return [
+        next(parts)[: math.prod(shape)].view(shape) if mask.dtype == torch.uint8 else ~mask
+        for mask, shape in zip(masks, shapes, strict=True)
+    ]
 
 
 def mask_smallest_reference(tensors: Sequence[Tensor], k: int) -> list[Tensor]:

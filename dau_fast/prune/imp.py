@@ -40,10 +40,8 @@ def imp(
     masks: Masks | None = None
     for target in schedule(sparsity, rate):
         train(model, masks)
-        scores = {name: weight.detach().abs() for name, weight in prunable_weights(model, linear).items()}
-        if masks is not None:  # a kept weight may have become zero, a masked one goes before it
-            scores = {name: score.masked_fill(~masks[name], -1) for name, score in scores.items()}
-        masks = keep_largest(scores, target, scope)
+        # A kept weight may have become zero: a masked one goes before it.
+        masks = keep_largest(prunable_weights(model, linear), target, scope, pruned=masks)
         model.load_state_dict(beginning)
         masks.apply_(model)
     assert masks is not None

@@ -30,8 +30,7 @@ def omp(
     """
     check_sparsity(sparsity)
     check_scope(scope)
-    scores = {name: weight.detach().abs() for name, weight in prunable_weights(model, linear).items()}
-    masks = warn_of_emptied(keep_largest(scores, sparsity, scope))
+    masks = warn_of_emptied(keep_largest(prunable_weights(model, linear), sparsity, scope))
     if rewind is not None:
         model.load_state_dict(rewind)
         masks.apply_(model)

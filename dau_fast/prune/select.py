@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from dau_fast.errors import UserError
+from dau_fast.ops import mask_smallest, unpack_mask
 from dau_fast.prune.masks import Masks
 
 SCOPES = ("global", "layer")
@@ -29,34 +29,28 @@ def check_scope(scope: str) -> None:
         raise UserError(f"unknown scope '{scope}': expected one of {', '.join(SCOPES)}")
 
 
-def keep_largest(scores: Mapping[str, Tensor], sparsity: float, scope: str) -> Masks:
-    """Masks that drop the smallest of `scores`, which have a weight's name and shape, without NaN.
+def keep_largest(
+    scores: Mapping[str, Tensor], sparsity: float, scope: str, pruned: Masks | None = None
+) -> Masks:
+    """Masks that drop the smallest absolute values of `scores`, which have a weight's name and shape.
 
     sparsity: share to drop, in [0, 1), rounded to a whole weight. scope: "global" ranks all weights
-    together, "layer" each tensor's alone. Of equal scores the first go, so every device agrees.
+    together, "layer" each tensor's alone. pruned: masks of weights that are dropped before all others.
+    Of equal scores the first go, so every device agrees.
     """
-    if scope == "layer":
-        return Masks(
-            {name: _kept(score.flatten(), sparsity).view(score.shape) for name, score in scores.items()}
-        )
-    kept = _kept(torch.cat([score.flatten() for score in scores.values()]), sparsity)
-    parts = kept.split([score.numel() for score in scores.values()])
-    return Masks(
-        {name: part.view(score.shape) for (name, score), part in zip(scores.items(), parts, strict=True)}
-    )
-
-
-def _kept(scores: Tensor, sparsity: float) -> Tensor:
-    """Bool [n]: all but the round(sparsity * n) smallest of `scores` [n]."""
-    drop = round(sparsity * len(scores))
-    if not drop:
-        return torch.ones(len(scores), dtype=torch.bool, device=scores.device)
-    threshold = scores.kthvalue(drop).values  # by selection, in linear time
-    kept = scores > threshold
-    ties = (scores == threshold).nonzero().squeeze(1)
-    surplus = len(scores) - drop - int(kept.sum())
-    kept[ties[len(ties) - surplus :]] = True
-    return kept
+    groups = [list(scores)] if scope == "global" else [[name] for name in scores]
+    kept: dict[str, Tensor] = {}
+    for names in groups:
+        before = {name: pruned[name] for name in names} if pruned is not None else {}
+        left = [scores[name][before[name]] if before else scores[name] for name in names]
+        weights = sum(scores[name].numel() for name in names)
+        gone = weights - sum(score.numel() for score in left)
+        chosen = mask_smallest(left, max(0, round(sparsity * weights) - gone))
+        for name, score, bits in zip(names, left, chosen, strict=True):
+            kept[name] = unpack_mask(bits, score.shape)
+            if before:
+                kept[name] = before[name].masked_scatter(before[name], kept[name])
+    return Masks(kept)
 
 
 def warn_of_emptied(masks: Masks) -> Masks:

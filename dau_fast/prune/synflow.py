@@ -44,10 +44,9 @@ def synflow(
     ones = torch.ones(1, *input_shape, dtype=torch.float64, device=next(iter(weights.values())).device)
     masks: Masks | None = None
     for iteration in range(1, iterations + 1):
-        scores = _scores(linearised, weights, ones)
-        if masks is not None:  # a kept weight may score zero, a masked one goes before it
-            scores = {name: score.masked_fill(~masks[name], -1) for name, score in scores.items()}
-        masks = keep_largest(scores, 1 - (1 - sparsity) ** (iteration / iterations), scope)
+        target = 1 - (1 - sparsity) ** (iteration / iterations)
+        # A kept weight may score zero: a masked one goes before it.
+        masks = keep_largest(_scores(linearised, weights, ones), target, scope, pruned=masks)
         masks.apply_(linearised)
     assert masks is not None
     return warn_of_emptied(masks)

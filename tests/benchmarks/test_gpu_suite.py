@@ -42,7 +42,8 @@ def test_smoke_runs_every_stage_leaves_a_record_and_does_not_repeat_finished_job
     for entries in images.values():
         assert entries.keys() == {"dau_fast", "PyTorch", "PyTorch compiled", "torchvision"}
     masks = json.loads((tmp_path / "masks" / "summary.json").read_text())["cases"]
-    rivals = {"dau_fast", "foreach and foreach mask", "fused and foreach mask", "compiled"}
+    rivals = {"dau_fast", "foreach and foreach mask", "fused and foreach mask", "ASP", "compiled"}
+    rivals |= {"torch.nn.utils.prune"}
     assert masks["SGD step, small at 95 %"].keys() == rivals
     assert {"apply, small at 95 %", "forward, small at 95 %"} <= masks.keys()
     loop = json.loads((tmp_path / "loop" / "summary.json").read_text())

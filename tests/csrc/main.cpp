@@ -12,6 +12,7 @@
 #include "masked_step.h"
 #include "packed_masks.h"
 #include "selection.h"
+#include "sensitivity.h"
 
 namespace {
 
@@ -210,6 +211,124 @@ void test_selection_counts_nan() {
   CHECK(dau_fast::select_smallest({{values.data(), values.size()}}, 5, 2).nan == 2);
 }
 
+// ---- sensitivity
+
+struct Sensitivity {
+  Floats logits, features, stats, shown;
+  std::vector<std::int64_t> labels;
+  dau_fast::Batch batch;
+
+  // Whatever is not written stays NaN, or -1.
+  Sensitivity(Floats z, Floats h, std::size_t rows, bool softmax)
+      : logits(std::move(z)), features(std::move(h)), stats(5 * rows, kNan), labels(rows, -1) {
+    const std::size_t classes = logits.size() / rows;
+    shown.assign(rows * (softmax ? classes + 1 : 1), kNan);
+    batch = {logits.data(), features.data(), stats.data(), rows, classes, features.size() / rows, softmax};
+  }
+
+  std::size_t forward(const std::int64_t* targets, bool bias, std::size_t threads) {
+    return dau_fast::sensitivity_forward(batch, targets, bias, shown.data(), labels.data(), threads);
+  }
+};
+
+void test_sensitivity_by_hand() {
+  // p = (1/2, 1/2), p - e_y = (-1/2, 1/2), ||h|| = 5: s = sqrt(1/2) sqrt(25 + 1), and without a bias sqrt(1/2) 5.
+  const std::int64_t first = 0;
+  Sensitivity even({7, 7}, {3, 4}, 1, true);
+  CHECK(even.forward(&first, true, 1) == 1);
+  CHECK(near(even.shown[0], 0.5) && near(even.shown[1], 0.5) && near(even.shown[2], std::sqrt(13)));
+  const float grad[] = {0, 0, 1};
+  Floats grad_z(2, kNan), grad_h(2, kNan);
+  dau_fast::sensitivity_backward(even.batch, &first, grad, grad_z.data(), grad_h.data(), 1);
+  // ds/dz = length / pull p (e - <p, e>) = sqrt(52) (-1/4, 1/4); ds/dh = pull / length h = h / sqrt(52).
+  CHECK(near(grad_z[0], -std::sqrt(3.25)) && near(grad_z[1], std::sqrt(3.25)));
+  CHECK(near(grad_h[0], 3 / std::sqrt(52)) && near(grad_h[1], 4 / std::sqrt(52)));
+  Sensitivity alone({7, 7}, {3, 4}, 1, false);
+  alone.forward(&first, false, 1);
+  CHECK(near(alone.shown[0], std::sqrt(12.5)));
+  // The first of equal logits is the prediction; one class is always right, and what is far below has p = 0.
+  Sensitivity predicted({1, 1, -300, 5, 9, 9}, {0, 0}, 2, true);
+  CHECK(predicted.forward(nullptr, true, 2) == 2);
+  CHECK(predicted.labels == (std::vector<std::int64_t>{0, 1}));
+  CHECK(positive_zero(predicted.shown[2]));
+  Sensitivity certain({-3}, {2}, 1, false);
+  certain.forward(&first, true, 1);
+  CHECK(certain.shown[0] == 0);
+}
+
+void test_sensitivity_against_double() {
+  struct Size {
+    std::size_t batch, classes, width;
+  };
+  // Odd tails, sums of more than one block of 1,024, and enough numbers for three threads.
+  const Size sizes[] = {{1, 2, 1}, {3, 7, 0}, {5, 9, 17}, {2, 16, 64}, {4, 33, 1025},
+                        {2, 1024, 3}, {2, 2051, 5}, {3, 700001, 9}};
+  for (const auto [rows, classes, width] : sizes) {
+    for (const bool softmax : {false, true}) {
+      for (const bool given : {false, true}) {
+        Sensitivity found(normal(rows * classes), normal(rows * width), rows, softmax);
+        std::vector<std::int64_t> targets(rows);
+        for (auto& target : targets) target = static_cast<std::int64_t>(generator() % classes);
+        CHECK(found.forward(given ? targets.data() : nullptr, given, 3) == rows);
+        const std::vector<std::int64_t>& labels = given ? targets : found.labels;
+        const Floats grad = normal(found.shown.size());
+        Floats grad_z(rows * classes, kNan), grad_h(rows * width, kNan);
+        dau_fast::sensitivity_backward(found.batch, labels.data(), grad.data(), grad_z.data(), grad_h.data(), 3);
+        for (std::size_t row = 0; row < rows; ++row) {
+          const float *z = &found.logits[row * classes], *h = found.features.data() + row * width;
+          const std::size_t columns = softmax ? classes + 1 : 1;
+          const float *shown = &found.shown[row * columns], *g = &grad[row * columns];
+          const auto label = static_cast<std::size_t>(labels[row]);
+          if (!given) CHECK(z[label] == *std::max_element(z, z + classes));
+          std::vector<double> p(z, z + classes);
+          double sum = 0, pull = 0, length = given ? 1 : 0, mean = 0, along = 0;
+          for (double& value : p) sum += value = std::exp(value);
+          for (double& value : p) value /= sum;
+          for (std::size_t i = 0; i < width; ++i) length += double(h[i]) * h[i];
+          for (std::size_t i = 0; i < classes; ++i) {
+            const double error = p[i] - (i == label ? 1 : 0);
+            pull += error * error;
+            along += p[i] * error;
+            if (softmax) mean += p[i] * g[i];
+          }
+          pull = std::sqrt(pull);
+          length = std::sqrt(length);
+          CHECK(near(shown[columns - 1], pull * length));
+          for (std::size_t i = 0; i < classes; ++i) {
+            const double error = p[i] - (i == label ? 1 : 0);
+            const double by_s = g[columns - 1] * length / pull * p[i] * (error - along);
+            CHECK(near(grad_z[row * classes + i], by_s + (softmax ? p[i] * (g[i] - mean) : 0)));
+            if (softmax) CHECK(near(shown[i], p[i]));
+          }
+          for (std::size_t i = 0; i < width; ++i) {
+            CHECK(near(grad_h[row * width + i], g[columns - 1] * pull / length * h[i]));
+          }
+        }
+      }
+    }
+  }
+}
+
+void test_sensitivity_refuses_targets_and_leaves_out_what_is_not_wanted() {
+  for (const std::int64_t wrong : {std::int64_t{-1}, std::int64_t{4}}) {
+    const std::int64_t targets[] = {0, 3, wrong};
+    Sensitivity found(normal(12), normal(6), 3, true);
+    CHECK(found.forward(targets, true, 2) == 2);
+  }
+  const std::int64_t targets[] = {0, 3, 1};
+  Sensitivity found(normal(12), normal(6), 3, false);
+  found.forward(targets, true, 2);
+  Floats grad_z(12, kNan), grad_h(6, kNan), both_z(12), both_h(6);
+  const Floats grad = normal(3);
+  dau_fast::sensitivity_backward(found.batch, targets, grad.data(), grad_z.data(), nullptr, 2);
+  dau_fast::sensitivity_backward(found.batch, targets, grad.data(), nullptr, grad_h.data(), 2);
+  dau_fast::sensitivity_backward(found.batch, targets, grad.data(), both_z.data(), both_h.data(), 2);
+  CHECK(same(grad_z, both_z) && same(grad_h, both_h));
+  Sensitivity none({}, {}, 1, false);
+  none.batch.batch = 0;
+  CHECK(none.forward(targets, true, 2) == 0);
+}
+
 }  // namespace
 
 int main() {
@@ -220,5 +339,8 @@ int main() {
   test_without_a_mask_every_weight_moves();
   test_selection_against_a_sort();
   test_selection_counts_nan();
+  test_sensitivity_by_hand();
+  test_sensitivity_against_double();
+  test_sensitivity_refuses_targets_and_leaves_out_what_is_not_wanted();
   test_image_batch();
 }

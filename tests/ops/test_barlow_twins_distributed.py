@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+from ranks import together
 from test_barlow_twins_op import defined, value_and_gradients, views
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -25,23 +21,6 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reas
 
 # Rows of each rank, and D: few rows are gathered, few columns reduced.
 CASES = [([3, 5], 32), ([20, 13], 6), ([4, 1, 6], 24), ([9, 2, 7], 5), ([0, 6], 4), ([0, 4], 20), ([1, 1], 9)]
-
-
-def start(rank: int, ranks: int, folder: str, work: Callable[..., None], *arguments: Any) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo", f"file://{folder}/meeting", timeout=timedelta(seconds=60), rank=rank, world_size=ranks
-    )
-    try:
-        work(rank, *arguments)
-    finally:
-        dist.destroy_process_group()
-
-
-def together(ranks: int, work: Callable[..., None], *arguments: Any) -> None:
-    """Run work(rank, *arguments) in `ranks` processes; an assertion that fails in one fails the test."""
-    with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(start, (ranks, folder, work, *arguments), nprocs=ranks)
 
 
 def compare_with_the_whole_batch(rank: int, cases: list[tuple[list[int], int]]) -> None:

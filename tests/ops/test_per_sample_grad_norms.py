@@ -114,7 +114,7 @@ def test_embedding(options: dict[str, Any]) -> None:
 
 
 def test_small_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["dau_fast.ops.per_sample_grad_norms"]  # the function has its name
+    module = sys.modules["dau_fast.ops._layer_gradients"]
     for name in ("conv2d", "conv2d, few positions", "linear over positions, Gram"):
         build, shape, width, channels_first = LAYERS[name]
         model = Flat(build(), width, channels_first).double()

@@ -12,7 +12,7 @@ import torch
 from kernels import CAPABILITIES, build
 from torch import Tensor
 
-from dau_fast.ops.per_sample_grad_norms import _gram_op
+from dau_fast.ops._layer_gradients import gram_op
 
 # (B, G, d, p, T)
 SHAPES = [(1, 1, 1, 1, 1), (2, 1, 17, 5, 3), (3, 2, 33, 40, 64), (2, 3, 8, 70, 65), (1, 1, 20, 9, 150)]
@@ -62,13 +62,13 @@ def test_no_samples(launchers: ModuleType) -> None:
 
 
 def test_opcheck() -> None:
-    torch.library.opcheck(_gram_op, sample(3, 2, 5, 4, 7))
+    torch.library.opcheck(gram_op, sample(3, 2, 5, 4, 7))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_on_the_device(device: torch.device, shape: tuple[int, ...]) -> None:
     x, g = (z.to(device) for z in sample(*shape))
-    torch.testing.assert_close(_gram_op(x, g).double(), defined(x, g), rtol=1e-4, atol=0)
+    torch.testing.assert_close(gram_op(x, g).double(), defined(x, g), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)

@@ -67,6 +67,23 @@ def test_other_dtypes(dtype: torch.dtype) -> None:
     assert mask.tolist() == [True, False, True, False]
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("share", [0.001, 0.3, 0.5, 0.95, 1.0])
+def test_values_that_are_one_in_float32_are_told_apart(dtype: torch.dtype, share: float) -> None:
+    """Whole stretches that round to one number, to 0 and to infinity; and mixed with float32."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2000, generator=generator, dtype=torch.float64)
+    x[:900] = 1 + 1e-12 * x[:900]
+    x[900:1200] *= 1e-60
+    x[1200:1300] *= 1e60
+    for tensors in ([x.to(dtype), x[:70].to(dtype).view(7, 10)], [x.to(dtype), x[500:1000].float()]):
+        k = int(share * sum(t.numel() for t in tensors))
+        found, expected = unpacked(tensors, k), mask_smallest_reference(tensors, k)
+        assert all(map(torch.equal, found, expected))
+    with pytest.raises(ValueError, match=r"^tensor 1 has NaN values"):
+        mask_smallest([x.to(dtype), torch.tensor([float("nan")], dtype=dtype)], 5)
+
+
 def test_strides_and_parameters() -> None:
     x = torch.nn.Parameter(torch.randn(12, 8))
     for view in (x, x.T, x[:, ::2]):

@@ -95,6 +95,18 @@ def test_equal_scores_go_from_the_first_on(scope: str) -> None:
         assert kept == {"a": [1, 0, 0, 1], "b": [[0, 1], [0, 1]]}
 
 
+@pytest.mark.parametrize("scope", ["global", "layer"])
+def test_what_is_pruned_already_goes_before_kept_zeros(scope: str) -> None:
+    scores = {"a": torch.tensor([0.0, 9.0, 0.0, 1.0]), "b": torch.tensor([[8.0, 3.0], [0.0, 2.0]])}
+    pruned = Masks({"a": torch.tensor([True, False, True, True]), "b": torch.ones(2, 2, dtype=torch.bool)})
+    kept = keep_largest(scores, 0.25, scope, pruned)
+    expected = {"a": [0, 0, 1, 1], "b": [[1, 1], [1, 1]]} if scope == "global" else {
+        "a": [1, 0, 1, 1], "b": [[1, 1], [0, 1]],
+    }  # fmt: skip
+    assert {name: mask.long().tolist() for name, mask in kept.items()} == expected
+    assert keep_largest(scores, 0.0, "global", pruned) == pruned
+
+
 # ---- which
 
 

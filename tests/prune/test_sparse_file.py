@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from dau_fast import models
@@ -27,13 +28,15 @@ def pruned(arch: str = "small", sparsity: float = 0.95) -> tuple[nn.Module, Mask
 def test_weights_come_back_bit_by_bit_from_a_small_file(tmp_path: Path, arch: str) -> None:
     network, masks = pruned(arch)
     dense, sparse = tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors"
-    models.save(dense, network, {"split": "x" * 700})
+    models.save(dense, network, {"split": "x" * 700}, masks)
     models.save_sparse(sparse, network, masks, {"split": "x" * 700})
     other = models.build(arch, 10, (3, 32, 32))
     assert models.load(sparse, other) == {"split": "x" * 700}
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor.view(-1).view(torch.uint8), _bytes(network.state_dict()[name])), name
-    assert models.load_masks(sparse) == masks
+    assert models.load_masks(sparse) == models.load_masks(dense) == masks
+    assert load_file(dense).keys() == network.state_dict().keys()
+    models.save(dense, network, {})
     assert models.load_masks(dense) is None
     assert sparse.stat().st_size <= 0.15 * dense.stat().st_size
 
@@ -56,6 +59,39 @@ def test_a_masked_weight_that_is_not_zero_is_refused(value: float) -> None:
     masks = Masks({"w": torch.tensor([True, False])})
     with pytest.raises(UserError, match=r"'w' is not zero where it is masked.*apply_"):
         compress({"w": torch.tensor([2.0, value])}, masks)
+
+
+def test_a_dense_file_keeps_weights_that_are_zero_by_chance(tmp_path: Path) -> None:
+    network, masks = pruned()
+    name = next(iter(masks))
+    weights = dict(network.named_parameters())[name].detach()
+    kept = masks[name].nonzero()
+    weights[tuple(kept[0])], weights[tuple(kept[5])] = 0.0, -0.0
+    file = tmp_path / "dense.safetensors"
+    models.save(file, network, {}, masks)
+    assert models.load_masks(file) == masks
+    other = models.build("small", 10, (3, 32, 32))
+    assert models.load(file, other) == {}
+    assert torch.equal(dict(other.named_parameters())[name], weights)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"gone": []}', '{"head.weight": [640]}', '{"head.weight": "x"}', "[]", "7", "{"]
+)
+def test_a_damaged_note_of_masks_is_named(tmp_path: Path, text: str) -> None:
+    file, network = tmp_path / "dense.safetensors", models.build("small", 10, (3, 32, 32))
+    models.save(file, network, {"masked": text})
+    with pytest.raises(UserError, match=r"checkpoint '.*dense.safetensors' cannot be read: "):
+        models.load_masks(file)
+
+
+def test_a_dense_file_of_weights_that_do_not_follow_the_masks_is_refused(tmp_path: Path) -> None:
+    _, masks = pruned()
+    with pytest.raises(UserError, match="is not zero where it is masked"):
+        models.save(tmp_path / "file", models.build("small", 10, (3, 32, 32)), {}, masks)
+    with pytest.raises(UserError, match="another model"):
+        models.save(tmp_path / "file", nn.Linear(2, 2), {}, masks)
+    assert not (tmp_path / "file").exists()
 
 
 def test_masks_of_another_model_are_refused() -> None:

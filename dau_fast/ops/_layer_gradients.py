@@ -1,0 +1,220 @@
+"""Squared norms of per-sample gradients from a layer's input and output gradient, layer by layer.
+
+With a layer's input x_t and output gradient g_t at T
+positions (1 in a Linear layer on [B, D], H W in a convolution), sample by sample
+
+    dL/dW = sum_t g_t x_t^T,    ||dL/dW||^2 = sum_{t,t'} (x_t . x_t') (g_t . g_t')
+
+direct form: the product itself, 2 T d p FLOPs; Gram form: the double sum, 2 T^2 (d + p) FLOPs and no
+gradient at all (Goodfellow 2015, arXiv 1510.01799; Rochette et al. 2019, arXiv 1912.06015). Each layer
+takes the cheaper one, a few samples at a time, so that neither form holds more than `_CHUNK` numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dau_fast.ops._library import define, kernels
+
+# Numbers in a temporary array: 8 MB of float32.
+_CHUNK = 2_000_000
+
+
+def wide(x: Tensor) -> torch.dtype:
+    """What sums over x are kept in: float32, or float64."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def square_sums(x: Tensor, axes: int = 1) -> Tensor:
+    """Sums of squares over all but the first `axes` axes."""
+    return x.flatten(axes).to(wide(x)).square().sum(axes)
+
+
+@dataclass
+class _Sum:
+    """A gradient that is there at once: per-sample gradients [B, ...] of a bias or a scale."""
+
+    parameter: Tensor
+    value: Tensor
+
+    def squares(self) -> Tensor:
+        return square_sums(self.value)
+
+    def gradients(self) -> Tensor:
+        return self.value.reshape(len(self.value), *self.parameter.shape)
+
+
+@dataclass
+class _Product:
+    """A gradient sum_t g_t x_t^T. x: samples -> [b, G, d, T], for a slice of them; g: [B, G, p, T]."""
+
+    parameter: Tensor
+    x: Callable[[slice], Tensor]
+    g: Tensor
+    d: int
+
+    def squares(self) -> Tensor:
+        batch, groups, p, positions = self.g.shape
+        if positions == 1:
+            x = self.x(slice(None))
+            return (square_sums(x, 2) * square_sums(self.g, 2)).sum(1)
+        gram = positions * (self.d + p) < self.d * p
+        # The kernels have no derivative and hold no T x T array.
+        fused = gram and self.g.is_cuda and not torch.is_grad_enabled()
+        product = 0 if fused else 2 * positions * positions if gram else self.d * p
+        held = self.d * positions + product
+        form = (gram_op if fused else _gram_squares) if gram else _direct_squares
+        step = max(1, _CHUNK // (groups * held))
+        parts = [slice(start, start + step) for start in range(0, batch, step)]
+        return torch.cat([form(self.x(part), self.g[part]) for part in parts])
+
+    def gradients(self) -> Tensor:
+        product = self.g @ self.x(slice(None)).mT
+        return product.reshape(len(self.g), *self.parameter.shape)
+
+
+def _direct_squares(x: Tensor, g: Tensor) -> Tensor:
+    return square_sums(g @ x.mT)
+
+
+def _gram_squares(x: Tensor, g: Tensor) -> Tensor:
+    product = (x.mT @ x) * (g.mT @ g)
+    return product.flatten(1).sum(1, dtype=wide(product))
+
+
+def _gram_squares_cuda(x: Tensor, g: Tensor) -> Tensor:
+    fused = kernels("_per_sample_grad_norms_cuda") if torch.float64 not in (x.dtype, g.dtype) else None
+    return fused.gram_squares(x, g) if fused else _gram_squares(x, g)
+
+
+def _gram_squares_fake(x: Tensor, g: Tensor) -> Tensor:
+    return g.new_empty(len(g), dtype=wide(g))
+
+
+gram_op = define(
+    "gram_squares(Tensor x, Tensor g) -> Tensor", _gram_squares, _gram_squares_fake, cuda=_gram_squares_cuda
+)
+
+
+@dataclass
+class _Lookup:
+    """An Embedding's gradient: rows g_t [B, T, D] added up at indices [B, T], padding left out."""
+
+    parameter: Tensor
+    index: Tensor
+    g: Tensor
+
+    def squares(self) -> Tensor:
+        batch, positions = self.index.shape
+        step = max(1, _CHUNK // (2 * positions * positions))
+        totals = []
+        for start in range(0, batch, step):
+            index, g = self.index[start : start + step], self.g[start : start + step]
+            same = index.unsqueeze(1) == index.unsqueeze(2)
+            totals.append(((g @ g.mT) * same).flatten(1).sum(1, dtype=wide(g)))
+        return torch.cat(totals)
+
+    def gradients(self) -> Tensor:
+        rows = self.g.new_zeros(len(self.g), *self.parameter.shape)
+        index = self.index.unsqueeze(2).expand_as(self.g)
+        return rows.scatter_add(1, index, self.g)
+
+
+# ---- layers: what a layer's parameters get from input x [B, ...] and output gradient g
+
+
+def _linear(layer: nn.Linear, x: Tensor, g: Tensor) -> Iterator[_Product | _Sum]:
+    columns, pulls = (z.reshape(len(z), 1, -1, z.shape[-1]).mT for z in (x, g))
+    yield _Product(layer.weight, lambda part: columns[part], pulls, layer.in_features)
+    if layer.bias is not None:
+        yield _Sum(layer.bias, pulls.sum(3))
+
+
+def _convolution(layer: Any, x: Tensor, g: Tensor) -> Iterator[_Product | _Sum]:
+    groups = layer.groups
+    pulls = g.reshape(len(g), groups, layer.out_channels // groups, -1)
+    d = layer.weight[0].numel()
+
+    def patches(part: slice) -> Tensor:
+        return _patches(layer, x[part]).reshape(-1, groups, d, pulls.shape[-1])
+
+    yield _Product(layer.weight, patches, pulls, d)
+    if layer.bias is not None:
+        yield _Sum(layer.bias, pulls.sum(3))
+
+
+def _patches(layer: Any, x: Tensor) -> Tensor:
+    """What each output position of a convolution sees: [B, channels * kernel, positions]."""
+    if layer.padding_mode != "zeros":
+        x = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode)
+        padding = (0,) * len(layer.kernel_size)
+    elif isinstance(layer.padding, str):
+        x = F.pad(x, layer._reversed_padding_repeated_twice)
+        padding = (0,) * len(layer.kernel_size)
+    else:
+        padding = layer.padding
+    kernel, stride, dilation = layer.kernel_size, layer.stride, layer.dilation
+    if max(kernel) == 1 and max(stride) == 1 and max(padding) == 0:
+        return x.flatten(2)
+    if len(kernel) == 1:
+        x = x.unsqueeze(2)
+        kernel, stride, dilation, padding = (1, *kernel), (1, *stride), (1, *dilation), (0, *padding)
+    if len(kernel) == 2:
+        return F.unfold(x, kernel, dilation, padding, stride)
+    x = F.pad(x, [side for width in reversed(padding) for side in (width, width)])
+    for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
+        reach = gap * (size - 1) + 1
+        x = x.unfold(axis, reach, step)[..., ::gap]
+    return x.movedim((-3, -2, -1), (2, 3, 4)).flatten(1, 4).flatten(2)
+
+
+def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> Iterator[_Lookup]:
+    if layer.scale_grad_by_freq or layer.max_norm is not None:
+        raise ValueError("an Embedding with scale_grad_by_freq or max_norm has no per-sample gradient here")
+    index, rows = x.reshape(len(x), -1), g.reshape(len(x), -1, layer.embedding_dim)
+    if layer.padding_idx is not None:
+        rows = rows * (index != layer.padding_idx).unsqueeze(2)
+    yield _Lookup(layer.weight, index, rows)
+
+
+def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor) -> Iterator[_Sum]:
+    shape = layer.normalized_shape
+    unit = F.layer_norm(x, shape, eps=layer.eps)
+    between = tuple(range(1, x.ndim - len(shape)))
+    yield from _scale_and_shift(layer, g * unit, g, between)
+
+
+def _group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor) -> Iterator[_Sum]:
+    unit = F.group_norm(x, layer.num_groups, eps=layer.eps)
+    yield from _scale_and_shift(layer, g * unit, g, tuple(range(2, x.ndim)))
+
+
+def _batch_norm(layer: Any, x: Tensor, g: Tensor) -> Iterator[_Sum]:
+    unit = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
+    yield from _scale_and_shift(layer, g * unit, g, tuple(range(2, x.ndim)))
+
+
+def _scale_and_shift(layer: Any, scaled: Tensor, g: Tensor, over: tuple[int, ...]) -> Iterator[_Sum]:
+    for parameter, value in ((layer.weight, scaled), (layer.bias, g)):
+        if parameter is not None:
+            yield _Sum(parameter, value.sum(over) if over else value)
+
+
+UNITS: dict[type, Callable[..., Iterator[Any]]] = {
+    nn.Linear: _linear,
+    nn.Conv1d: _convolution,
+    nn.Conv2d: _convolution,
+    nn.Conv3d: _convolution,
+    nn.Embedding: _embedding,
+    nn.LayerNorm: _layer_norm,
+    nn.GroupNorm: _group_norm,
+    nn.BatchNorm1d: _batch_norm,
+    nn.BatchNorm2d: _batch_norm,
+    nn.BatchNorm3d: _batch_norm,
+}
