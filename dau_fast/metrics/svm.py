@@ -48,18 +48,23 @@ def fit(members: Tensor, non_members: Tensor, *, exact_limit: int = EXACT_LIMIT)
     """SVC(C=3, gamma="auto", kernel="rbf") that tells `members` [M, K] from `non_members` [M', K].
 
     Above exact_limit points in all it is a machine of low rank, with at least 99.5 % of the exact
-    machine's verdicts up to 2,000 columns; above those it warns and is rougher. Where decisions all lie within 1e-3 of 0, as where only rounding tells scores apart, the exact machine's
-    verdict itself is chance: scikit-learn stops that far from the optimum. Raises UserError for scores
-    that are not finite.
+    machine's verdicts up to 2,000 columns; above those it warns and is rougher. Where decisions all lie
+    within 1e-3 of 0, as where only rounding tells scores apart, the exact machine's verdict itself is
+    chance: scikit-learn stops that far from the optimum. Raises UserError, as the machine does, for
+    scores that are not finite.
     """
-    if not (members.isfinite().all() and non_members.isfinite().all()):
+    _check(members, non_members)
+    if len(members) + len(non_members) <= exact_limit:
+        return _Exact(members, non_members)
+    return _LowRank(members, non_members)
+
+
+def _check(*scores: Tensor) -> None:
+    if not all(bool(some.isfinite().all()) for some in scores):
         raise UserError(
             "the model's outputs hold NaN or infinity, finite ones were expected: lower the learning rate "
             "of what trained it"
         )
-    if len(members) + len(non_members) <= exact_limit:
-        return _Exact(members, non_members)
-    return _LowRank(members, non_members)
 
 
 class _Exact:
@@ -69,6 +74,7 @@ class _Exact:
         self.svm = SVC(C=_PENALTY, gamma="auto", kernel="rbf").fit(x, y)
 
     def __call__(self, scores: Tensor) -> Tensor:
+        _check(scores)
         return torch.from_numpy(self.svm.predict(scores.double().cpu().numpy()) == 0)
 
 
@@ -97,6 +103,7 @@ class _LowRank:
         )
 
     def __call__(self, scores: Tensor) -> Tensor:
+        _check(scores)
         return self.decision(scores) < -_TIE
 
 

@@ -103,6 +103,8 @@ def test_scores_that_are_not_finite_are_refused(bad: float, exact_limit: int) ->
     for sides in ((rows, broken), (broken, rows)):
         with pytest.raises(UserError, match="NaN or infinity"):
             svm.fit(*sides, exact_limit=exact_limit)
+    with pytest.raises(UserError, match="NaN or infinity"):
+        svm.fit(rows, rows.flip(0), exact_limit=exact_limit)(broken)
 
 
 def test_a_machine_that_does_not_converge_says_so(
