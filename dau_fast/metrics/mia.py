@@ -7,61 +7,84 @@ that it calls non-member (Jia et al. 2023, arXiv 2304.04934); papers report the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
 
-import numpy as np
 import torch
-from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn import functional as F
 
-# Above this many points a one-dimensional SVM is fitted on weighted quantile bins instead.
-EXACT_LIMIT = 4000
-BINS = 512
+from dau_fast.metrics import svm
+
+# Entries of a distribution that are worked on at a time: 8 MB each in float64.
+_ENTRIES = 2**20
 
 
-def correctness(logits: Tensor, labels: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Answers:
+    """What a model said about some images: logits [B, C], and the true labels [B]."""
+
+    logits: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def p(self) -> Tensor:
+        return F.softmax(self.logits.double(), 1)
+
+    @cached_property
+    def log_p(self) -> Tensor:
+        return F.log_softmax(self.logits.double(), 1)
+
+    def parts(self) -> Iterator[Answers]:
+        """The same answers, some rows at a time: a float64 copy of all of them may not fit."""
+        rows = max(1, _ENTRIES // self.logits.shape[1])
+        for logits, labels in zip(self.logits.split(rows), self.labels.split(rows), strict=True):
+            yield Answers(logits, labels)
+
+
+def correctness(answers: Answers) -> Tensor:
     """1 where the predicted label is right, else 0; [B, 1]."""
-    return (logits.argmax(1) == labels).double().unsqueeze(1)
+    return (answers.logits.argmax(1) == answers.labels).double().unsqueeze(1)
 
 
-def confidence(logits: Tensor, labels: Tensor) -> Tensor:
+def confidence(answers: Answers) -> Tensor:
     """Probability of the true label; [B, 1]."""
-    return probability(logits, labels).gather(1, labels.unsqueeze(1))
+    return answers.p.gather(1, answers.labels.unsqueeze(1))
 
 
-def entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def entropy(answers: Answers) -> Tensor:
     """Entropy of the predicted distribution, in nats; [B, 1]."""
-    log_p = F.log_softmax(logits.double(), 1)
-    return -(log_p.exp() * log_p).sum(1, keepdim=True)
+    return -(answers.log_p.exp() * answers.log_p).sum(1, keepdim=True)
 
 
-def modified_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def modified_entropy(answers: Answers) -> Tensor:
     """-(1 - p_y) log p_y - sum_{i != y} p_i log(1 - p_i), in nats; [B, 1].
 
     Song and Mittal 2021 (arXiv 2003.10595), equation 8: unlike entropy it tells a confident right
     answer from a confident wrong one.
     """
-    log_p = F.log_softmax(logits.double(), 1)
+    log_p, right = answers.log_p, answers.labels.unsqueeze(1)
     p = log_p.exp()
     # log(1 - p_i) is exact by log1p but where p_i is near 1: there, from the sum of the others.
-    largest = logits.argmax(1, keepdim=True)
+    largest = answers.logits.argmax(1, keepdim=True)
     others = log_p.scatter(1, largest, -torch.inf).logsumexp(1, keepdim=True)
-    log_rest = torch.log1p(-p).scatter(1, largest, others)
-    log_rest = log_rest.clamp_min(-745.0)  # exp(-745) is the smallest double
-    true = F.one_hot(labels, logits.shape[1]).bool()
-    wrong_terms = -(p * log_rest).masked_fill(true, 0).sum(1, keepdim=True)
-    right = labels.unsqueeze(1)
+    log_rest = torch.log1p(-p).scatter_(1, largest, others)
+    log_rest.clamp_min_(-745.0)  # exp(-745) is the smallest double
     right_term = -(log_rest.gather(1, right).exp() * log_p.gather(1, right))
+    wrong_terms = -p.mul_(log_rest).scatter_(1, right, 0).sum(1, keepdim=True)
     return right_term + wrong_terms
 
 
-def probability(logits: Tensor, labels: Tensor) -> Tensor:
+def probability(answers: Answers) -> Tensor:
     """The whole predicted distribution; [B, C]."""
-    return F.softmax(logits.double(), 1)
+    return answers.p
 
 
-ATTACKS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+ATTACKS: dict[str, Callable[[Answers], Tensor]] = {
     "correctness": correctness,
     "confidence": confidence,
     "entropy": entropy,
@@ -70,42 +93,26 @@ ATTACKS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-def non_member_share(members: Tensor, non_members: Tensor, target: Tensor) -> float:
-    """Percent of `target` that an SVM fitted on members and non-members calls non-member.
-
-    members [M, K], non_members [M', K], target [T, K]: one attack's scores. The SVM is
-    SVC(C=3, gamma="auto", kernel="rbf"), the reference implementation's.
-    """
-    x = torch.cat([members, non_members]).double().cpu().numpy()
-    y = np.repeat([1, 0], [len(members), len(non_members)])
-    weight = None
-    if x.shape[1] == 1 and len(x) > EXACT_LIMIT:
-        x, y, weight = _quantile_bins(x[:, 0], y)
-    svm = SVC(C=3, gamma="auto", kernel="rbf").fit(x, y, sample_weight=weight)
-    verdicts = svm.predict(target.double().cpu().numpy())
-    return float(100 * (verdicts == 0).mean())
-
-
-def _quantile_bins(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Per class, the mean of every quantile bin of `x` [M] and, as weight, how many points it holds."""
-    centres, labels, weights = [], [], []
-    for label in (1, 0):
-        for part in np.array_split(np.sort(x[y == label]), BINS):
-            if len(part):
-                centres.append(part.mean())
-                labels.append(label)
-                weights.append(len(part))
-    return np.array(centres)[:, None], np.array(labels), np.array(weights, dtype=float)
-
-
-def attack_all(
-    retain: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], forget: tuple[Tensor, Tensor]
-) -> dict[str, float]:
+def attack_all(retain: Answers, test: Answers, forget: Answers) -> dict[str, float]:
     """The five attacks on the forget set, in percent called non-member.
 
-    Each argument is (logits [N, C], labels [N]). retain must already be cut to the test set's size.
+    retain must already be cut to the test set's size. The SVM is the reference implementation's,
+    SVC(C=3, gamma="auto", kernel="rbf"); svm.fit tells how near. Raises UserError for outputs that are
+    not finite.
     """
-    return {
-        name: non_member_share(score(*retain), score(*test), score(*forget))
-        for name, score in ATTACKS.items()
-    }
+    members, non_members = _scores(retain), _scores(test)
+    machines = {name: svm.fit(members.pop(name), non_members.pop(name)) for name in ATTACKS}
+    verdicts: dict[str, list[Tensor]] = {name: [] for name in ATTACKS}
+    for part in forget.parts():
+        for name, score in ATTACKS.items():
+            verdicts[name].append(machines[name](score(part)))
+    return {name: _percent(torch.cat(parts)) for name, parts in verdicts.items()}
+
+
+def _scores(answers: Answers) -> dict[str, Tensor]:
+    parts = [{name: score(part) for name, score in ATTACKS.items()} for part in answers.parts()]
+    return {name: torch.cat([part[name] for part in parts]) for name in ATTACKS}
+
+
+def _percent(verdicts: Tensor) -> float:
+    return 100 * verdicts.double().mean().item()

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dau_fast.engine.evaluation import predict
+from dau_fast.engine.evaluation import predict_logits
 from dau_fast.metrics.accuracy import accuracy
-from dau_fast.metrics.mia import attack_all, confidence
+from dau_fast.metrics.mia import Answers, attack_all, confidence
 from dau_fast.split import Split
 
 _BINS = 20
@@ -64,26 +64,30 @@ def measure(
         "validation": split.validation,
         "test": split.test,
     }
-    seen = {name: (predict(model, load, index).logits, labels[index]) for name, index in sets.items()}
+    seen = {name: Answers(predict_logits(model, load, index), labels[index]) for name, index in sets.items()}
     size = min(len(split.retain), len(split.test))
 
-    def some(name: str) -> tuple[Tensor, Tensor]:
-        logits, targets = seen[name]
+    def some(name: str) -> Answers:
+        logits, targets = seen[name].logits, seen[name].labels
         order = torch.randperm(len(targets), generator=generator, device=targets.device)
-        return logits[order[:size]], targets[order[:size]]
+        return Answers(logits[order[:size]], targets[order[:size]])
+
+    def right(name: str) -> float:
+        return accuracy(seen[name].logits, seen[name].labels)
 
     return Measures(
-        ua=100 - accuracy(*seen["forget"]),
-        ra=accuracy(*seen["retain"]),
-        ta=accuracy(*seen["test"]),
+        ua=100 - right("forget"),
+        ra=right("retain"),
+        ta=right("test"),
         attacks=attack_all(some("retain"), some("test"), seen["forget"]),
         confidence={
             "edges": [bin / _BINS for bin in range(_BINS + 1)],
-            **{name: _histogram(*seen[name]) for name in ("forget", "validation", "test")},
+            **{name: _histogram(seen[name]) for name in ("forget", "validation", "test")},
         },
     )
 
 
-def _histogram(logits: Tensor, labels: Tensor) -> list[float]:
-    counts = torch.histc(confidence(logits, labels).float().cpu(), _BINS, 0, 1)
+def _histogram(answers: Answers) -> list[float]:
+    scores = torch.cat([confidence(part) for part in answers.parts()])
+    counts = torch.histc(scores.float().cpu(), _BINS, 0, 1)
     return (100 * counts / counts.sum()).tolist()

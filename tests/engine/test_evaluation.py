@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dau_fast.engine.evaluation import predict
+from dau_fast.engine.evaluation import predict, predict_logits
 from dau_fast.models import Classifier
 
 IMAGES = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
@@ -18,10 +18,10 @@ def a_model() -> Classifier:
     return Classifier(nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Linear(4, 3)))
 
 
-@pytest.mark.parametrize("batch_size", [1, 4, 22, 23, 512])
+@pytest.mark.parametrize("batch_size", [1, 4, 22, 23, 512, None])
 @pytest.mark.parametrize("training", [True, False])
 def test_outputs_are_those_of_the_model_in_evaluation_mode_row_by_row(
-    batch_size: int, training: bool
+    batch_size: int | None, training: bool
 ) -> None:
     model = a_model().eval()
     index = torch.randperm(23, generator=torch.Generator().manual_seed(1))
@@ -54,6 +54,17 @@ def test_prediction_builds_no_graph_and_changes_no_statistics() -> None:
 def test_an_empty_set_has_no_rows() -> None:
     outputs = predict(a_model(), IMAGES.__getitem__, torch.arange(0))
     assert (outputs.features.shape, outputs.logits.shape) == ((0, 4), (0, 3))
+    assert predict_logits(a_model(), IMAGES.__getitem__, torch.arange(0)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("batch_size", [7, None])
+def test_logits_alone_are_those_of_all_outputs(batch_size: int | None) -> None:
+    model, index = a_model(), torch.arange(23)
+    logits = predict_logits(model, IMAGES.__getitem__, index, batch_size=batch_size)
+    assert torch.equal(logits, predict(model, IMAGES.__getitem__, index, batch_size=batch_size).logits)
+    assert model.training
+    assert not logits.requires_grad
+    assert torch.is_grad_enabled()
 
 
 def test_the_mode_is_restored_where_loading_fails() -> None:
@@ -61,6 +72,7 @@ def test_the_mode_is_restored_where_loading_fails() -> None:
         raise OSError("gone")
 
     model = a_model().train()
-    with pytest.raises(OSError, match="gone"):
-        predict(model, load, torch.arange(3))
-    assert all(module.training for module in model.modules())
+    for ask in (predict, predict_logits):
+        with pytest.raises(OSError, match="gone"):
+            ask(model, load, torch.arange(3))
+        assert all(module.training for module in model.modules())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dau_fast.metrics.accuracy import accuracy
-from dau_fast.metrics.mia import attack_all
+from dau_fast.metrics.mia import Answers, attack_all
 from dau_fast.metrics.unlearning import Measures, avg_gap, measure
 from dau_fast.models import Outputs
 from dau_fast.split import Split
@@ -110,9 +110,9 @@ def test_certainty_falls_into_the_last_bin() -> None:
 def test_members_are_as_many_retain_images_as_the_test_set_has(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[list[int]] = []
 
-    def spy(*parts: tuple[Tensor, Tensor]) -> dict[str, float]:
-        sizes.append([len(logits) for logits, _ in parts])
-        assert all(len(logits) == len(labels) for logits, labels in parts)
+    def spy(*parts: Answers) -> dict[str, float]:
+        sizes.append([len(part.logits) for part in parts])
+        assert all(len(part.logits) == len(part.labels) for part in parts)
         return attack_all(*parts)
 
     monkeypatch.setattr("dau_fast.metrics.unlearning.attack_all", spy)
@@ -126,7 +126,7 @@ def test_where_retain_is_the_smaller_set_it_decides(monkeypatch: pytest.MonkeyPa
     seen: list[list[int]] = []
     monkeypatch.setattr(
         "dau_fast.metrics.unlearning.attack_all",
-        lambda *parts: seen.append([len(part[0]) for part in parts]) or {"confidence": 0.0},
+        lambda *parts: seen.append([len(part) for part in parts]) or {"confidence": 0.0},
     )
     measure(Identity(), logits.__getitem__, labels, small, torch.Generator())
     assert seen == [[6, 6, 10]]
@@ -138,7 +138,9 @@ def test_members_and_non_members_are_drawn_from_their_own_sets(monkeypatch: pyte
     seen: list[list[set[float]]] = []
     monkeypatch.setattr(
         "dau_fast.metrics.unlearning.attack_all",
-        lambda *parts: seen.append([set(part[0][:, 0].tolist()) for part in parts]) or {"confidence": 0.0},
+        lambda *parts: (
+            seen.append([set(part.logits[:, 0].tolist()) for part in parts]) or {"confidence": 0.0}
+        ),
     )
     for seed in (0, 0, 1):
         generator = torch.Generator().manual_seed(seed)

@@ -1,0 +1,26 @@
+"""The benchmark of the membership attacks at toy size."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "evaluation.py"
+
+
+def test_smoke_leaves_a_record_in_which_the_attacks_agree(tmp_path: Path) -> None:
+    command = [sys.executable, str(SCRIPT), "--smoke", "--record", str(tmp_path)]
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=one_thread, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert len(summary["cases"]) == 4
+    for case, entries in summary["cases"].items():
+        assert entries.keys() == {"dau_fast", "scikit-learn"}
+        assert entries["dau_fast"]["lowest_agreement_percent"] >= 99, case
+        assert len(entries["dau_fast"]["agreement_percent"]) == 5
+    assert len(summary["targets"]) == 5
+    assert json.loads((tmp_path / "environment.json").read_text())["commit"]
