@@ -98,6 +98,9 @@ def _compare(suite: Suite, scripts: dict[str, str]) -> None:
         suite.run(out.name, command)
 
 
+# ---- loop: what the engine reaches
+
+
 def loop(suite: Suite) -> None:
     """Steps and whole jobs by every engine and as research code writes them, and one main job."""
     out = suite.record / "loop"
