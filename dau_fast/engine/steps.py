@@ -110,7 +110,7 @@ class Engine:
             return self.name, ""
         device = inputs[0].device
         if device.type != "cuda":
-            return "eager", "compiled steps are no faster on a CPU"
+            return "eager", "compiling takes longer than it saves on a CPU"
         with Stopwatch(device) as watch:
             step(*inputs)
         predicted = steps * watch.seconds
