@@ -79,7 +79,10 @@ def draw(cases: Cases, path: Path) -> None:
         )
         if points:
             speed.plot(*zip(*points, strict=True), marker="o", label=way)
+    batches = [32, 64, 128, 256, 512]
     speed.set(xscale="log", yscale="log", xlabel="batch, images", ylabel="images a second", title="training")
+    speed.set_xticks(batches, labels=map(str, batches), minor=False)
+    speed.xaxis.minorticks_off()
     speed.legend(frameon=False)
     points = sorted(
         (rows[OURS]["forget_images"], rows[OURS]["median_seconds"])
@@ -87,7 +90,10 @@ def draw(cases: Cases, path: Path) -> None:
         if case.startswith("unlearning ")
     )
     growth.plot(*zip(*points, strict=True), marker="o")
-    growth.set(xscale="log", ylim=(0, None), xlabel="images to forget", ylabel="seconds", title="unlearning")
+    highest = max(seconds for _, seconds in points)
+    growth.set(
+        xscale="log", ylim=(0, 1.1 * highest), xlabel="images to forget", ylabel="seconds", title="unlearning"
+    )
     drawing.savefig(path)
 
 
