@@ -229,6 +229,8 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path, name: str
 
 # Says on stdout whenever an optimiser has taken a step.
 TELLING = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from torch.optim.optimizer import register_optimizer_step_post_hook as hook
 from dau_fast.unlearn import main
 hook(lambda *_: print("step", flush=True))
