@@ -27,7 +27,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dau_fast.config import DauConfig
 from dau_fast.dau.game import Game
-from dau_fast.engine.batches import index_stream
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.steps import Engine
 from dau_fast.engine.training import train
@@ -76,13 +75,12 @@ class PreparedOnce(Engine):
 def training(task: Task, batch_size: int, steps: int) -> Callable[[], None]:
     model = task.original
     optimizer = sgd(model, None, lr=0.01, momentum=0.9, weight_decay=5e-4)
-    batches = index_stream(task.split.train, batch_size, task.generator("speed"))
-    load = task.augmented("speed")
+    batches = task.feed("speed", batch_size, task.split.train)
     engine = PreparedOnce(task.engine)
 
     def work() -> None:
         train(
-            model, batches, load, task.labels, steps=steps, optimizer=optimizer,
+            model, batches, steps=steps, optimizer=optimizer,
             scheduler=ConstantLR(optimizer, 1.0), engine=engine,
         )  # fmt: skip
 

@@ -8,15 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from dau_fast.config import DauConfig, TrainingRecipe
-from dau_fast.data import Images
 from dau_fast.dau.view import check_sensitivity
+from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import choose_device, warm_up
 from dau_fast.engine.steps import choose_engine
 from dau_fast.errors import UserError
+from dau_fast.images import Images
 from dau_fast.methods import method_named, run
 from dau_fast.metrics.unlearning import Measures, measure
 from dau_fast.models import Classifier
@@ -58,6 +60,8 @@ def unlearn(
     masks: Masks | None = None,
     device: str = "auto",
     engine: str = "auto",
+    accumulate: int = 1,
+    distributed: bool = False,
     progress: Progress = silent,
 ) -> Result:
     """Make a copy of `model` behave as if it had been trained without `forget`.
@@ -68,18 +72,21 @@ def unlearn(
     takes them and int64 labels [N], or a map-style Dataset of such pairs; all sets are held on
     `device`. Without `test` nothing is measured. method: "dau", "ft" or "ga".
     masks: of a pruned model, whose masked weights stay zero. engine: how training steps run, "auto" or
-    one of dau_fast.engine.steps.ENGINES.
+    one of dau_fast.engine.steps.ENGINES. accumulate: parts a batch is taken in, one after the other, to
+    save memory. distributed: whether all processes of torch.distributed's default group make this call
+    together, with the same model and sets, each on a device of its own; each has the result.
     Raises UserError (a ValueError) for sets that do not fit together or do not fit the model.
     """
     if method.startswith("retrain"):
         raise UserError(f"method '{method}' needs the recipe the model was trained by: retrain it yourself")
     chosen = method_named(method)
     place = choose_device(device)
-    runner = choose_engine(engine, place)
+    ranks = _ranks(distributed)
+    runner = choose_engine(engine, place, ranks=ranks, accumulate=accumulate)
     given = {"forget": forget, "retain": retain, "validation": validation, "test": test}
     sets = {name: _tensors(name, data) for name, data in given.items() if data is not None}
     images = _images(sets).to(place)
-    original = Classifier(copy.deepcopy(model).to(place), classifier)
+    original = Classifier(ranks.prepare(copy.deepcopy(model).to(place)), classifier)
     _check_fits(original, images)
     if masks is not None:
         masks = masks.to(place)
@@ -101,13 +108,25 @@ def unlearn(
     def measured(classifier: Classifier) -> Measures | None:
         if test is None:
             return None
-        return measure(classifier, images.batch, images.labels, split, task.generator("measures"))
+        return measure(
+            classifier, images.batch, images.labels, split, task.generator("measures"), ranks=task.ranks
+        )
 
     before, after = measured(original), measured(finished.model)
-    network = finished.model.release().to(_device_of(model))
-    for ours, theirs in zip(network.modules(), model.modules(), strict=True):
-        ours.training = theirs.training
+    network = copy.deepcopy(model)
+    network.load_state_dict(finished.model.network.state_dict())
     return Result(network, finished.seconds, finished.compile_seconds, before, after, finished.history)
+
+
+def _ranks(distributed: bool) -> Ranks:
+    if not distributed:
+        return ALONE
+    if not (dist.is_available() and dist.is_initialized()):
+        raise UserError(
+            "distributed=True without a process group: call torch.distributed.init_process_group first, or "
+            "leave it out"
+        )
+    return Ranks.all()
 
 
 _ROLES = {"forget": TRAINING, "retain": TRAINING, "validation": VALIDATION, "test": TEST}

@@ -13,9 +13,10 @@ from torch import nn
 
 from dau_fast import models
 from dau_fast.config import DauConfig, PruneConfig, SplitConfig, TrainingRecipe
-from dau_fast.data import Images
 from dau_fast.engine.batches import generator_for
+from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.steps import Engine
+from dau_fast.images import Images
 from dau_fast.methods import METHODS, Finished, run
 from dau_fast.metrics.unlearning import Measures, avg_gap, measure
 from dau_fast.models import Classifier
@@ -123,7 +124,9 @@ def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progre
             finished[name] = run(name, method, task)
 
     def measured(model: Classifier) -> Measures:
-        return measure(model, images.batch, images.labels, split, task.generator("measures"))
+        return measure(
+            model, images.batch, images.labels, split, task.generator("measures"), ranks=task.ranks
+        )
 
     trained = {"original": start} | {name: result.model for name, result in finished.items()}
     measures = {name: measured(model) for name, model in trained.items()}
@@ -163,14 +166,21 @@ def zero_share(network: nn.Module, masks: Masks | None) -> float | None:
     return 1 - sum(int(weight.count_nonzero()) for weight in weights) / masks.weights
 
 
-def builder(arch: str, images: Images, precision: torch.dtype | None) -> Callable[[int], Classifier]:
-    """seed -> a newly initialised `arch` for `images`, on their device; torch's generator is untouched."""
+def builder(
+    arch: str, images: Images, precision: torch.dtype | None, ranks: Ranks = ALONE
+) -> Callable[[int], Classifier]:
+    """seed -> a newly initialised `arch` for `images`, on their device; torch's generator is untouched.
+
+    precision: of choose_precision. ranks: the processes that will train it.
+    """
+    exact = precision == torch.float64
 
     def fresh(seed: int) -> Classifier:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             network = models.build(arch, len(images.class_names), images.shape)
         network = network.to(images.device).to(memory_format=torch.channels_last)
-        return Classifier(network, precision=precision)
+        network = ranks.prepare(network.double() if exact else network)
+        return Classifier(network, precision=None if exact else precision)
 
     return fresh

@@ -38,7 +38,7 @@ class Images:
     pixels: uint8 [N, channels, H, W], or floating point of any shape [N, ...] that is taken as it is.
     labels: int64 [N].
     test: int64 indices of the official test part, or None where the data set has none.
-    mean, std: float32 [channels], in units of pixel / 255.
+    mean, std: float32 [channels], in units of pixel / 255. dtype: of batches that are made from uint8 pixels.
     """
 
     pixels: Tensor
@@ -48,6 +48,7 @@ class Images:
     mean: Tensor = field(default_factory=lambda: torch.zeros(1))
     std: Tensor = field(default_factory=lambda: torch.ones(1))
     augmentation: Augmentation = Augmentation()
+    dtype: torch.dtype = torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -69,9 +70,21 @@ class Images:
             std=self.std.to(device),
         )
 
-    def batch(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Normalised images [B, ...] at `index` [B]; augmented when a `generator` is given."""
-        return self.at(index, None if generator is None else self.draw(len(index), generator))
+    def batch(
+        self, index: Tensor, generator: torch.Generator | None = None, mine: Tensor | None = None
+    ) -> Tensor:
+        """Normalised images [B, ...] at `index` [B]; augmented when a `generator` is given.
+
+        mine: positions [b] in `index` of the images to return, [b, ...], with what chance decided for each
+        when it drew for all B.
+        """
+        draws = None if generator is None else self.draw(len(index), generator)
+        if mine is not None:
+            index = index[mine]
+            if draws is not None:
+                rows, columns, flip = draws
+                draws = Draws(rows[mine], columns[mine], None if flip is None else flip[mine])
+        return self.at(index, draws)
 
     def draw(self, count: int, generator: torch.Generator) -> Draws | None:
         """The crops and mirrorings of `count` images; None where nothing is to be augmented."""
@@ -87,13 +100,10 @@ class Images:
         flip = below(2) if self.augmentation.flip else None
         return Draws(rows, below(starts), flip)
 
-    def at(self, index: Tensor, draws: Draws | None = None, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Normalised images [B, ...] at `index` [B], augmented by `draws`: no chance, no waiting.
-
-        dtype: of what is made from uint8 pixels; floating-point ones are taken as they are.
-        """
+    def at(self, index: Tensor, draws: Draws | None = None) -> Tensor:
+        """Normalised images [B, ...] at `index` [B], augmented by `draws`: no chance, no waiting."""
         if self.pixels.is_floating_point():
             return self.pixels[index]
         chosen = {} if draws is None else draws._asdict()
         pad = self.augmentation.pad
-        return image_batch(self.pixels, index, self.mean, self.std, pad=pad, dtype=dtype, **chosen)
+        return image_batch(self.pixels, index, self.mean, self.std, pad=pad, dtype=self.dtype, **chosen)

@@ -27,7 +27,7 @@ _SPARSE, _MASKED = "sparse", "masked"
 
 
 class Outputs(NamedTuple):
-    """features: float32 [B, D]; logits: float32 [B, C]."""
+    """features [B, D] and logits [B, C], both float32 or, for a float64 network, float64."""
 
     features: Tensor
     logits: Tensor
@@ -78,7 +78,7 @@ class Classifier(nn.Module):
             raise UserError(
                 f"layer {self.head_name!r} takes no part in the forward pass: name the classifier layer"
             )
-        return Outputs(features.float(), logits.float())
+        return Outputs(_wide(features), _wide(logits))
 
     def release(self) -> nn.Module:
         """The network, without the hook that reads its features: `self` is not to be called any more."""
@@ -87,6 +87,10 @@ class Classifier(nn.Module):
 
     def _keep_features(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._features = inputs[0]
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
 def build(arch: str, classes: int, image_shape: tuple[int, ...]) -> nn.Module:

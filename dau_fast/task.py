@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from dau_fast.config import PruneConfig, TrainingRecipe
-from dau_fast.data import Images
-from dau_fast.engine.batches import generator_for
+from dau_fast.engine.batches import Batch, generator_for, index_stream
+from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.steps import Engine
+from dau_fast.images import Images
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
 from dau_fast.split import Split
@@ -37,7 +38,7 @@ class Task:
     architecture. recipe: how the original was trained, for retraining. settings: configurations
     that replace a method's own, by the method's name. masks: of the original's network, whose masked
     weights every method keeps at zero; None for a dense one. pruning: how the masks were found.
-    engine: how training steps run.
+    engine: how training steps run, and on how many processes.
     """
 
     images: Images
@@ -53,6 +54,11 @@ class Task:
     engine: Engine = field(default_factory=Engine)
 
     @property
+    def ranks(self) -> Ranks:
+        """The processes that share the work."""
+        return self.engine.ranks
+
+    @property
     def labels(self) -> Tensor:
         return self.images.labels
 
@@ -60,10 +66,20 @@ class Task:
         """Randomness for one purpose; it depends on the task's seed alone."""
         return generator_for(self.seed, purpose, self.images.device)
 
-    def augmented(self, purpose: str) -> Callable[[Tensor], Tensor]:
-        """index [B] -> augmented images [B, ...], drawn from a generator of their own."""
-        generator = self.generator(f"{purpose} augmentation")
-        return lambda index: self.images.batch(index, generator)
+    def feed(self, purpose: str, batch_size: int, *sets: Tensor) -> Iterator[Batch]:
+        """Training batches for ever: `batch_size` augmented images of each of `sets`, one after the other.
+
+        What is drawn depends on the task's seed and `purpose` alone. Several processes hold a part each
+        of every set's images.
+        """
+        order, chance = self.generator(purpose), self.generator(f"{purpose} augmentation")
+        streams = [index_stream(index, batch_size, order) for index in sets]
+        mine = self.ranks.positions(batch_size, len(sets), self.images.device)
+        for parts in zip(*streams, strict=True):
+            index = torch.cat(parts)
+            images = self.images.batch(index, chance, mine)
+            index = index if mine is None else index[mine]
+            yield Batch(images, self.labels[index], index)
 
 
 @dataclass(frozen=True)

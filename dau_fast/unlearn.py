@@ -28,7 +28,9 @@ from dau_fast.config import (
     training_recipe,
 )
 from dau_fast.dau.view import SENSITIVITIES, check_sensitivity, costs
+from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact
 from dau_fast.engine.profiling import Profiler
+from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import choose_device, choose_precision, warm_up
 from dau_fast.engine.steps import ENGINES, choose_engine
 from dau_fast.errors import UserError
@@ -43,7 +45,7 @@ from dau_fast.report.progress import progress_bars
 from dau_fast.report.table import profile_table, table
 from dau_fast.rivals.retrain import check_clean
 from dau_fast.split import Forget, decode_roles, encode_roles
-from dau_fast.task import Progress
+from dau_fast.task import Progress, silent
 
 _POSITIVE = click.IntRange(min=1)
 # Images of the batch on which the report says what each sensitivity costs.
@@ -72,6 +74,8 @@ class Options:
     device: str
     precision: str
     engine: str
+    accumulate: int
+    timeout: float
     profile: bool
 
 
@@ -92,15 +96,24 @@ class Options:
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Decides every random choice.")
 @click.option("--repeats", type=_POSITIVE, default=1, help="Seeds; from 2 on with spread and noise floor.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
-@click.option("--precision", default="auto", help="auto (bf16 on CUDA), fp32 or bf16.")
+@click.option("--precision", default="auto", help="auto (bf16 on CUDA), fp32, bf16 or fp64.")
 @click.option("--engine", default="auto", help=f"How training steps run: auto, {', '.join(ENGINES)}.")
+@click.option("--accumulate", type=_POSITIVE, default=1, help="Parts a batch is taken in, to save memory.")
+@click.option("--timeout", type=click.FloatRange(1), default=600, help="Seconds processes wait for another.")
 @click.option("--profile", is_flag=True, help="Say where the time of training steps goes; traces in --out.")
 @click.option("--out", type=Path, default=Path("out"), help="For report.json, report.html and weights.")
-def unlearn(out: Path, methods: str, **given: Any) -> None:
+@click.pass_obj
+def unlearn(launch: Launch, /, out: Path, methods: str, **given: Any) -> None:
     """Make a trained image classifier forget part of its training data, and compare with retraining."""
     names = tuple(dict.fromkeys(name.strip() for name in methods.split(",")))
+    options = Options(methods=names, **given)
+    device = choose_device(options.device, launch.local_rank)
+    ranks = launch.join(device, options.timeout)
+    if not ranks.first:
+        pipeline(options, device, ranks, silent, None)
+        return
     with OutputFolder(out) as folder, progress_bars() as bars:
-        report, first = pipeline(Options(methods=names, **given), bars, folder)
+        report, first = pipeline(options, device, ranks, bars, folder)
         metadata = {key: report["run"][key] for key in ("dataset", "arch")}
         metadata["split"] = encode_roles(first.roles)
         for name, network in first.networks.items():
@@ -118,23 +131,30 @@ def unlearn(out: Path, methods: str, **given: Any) -> None:
     console.print(files, markup=False, highlight=False, soft_wrap=True)
 
 
-def pipeline(options: Options, progress: Progress, folder: Path) -> tuple[dict[str, Any], SeedResult]:
-    """Run `options`: the report, and the first seed's result. folder: for traces of a profile."""
+def pipeline(
+    options: Options, device: torch.device, ranks: Ranks, progress: Progress, folder: Path | None
+) -> tuple[dict[str, Any], SeedResult]:
+    """Run `options` on `device`: the report, and the first seed's result.
+
+    ranks: the processes that run this together. folder: for traces of a profile, None for no profile.
+    """
     began, started = time.perf_counter(), datetime.now(UTC)
     methods = _methods(options)
     pruning = _pruning(options)
-    device = choose_device(options.device)
     precision = choose_precision(options.precision, device)
-    profiler = Profiler(folder) if options.profile else None
-    engine = choose_engine(options.engine, device, profiler)
-    images = data.load(
-        options.dataset,
-        options.data,
-        download=options.download,
-        image_size=options.image_size,
-        progress=progress,
-    ).to(device)
-    fresh = builder(options.arch, images, precision)
+    profiler = Profiler(folder) if options.profile and folder else None
+    engine = choose_engine(options.engine, device, profiler, ranks, options.accumulate)
+    with ranks.in_turn(options.download):
+        images = data.load(
+            options.dataset,
+            options.data,
+            download=options.download,
+            image_size=options.image_size,
+            progress=progress,
+        ).to(device)
+    if precision == torch.float64:
+        images = replace(images, dtype=precision)
+    fresh = builder(options.arch, images, precision, ranks)
     network, some = fresh(options.seed), torch.arange(min(_COSTED, len(images.labels)), device=device)
     check_sensitivity(options.sensitivity, network, images.batch(some[:2]))
     sensitivity_costs = _sensitivity_costs(network, images.batch(some), images.labels[some])
@@ -168,9 +188,10 @@ def pipeline(options: Options, progress: Progress, folder: Path) -> tuple[dict[s
         "forget": record.forget_facts(_readable(options.forget), first.split),
         "seed": options.seed,
         "repeats": options.repeats,
-        "device": str(device),
+        "device": device.type,
+        "processes": ranks.count,
         "hardware": record.hardware(device),
-        "precision": "fp32" if precision is None else "bf16",
+        "precision": {None: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}[precision],
         "engine": {"asked": options.engine, "loops": engine.chosen},
         "epochs": experiment.recipe.epochs,
         "retrain_epochs": {name: r.epochs for name, r in experiment.retraining.items() if name in methods},
@@ -253,20 +274,36 @@ def main() -> None:
     """Entry point: a user's mistake becomes one line and exit code 2, Ctrl-C exit code 130."""
     logging.basicConfig(format="%(levelname)s: %(message)s")
     torch.set_flush_denormal(True)  # before the first worker thread starts and inherits the mode
+    end_cleanly_when_stopped()
+    launch = Launch()
     try:
-        unlearn(standalone_mode=False)
+        # Not `unlearn()`, which would print an empty line at Ctrl-C, once a process.
+        with unlearn.make_context("python -m dau_fast.unlearn", sys.argv[1:], obj=launch) as context:
+            unlearn.invoke(context)
+        launch.leave()
+    except click.exceptions.Exit as done:
+        sys.exit(done.exit_code)
     except UserError as error:
-        sys.exit(_fail(str(error)))
+        sys.exit(_fail(launch, f"error: {error}", 2))
     except click.ClickException as error:
-        sys.exit(_fail(error.format_message()))
-    except (KeyboardInterrupt, click.Abort):
-        print("interrupted: nothing was written", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(_fail(launch, f"error: {error.format_message()}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail(launch, "interrupted: nothing was written", 130))
+    except Stopped:
+        sys.exit(_fail(launch, "stopped: nothing was written", 143))
+    except RuntimeError as error:
+        reason = lost_contact(error)
+        if reason is None:
+            raise
+        told = f"error: process {launch.rank} lost contact with another, which failed or hangs: {reason}"
+        sys.exit(_fail(launch, told, 1))
 
 
-def _fail(message: str) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+def _fail(launch: Launch, message: str, code: int) -> int:
+    """Say why the run ends, unless another process did, and return the exit code."""
+    if launch.speaks():
+        print(" ".join(message.split()), file=sys.stderr, flush=True)
+    return code
 
 
 if __name__ == "__main__":

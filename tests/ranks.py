@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tempfile
 from collections.abc import Callable
 from datetime import timedelta
@@ -20,6 +21,7 @@ def start(rank: int, ranks: int, folder: str, work: Callable[..., None], *argume
     try:
         work(rank, *arguments)
     finally:
+        gc.collect()  # what still uses the group must go first: Gloo's threads would outlive it
         dist.destroy_process_group()
 
 

@@ -10,17 +10,17 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.optim.lr_scheduler import MultiStepLR
-from toys import TENTH, trained
+from toys import TENTH, batches_of, trained
 
 from dau_fast import prune, unlearn
 from dau_fast.config import DauConfig
-from dau_fast.data import Augmentation, Images
 from dau_fast.dau.game import Game
 from dau_fast.engine.batches import generator_for, index_stream
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.steps import Engine
 from dau_fast.engine.training import recompute_batchnorm, train
+from dau_fast.images import Augmentation, Images
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.ops import apply_masks_, attack_features, barlow_twins_loss, pack_mask
 
@@ -125,9 +125,13 @@ def trained_by(engine: str, images: Images, pruned: bool) -> Classifier:
     optimizer = sgd(model.network, masks, lr=0.1, momentum=0.9, weight_decay=1e-3)
     order = generator_for(0, "order", images.device)
     train(
-        model, index_stream(torch.arange(40, device=images.device), 16, order), images.batch, images.labels,
-        steps=12, optimizer=optimizer, scheduler=MultiStepLR(optimizer, [4, 8]), engine=Engine(engine),
-    )  # fmt: skip
+        model,
+        batches_of(images, index_stream(torch.arange(40, device=images.device), 16, order)),
+        steps=12,
+        optimizer=optimizer,
+        scheduler=MultiStepLR(optimizer, [4, 8]),
+        engine=Engine(engine),
+    )
     return model
 
 

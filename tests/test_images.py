@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -133,7 +134,7 @@ def test_draws_that_are_given_decide_the_batch_in_any_dtype() -> None:
     images, index = raw_images(numbered_pixels(4, 1, 4, 4), Augmentation(2, True)), torch.arange(4)
     batch = images.batch(index, seeded(0))
     assert torch.equal(images.at(index, images.draw(4, seeded(0))), batch)
-    half = images.at(index, images.draw(4, seeded(0)), torch.bfloat16)
+    half = replace(images, dtype=torch.bfloat16).at(index, images.draw(4, seeded(0)))
     assert torch.equal(half, batch.bfloat16())
     assert half.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(images.at(index), images.batch(index))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dau_fast.config import DauConfig, TrainingRecipe
-from dau_fast.data import Images
+from dau_fast.engine.batches import Batch
+from dau_fast.images import Images
 from dau_fast.models import Classifier
 from dau_fast.rivals import original
 from dau_fast.split import Forget, hold_out, make_split
@@ -18,6 +21,11 @@ def blobs(count: int) -> Images:
     labels = torch.arange(count) % 3
     noise = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
     return Images(3 * torch.eye(3, 6)[labels] + noise, labels, ("a", "b", "c"))
+
+
+def batches_of(images: Images, indices: Iterable[Tensor]) -> Iterator[Batch]:
+    """The images of each index tensor, as they are."""
+    return (Batch(images.batch(index), images.labels[index], index) for index in indices)
 
 
 def perceptron(seed: int) -> Classifier:

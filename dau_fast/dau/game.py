@@ -9,11 +9,11 @@ recomputed on the retain set, because the running ones still hold the forget set
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
@@ -22,9 +22,10 @@ from dau_fast.dau.attacker import Attacker, attacker_loss
 from dau_fast.dau.defender import defender_loss
 from dau_fast.dau.referee import Referee
 from dau_fast.dau.view import View
-from dau_fast.engine.batches import index_stream, steps_for
+from dau_fast.engine.batches import steps_for
 from dau_fast.engine.optimizers import adam, sgd
 from dau_fast.engine.profiling import optimizer_section, section
+from dau_fast.engine.ranks import MicroBatch
 from dau_fast.engine.steps import Compile, Players, Step
 from dau_fast.engine.training import recompute_batchnorm, train
 from dau_fast.models import Classifier, Outputs
@@ -52,9 +53,7 @@ def unlearn(task: Task) -> Unlearned:
     optimizer = _sgd(defender, task, config, config.recovery_lr)
     train(
         defender,
-        index_stream(retain, config.batch_size, task.generator("recovery")),
-        task.augmented("recovery"),
-        task.labels,
+        task.feed("recovery", config.batch_size, retain),
         steps=recovery_steps,
         optimizer=optimizer,
         scheduler=LinearLR(optimizer, 1.0, 1 / recovery_steps, total_iters=recovery_steps),
@@ -62,7 +61,7 @@ def unlearn(task: Task) -> Unlearned:
         engine=task.engine,
         name="recovery",
     )
-    recompute_batchnorm(defender, load, retain)
+    recompute_batchnorm(defender, load, retain, ranks=task.ranks)
     return Unlearned(defender, asdict(game.referee.history))
 
 
@@ -91,16 +90,17 @@ class Game:
             exam_share=config.exam_share,
             view=View(config.sensitivity, config.label_conditioned),
             generator=task.generator("exam"),
+            ranks=task.ranks,
         )
         self._original_shows = self.referee.shown(defender)
         with torch.random.fork_rng():
             torch.manual_seed(task.generator("attacker").initial_seed())
             seen = torch.cat(self._original_shows)
-            self.attacker = Attacker(seen, config.attacker_hidden).to(seen.device)
+            self.attacker = Attacker(seen, config.attacker_hidden).to(seen)
         self._attack = adam(self.attacker, lr=config.attacker_lr)
         self._defend = _sgd(defender, task, config, config.lr)
-        self._load = task.augmented("game")
-        self._batches = self._index_batches()
+        split = task.split
+        self._batches = task.feed("game", config.batch_size, split.retain, split.forget, split.validation)
         self._step: Step | None = None
 
     def warm_up(self) -> None:
@@ -113,16 +113,15 @@ class Game:
 
     def turn(self) -> None:
         """One defender pass over retain, forget and validation; the attacker steps, then the defender."""
-        retain, forget, validation = next(self._batches)
-        index, study = torch.cat([retain, forget, validation]), self.referee.study
         with section("data"):
-            inputs = self._load(index), self.task.labels[index], study(forget), study(validation)
+            images, labels, index = next(self._batches)
+        inputs = images, labels, self.referee.study(index)
         self.defender.train()
         if self._step is None:
             self._step = self._prepared(inputs)
         self._step(*inputs)
 
-    def _prepared(self, inputs: tuple[Tensor, ...]) -> Step:
+    def _prepared(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Step:
         players = Players((self.defender, self.attacker), (self._attack, self._defend))
         # The other sensitivities take a gradient inside the pass.
         simple = self.config.sensitivity == "classifier"
@@ -131,30 +130,54 @@ class Game:
         return engine.prepare("game", self._build, inputs, players, self.turns, compilable=why)
 
     def _build(self, compile: Compile) -> Step:
-        """The turn: images and labels of the three sets, one after the other, and what may be studied."""
-        config, defender, attacker = self.config, self.defender, self.attacker
+        """The turn: images and labels of the three sets, one after the other, and which may be studied."""
+        config, defender, attacker, ranks = self.config, self.defender, self.attacker, self.task.ranks
         reveal, objective = compile(_reveal), compile(defender_loss)
         learn = self._learner(compile(attacker_loss))
         weights = {"alpha": config.alpha, "beta": config.beta, "lambd": config.lambd}
         # Naming the leaves keeps the attacker's parameters out of the defender's backward pass.
         leaves = [parameter for parameter in defender.parameters() if parameter.requires_grad]
+        called, parts, view = ranks.parallel(defender), self._parts(), self.referee.view
 
-        def step(images: Tensor, labels: Tensor, study_forget: Tensor, study_validation: Tensor) -> None:
-            with section("forward"):
-                sets, u_forget, u_validation = reveal(defender, self.referee.view, images, labels)
-            with section("attacker"):
-                for _ in range(config.attacker_steps):
-                    learn(u_forget.detach(), u_validation, study_forget, study_validation)
-            with section("forward"):
-                retain_labels = labels[: config.batch_size]
-                loss = objective(*sets, retain_labels, u_forget, attacker, **weights)
+        def step(images: Tensor, labels: Tensor, study: Tensor) -> None:
             self._defend.zero_grad(set_to_none=True)
-            with section("backward"):
-                loss.backward(inputs=leaves)
+            for number, part in enumerate(parts):
+                some, targets, may_study = (_rows(tensor, part.rows) for tensor in (images, labels, study))
+                with ranks.sharing(called, part is parts[-1]):
+                    with section("forward"):
+                        sets, u_forget, u_validation = reveal(called, defender, view, some, targets)
+                    with section("attacker"):
+                        seen = self._seen_by_all(u_forget, u_validation, may_study, part.sizes)
+                        for _ in range(_share(config.attacker_steps, number, len(parts))):
+                            learn(*seen)
+                    with section("forward"):
+                        retain_labels = targets.chunk(3)[0]
+                        loss = objective(
+                            *sets, retain_labels, u_forget, attacker, **weights, sizes=part.sizes
+                        )
+                    with section("backward"):
+                        (loss if part.weight == 1 else part.weight * loss).backward(inputs=leaves)
             with section(optimizer_section(self._defend)):
                 self._defend.step()
 
         return step
+
+    def _parts(self) -> list[MicroBatch]:
+        ranks = self.task.ranks
+        return ranks.micro_batches(ranks.rows(self.config.batch_size), self.task.engine.accumulate)
+
+    def _seen_by_all(
+        self, u_forget: Tensor, u_validation: Tensor, study: Tensor, sizes: Sequence[int]
+    ) -> tuple[Tensor, ...]:
+        """What the attacker learns from: u and study of forget and validation, of all processes' images."""
+        _, study_forget, study_validation = study.chunk(3)
+        columns = (u_forget.detach(), u_validation, study_forget, study_validation)
+        if self.task.ranks.alone:
+            return columns
+        width = u_forget.shape[1]
+        packed = torch.cat([*columns[:2], study_forget[:, None], study_validation[:, None]], 1)
+        u_forget, u_validation, rest = self.task.ranks.gather(packed, sizes).split([width, width, 2], 1)
+        return u_forget, u_validation, *rest.unbind(1)
 
     def _learner(self, objective: Callable[..., Tensor]) -> Step:
         """A step of the attacker on the arguments of `attacker_loss` but the first, by its `objective`."""
@@ -166,25 +189,28 @@ class Game:
 
         return learn
 
-    def _index_batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        config, split = self.config, self.task.split
-        generator = self.task.generator("game")
-        return zip(
-            index_stream(split.retain, config.batch_size, generator),
-            index_stream(split.forget, config.batch_size, generator),
-            index_stream(split.validation, config.batch_size, generator),
-            strict=True,
-        )
+
+def _rows(tensor: Tensor, rows: slice) -> Tensor:
+    """`rows` of each of the three sets in `tensor` [3B, ...]."""
+    if (rows.start, rows.stop) == (0, len(tensor) // 3):
+        return tensor
+    return torch.cat([part[rows] for part in tensor.chunk(3)])
+
+
+def _share(steps: int, number: int, parts: int) -> int:
+    """How many of the attacker's steps fall to part `number`."""
+    return steps * (number + 1) // parts - steps * number // parts
 
 
 def _reveal(
-    defender: Classifier, view: View, images: Tensor, labels: Tensor
+    called: nn.Module, defender: Classifier, view: View, images: Tensor, labels: Tensor
 ) -> tuple[tuple[Outputs, Outputs, Outputs], Tensor, Tensor]:
     """One pass over as many images of retain, forget and validation: outputs, and what the attacker sees.
 
-    images [3B, ...], labels [3B]; u of forget with its graph, of validation without.
+    called: the defender, or what averages its gradients over processes. images [3B, ...], labels [3B]; u of
+    forget with its graph, of validation without.
     """
-    outputs = defender(images)
+    outputs = called(images)
     retain, forget, validation = (
         Outputs(*part) for part in zip(*(tensor.chunk(3) for tensor in outputs), strict=True)
     )

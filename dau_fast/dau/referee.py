@@ -17,6 +17,7 @@ from torch import Tensor
 from dau_fast.dau.attacker import Attacker, auc
 from dau_fast.dau.view import View
 from dau_fast.engine.profiling import section
+from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier
 from dau_fast.split import Split
@@ -46,7 +47,7 @@ class Referee:
     """Looks at forget and validation set, images that `load` turns from indices into batches.
 
     exam_share: part of each set that the attacker does not train on; a set too small to spare any
-    is its own exam. view: what the attacker sees.
+    is its own exam. view: what the attacker sees. ranks: the processes that share the looking.
     """
 
     def __init__(
@@ -58,8 +59,9 @@ class Referee:
         exam_share: float,
         view: View,
         generator: torch.Generator,
+        ranks: Ranks = ALONE,
     ) -> None:
-        self.split, self.labels, self.load = split, labels, load
+        self.split, self.labels, self.load, self.ranks = split, labels, load, ranks
         self.view = view
         self.history = History()
         self._in_a_row = 0
@@ -75,7 +77,7 @@ class Referee:
     def shown(self, defender: Classifier) -> tuple[Tensor, Tensor]:
         """The attacker's input for the whole forget and validation set."""
         forget, validation = (
-            self.view.over(defender, self.load, index, self.labels)
+            self.view.over(defender, self.load, index, self.labels, ranks=self.ranks)
             for index in (self.split.forget, self.split.validation)
         )
         return forget, validation
@@ -98,7 +100,8 @@ class Referee:
         seen.forget_accuracy.append(accuracy(u_forget[:, :-1], self.labels[forget]))
         seen.validation_accuracy.append(accuracy(u_validation[:, :-1], self.labels[validation]))
         verdict = self._class_gone() if self.split.classwise else self._like_validation()
-        self._in_a_row = self._in_a_row + 1 if verdict else 0
+        enough = self.ranks.agreed(verdict is not None, self.labels.device)
+        self._in_a_row = self._in_a_row + 1 if enough else 0
         if self._in_a_row < _LOOKS_IN_A_ROW:
             return False
         seen.stopped = f"{verdict}, {_LOOKS_IN_A_ROW} looks in a row"

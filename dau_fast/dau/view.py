@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import Stopwatch
 from dau_fast.errors import UserError
 from dau_fast.models import Classifier, Outputs
@@ -43,7 +44,7 @@ class View:
         given = labels if self.label_conditioned else outputs.logits.argmax(1)
         with _evaluating(defender):
             s = _NORMS[self.sensitivity](defender, images, given, _loss, create_graph=torch.is_grad_enabled())
-        return torch.cat([outputs.logits.float().softmax(1), s.unsqueeze(1).float()], 1)
+        return torch.cat([outputs.logits.softmax(1), s.unsqueeze(1).to(outputs.logits)], 1)
 
     @torch.no_grad()
     def over(
@@ -54,14 +55,18 @@ class View:
         labels: Tensor,
         *,
         batch_size: int = 512,
+        ranks: Ranks = ALONE,
     ) -> Tensor:
-        """u [N, C + 1] of the images `index` [N] in evaluation mode; labels: of all images."""
+        """u [N, C + 1] of the images `index` [N] in evaluation mode; labels: of all images.
+
+        ranks: the processes that share the work, each of which has all of u in the end.
+        """
         parts = []
         with _evaluating(defender):
-            for batch in index.split(batch_size):
+            for batch in index[ranks.mine(len(index))].split(batch_size):
                 images = load(batch)
                 parts.append(self.of(defender, images, defender(images), labels[batch]))
-        return torch.cat(parts)
+        return ranks.gather(torch.cat(parts), ranks.rows(len(index)))
 
 
 def _loss(outputs: Outputs, targets: Tensor) -> Tensor:

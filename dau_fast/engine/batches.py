@@ -1,13 +1,22 @@
-"""Streams of index batches, and the random generators behind them."""
+"""Batches: streams of indices, what a step is given, and the random generators behind them."""
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """What a step trains on, or this process's part of it: images [B, ...], labels and indices int64 [B]."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
 
 
 def generator_for(seed: int, purpose: str, device: torch.device) -> torch.Generator:

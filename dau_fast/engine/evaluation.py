@@ -7,25 +7,39 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
+from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.models import Outputs
 
 
 def predict(
-    model: nn.Module, load: Callable[[Tensor], Tensor], index: Tensor, *, batch_size: int | None = None
+    model: nn.Module,
+    load: Callable[[Tensor], Tensor],
+    index: Tensor,
+    *,
+    batch_size: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Outputs:
     """Outputs over `index` [N]: features [N, D] and logits [N, C]; the model's mode is restored.
 
-    batch_size: None for what suits the device.
+    batch_size: None for what suits the device. ranks: the processes that share the work; each has all
+    outputs in the end.
     """
-    parts = _outputs(model, load, index, batch_size)
-    return Outputs(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    parts = _outputs(model, load, index[ranks.mine(len(index))], batch_size)
+    columns = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Outputs(*(ranks.gather(column, ranks.rows(len(index))) for column in columns))
 
 
 def predict_logits(
-    model: nn.Module, load: Callable[[Tensor], Tensor], index: Tensor, *, batch_size: int | None = None
+    model: nn.Module,
+    load: Callable[[Tensor], Tensor],
+    index: Tensor,
+    *,
+    batch_size: int | None = None,
+    ranks: Ranks = ALONE,
 ) -> Tensor:
     """Logits [N, C] over `index` [N], like predict's; no features, which at scale may not fit."""
-    return torch.cat([part.logits for part in _outputs(model, load, index, batch_size)])
+    parts = _outputs(model, load, index[ranks.mine(len(index))], batch_size)
+    return ranks.gather(torch.cat([part.logits for part in parts]), ranks.rows(len(index)))
 
 
 @torch.no_grad()

@@ -11,23 +11,37 @@ import torch
 from dau_fast.errors import UserError
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto`, `cpu` or `cuda` as a device. Raises UserError for CUDA where there is none."""
+def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+    """`auto`, `cpu` or `cuda` as a device. Raises UserError for CUDA where there is none.
+
+    local_rank: number of this process among those of its machine, each of which has a GPU of its own.
+    """
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"unknown device '{name}': expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: PyTorch finds no CUDA device here: use --device cpu")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    if name == "cpu" or local_rank is None:
+        return torch.device(name)
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"process {local_rank} has no GPU, as PyTorch finds {torch.cuda.device_count()} here: start as "
+            "many processes as there are GPUs, or take --device cpu"
+        )
+    return torch.device("cuda", local_rank)
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """`auto`, `fp32` or `bf16` as the dtype of autocast; None is float32. auto is bf16 on CUDA."""
+    """The dtype a network computes in: bfloat16 under autocast, float64, or None for float32.
+
+    auto is bf16 on CUDA. fp64 is slow: it is for comparing runs without the effects of rounding.
+    """
     choices = {
         "auto": torch.bfloat16 if device.type == "cuda" else None,
         "fp32": None,
         "bf16": torch.bfloat16,
+        "fp64": torch.float64,
     }
     if name not in choices:
         raise UserError(f"unknown precision '{name}': expected {', '.join(choices)}")

@@ -7,6 +7,7 @@ and what it changed is put back: kernels are then built, compiled and captured o
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from dau_fast.engine.profiling import Profiler, section
+from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import Stopwatch
 from dau_fast.errors import UserError
 
@@ -47,24 +49,44 @@ class Players:
         return found + [t for optimizer in self.optimizers for t in _state(optimizer)]
 
 
-def choose_engine(name: str, device: torch.device, profiler: Profiler | None = None) -> Engine:
-    """`auto` or one of ENGINES on `device`. Raises UserError for others, and for captured without CUDA."""
+def choose_engine(
+    name: str,
+    device: torch.device,
+    profiler: Profiler | None = None,
+    ranks: Ranks = ALONE,
+    accumulate: int = 1,
+) -> Engine:
+    """`auto` or one of ENGINES on `device`. Raises UserError for others, and for captured without CUDA.
+
+    Several processes run eagerly: `compiled` and `captured` are refused.
+    """
     if name != "auto" and name not in ENGINES:
         raise UserError(f"unknown engine '{name}': expected auto, {', '.join(ENGINES)}")
     if name == "captured" and device.type != "cuda":
         raise UserError("--engine captured needs a CUDA device: take eager or compiled here")
-    return Engine(name, profiler)
+    if name not in ("auto", "eager") and not ranks.alone:
+        raise UserError(f"--engine {name} is for one process, and there are {ranks.count}: take eager")
+    return Engine(name, profiler, ranks, accumulate)
 
 
 class Engine:
     """Prepares steps. name: `auto` or one of ENGINES. profiler: looks at the first steps of every loop.
 
+    ranks: the processes that take every step together. accumulate: parts of a batch, one after the other.
     compile_seconds: spent so far on rehearsing, compiling and capturing. chosen: by loop, the engine
     that runs it and, for auto, why.
     """
 
-    def __init__(self, name: str = "eager", profiler: Profiler | None = None) -> None:
+    def __init__(
+        self,
+        name: str = "eager",
+        profiler: Profiler | None = None,
+        ranks: Ranks = ALONE,
+        accumulate: int = 1,
+    ) -> None:
         self.name = name
+        self.ranks = ranks
+        self.accumulate = accumulate
         self.profiler = profiler
         self.compile_seconds = 0.0
         self.chosen: dict[str, str] = {}
@@ -89,8 +111,7 @@ class Engine:
         if self.profiler:
             self.profiler.finish()
         with Stopwatch(device) as watch, _kept(players, device):
-            step = build(_as_it_is)
-            step(*inputs)
+            step = self._fitted(build, inputs, loop)
             name, reason = self._choose(step, inputs, steps, compilable)
             if name != "eager":
                 step = build(_compile)
@@ -101,6 +122,26 @@ class Engine:
         self.chosen[loop] = f"{name}: {reason}" if reason else name
         return self.profiler.watch(loop, step, steps, device) if self.profiler else step
 
+    def _fitted(self, build: Callable[[Compile], Step], inputs: tuple[Tensor, ...], loop: str) -> Step:
+        """A step that has run once: with more and smaller parts of a batch where memory is short."""
+        while True:
+            step = build(_as_it_is)
+            try:
+                step(*inputs)
+            except torch.OutOfMemoryError as error:
+                if not self.ranks.alone:
+                    raise UserError(
+                        f"the GPU's memory does not hold a batch of {loop}: add --accumulate "
+                        f"{2 * self.accumulate}, or start more processes"
+                    ) from error
+                self.accumulate *= 2
+            else:
+                return step
+            torch.cuda.empty_cache()
+            logging.getLogger("dau_fast").warning(
+                "memory is short in %s: batches are taken in %d parts from here on", loop, self.accumulate
+            )
+
     def _choose(
         self, step: Step, inputs: tuple[Tensor, ...], steps: int, compilable: str | None
     ) -> tuple[str, str]:
@@ -108,6 +149,8 @@ class Engine:
             return "eager", compilable
         if self.name != "auto":
             return self.name, ""
+        if not self.ranks.alone:
+            return "eager", "steps of several processes are not compiled"
         device = inputs[0].device
         if device.type != "cuda":
             return "eager", "compiling takes longer than it saves on a CPU"

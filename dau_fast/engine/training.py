@@ -11,15 +11,15 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from dau_fast.engine.batches import Batch
 from dau_fast.engine.profiling import optimizer_section, section
+from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.steps import Compile, Engine, Players, Step
 
 
 def train(
     model: nn.Module,
-    batches: Iterator[Tensor],
-    load: Callable[[Tensor], Tensor],
-    labels: Tensor,
+    batches: Iterator[Batch],
     *,
     steps: int,
     optimizer: Optimizer,
@@ -31,41 +31,54 @@ def train(
 ) -> None:
     """Take `steps` optimiser steps on loss(logits, labels), in place.
 
-    model: images [B, ...] -> (features, logits). batches: index tensors [B], all of one size. load:
-    index -> images. labels: int64 [N], looked up by index. scheduler: advanced once a step.
-    engine: how the steps run, None for eagerly; name: what it calls this loop.
+    model: images [B, ...] -> (features, logits). batches: all of one size. loss: a mean over rows.
+    scheduler: advanced once a step. engine: how the steps run, and on how many processes; None for
+    eagerly and on one. name: what it calls this loop.
     """
+    engine = engine or Engine()
+    ranks = engine.ranks
     model.train()
+    called = ranks.parallel(model)
+    sizes: list[int] = []
 
     def build(compile: Compile) -> Step:
-        objective = compile(lambda images, targets: loss(model(images).logits, targets))
+        objective = compile(lambda images, targets: loss(called(images).logits, targets))
 
         def step(images: Tensor, targets: Tensor) -> None:
             optimizer.zero_grad(set_to_none=True)
-            with section("forward"):
-                value = objective(images, targets)
-            with section("backward"):
-                value.backward()
+            parts = ranks.micro_batches(sizes, engine.accumulate)
+            for part in parts:
+                with ranks.sharing(called, part is parts[-1]):
+                    with section("forward"):
+                        value = objective(images[part.rows], targets[part.rows])
+                    with section("backward"):
+                        (value if part.weight == 1 else part.weight * value).backward()
             with section(optimizer_section(optimizer)):
                 optimizer.step()
 
         return step
 
     step: Step | None = None
-    for _, index in zip(range(steps), batches, strict=False):
+    for _ in range(steps):
         with section("data"):
-            inputs = load(index), labels[index]
+            images, targets, _index = next(batches)
         if step is None:
+            sizes += ranks.sizes(len(images), images.device)
             players = Players((model,), (optimizer,))
-            step = (engine or Engine()).prepare(name, build, inputs, players, steps)
-        step(*inputs)
+            step = engine.prepare(name, build, (images, targets), players, steps)
+        step(images, targets)
         scheduler.step()
         on_step()
 
 
 @torch.no_grad()
 def recompute_batchnorm(
-    model: nn.Module, load: Callable[[Tensor], Tensor], index: Tensor, *, batch_size: int = 512
+    model: nn.Module,
+    load: Callable[[Tensor], Tensor],
+    index: Tensor,
+    *,
+    batch_size: int = 512,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Replace every BatchNorm's running statistics by their mean over `index` [N], in place.
 
@@ -84,7 +97,7 @@ def recompute_batchnorm(
     model.train()
     # Batches of even size, because that mean weighs batches and not images.
     for batch in index.tensor_split(math.ceil(len(index) / batch_size)):
-        model(load(batch))
+        model(load(batch[ranks.mine(len(batch))]))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(mode)

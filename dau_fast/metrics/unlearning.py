@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dau_fast.engine.evaluation import predict_logits
+from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.metrics.mia import Answers, attack_all, confidence
 from dau_fast.split import Split
@@ -53,10 +54,13 @@ def measure(
     labels: Tensor,
     split: Split,
     generator: torch.Generator,
+    *,
+    ranks: Ranks = ALONE,
 ) -> Measures:
     """Run `model` once over forget, retain, validation and test set and measure it.
 
     generator: draws the images that stand for members and non-members; seed it alike for every model.
+    ranks: the processes that share the passes; each of them has all measures in the end.
     """
     sets = {
         "forget": split.forget,
@@ -64,7 +68,10 @@ def measure(
         "validation": split.validation,
         "test": split.test,
     }
-    seen = {name: Answers(predict_logits(model, load, index), labels[index]) for name, index in sets.items()}
+    seen = {
+        name: Answers(predict_logits(model, load, index, ranks=ranks), labels[index])
+        for name, index in sets.items()
+    }
     size = min(len(split.retain), len(split.test))
 
     def some(name: str) -> Answers:

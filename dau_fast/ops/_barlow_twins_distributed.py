@@ -7,6 +7,7 @@ gathering the views, [N, D], or adding up the correlation, [D, D].
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,15 +19,27 @@ from dau_fast.ops.barlow_twins import compute_dtype, forward_op, gradients, pref
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def global_loss(
-    z_a: Tensor, z_b: Tensor, lambd: float, eps: float, group: dist.ProcessGroup, precision: str
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float,
+    eps: float,
+    group: dist.ProcessGroup,
+    precision: str,
+    rows: Sequence[int] | None,
 ) -> Tensor:
-    """See `barlow_twins_loss`. Waits for the ranks to tell how many rows [n, D] each of them holds."""
-    shapes = _all_shapes(z_a, group)
+    """See `barlow_twins_loss`. Without `rows` it waits for the ranks to tell what [n, D] each holds."""
+    d = z_a.shape[1]
+    shapes = _all_shapes(z_a, group) if rows is None else [(n, d) for n in rows]
     rows = [n for n, _ in shapes]
     if len({d for _, d in shapes}) > 1 or sum(rows) < 2:
         raise ValueError(
             f"the ranks hold views of shapes {[list(shape) for shape in shapes]}: expected one number "
             "of columns, and 2 rows in all"
+        )
+    if rows[dist.get_rank(group)] != len(z_a):
+        raise ValueError(
+            f"rows says that rank {dist.get_rank(group)} holds {rows[dist.get_rank(group)]} rows and it "
+            f"holds {len(z_a)}: give the rows of every rank"
         )
     method = _Gathered if gathering_is_cheaper(sum(rows), z_a) else _Reduced
     with torch.autocast(z_a.device.type, enabled=False):

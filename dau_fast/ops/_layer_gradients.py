@@ -217,4 +217,5 @@ UNITS: dict[type, Callable[..., Iterator[Any]]] = {
     nn.BatchNorm1d: _batch_norm,
     nn.BatchNorm2d: _batch_norm,
     nn.BatchNorm3d: _batch_norm,
+    nn.SyncBatchNorm: _batch_norm,
 }

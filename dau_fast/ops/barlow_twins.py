@@ -16,6 +16,7 @@ the mean that normalisation takes off a gradient is 0 here, because B's columns 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ def barlow_twins_loss(
     eps: float = 1e-5,
     group: Any = None,
     precision: str = "tf32x3",
+    rows: Sequence[int] | None = None,
 ) -> Tensor:
     """sum_i (1 - C_ii)^2 + lambd * sum_{i != j} C_ij^2, a scalar; C is the cross-correlation [D, D].
 
@@ -45,6 +47,8 @@ def barlow_twins_loss(
     group: a torch.distributed process group whose ranks each hold some of the rows; the loss is then
     that of the rows of all ranks, on every rank, and its gradient is scaled by the number of ranks,
     which averaging over ranks (as DistributedDataParallel does) takes away again.
+    rows: how many rows each rank of `group` holds, where that is known; without it the ranks tell one
+    another, for which the host waits.
     precision: of float32 matrix products in the CUDA kernels. "tf32x3": three TF32 products, close to
     float32. "ieee": float32. "tf32": one TF32 product, 10 bits of mantissa; bfloat16 and float16 views
     always take it, because their own rounding is coarser. The CPU always uses float32.
@@ -64,7 +68,7 @@ def barlow_twins_loss(
     if group is not None:
         from dau_fast.ops._barlow_twins_distributed import global_loss
 
-        return global_loss(z_a, z_b, lambd, eps, group, precision)
+        return global_loss(z_a, z_b, lambd, eps, group, precision, rows)
     gram = prefers_gram(*z_a.shape)
     loss: Tensor = _BarlowTwins.apply(z_a, z_b, lambd, eps, gram, precision)
     return loss

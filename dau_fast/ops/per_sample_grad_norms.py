@@ -62,9 +62,9 @@ def per_sample_grad_norms(
     must be in evaluation mode. loss_fn(outputs, targets): takes reduction="none", as PyTorch's own
     do, or returns one loss a sample, [B]. per_layer: a dictionary instead, from the names of layers
     to norms [B]. create_graph: makes the result differentiable.
-    Layers: Linear, Conv1d to 3d, Embedding, LayerNorm, GroupNorm, BatchNorm1d to 3d; also used
-    more than once, and with shared parameters. Under autocast and in half precision, squares are summed
-    in float32. Raises ValueError for trainable parameters of any other layer, by name; with
+    Layers: Linear, Conv1d to 3d, Embedding, LayerNorm, GroupNorm, BatchNorm1d to 3d and SyncBatchNorm;
+    also used more than once, and with shared parameters. Under autocast and in half precision, squares
+    are summed in float32. Raises ValueError for trainable parameters of any other layer, by name; with
     strict=False those are left out and a warning says so. Raises ValueError for a parameter that is
     used outside its layer, as in x @ embedding.weight.T.
     The model is left as it was: no gradients, no hooks, the same mode.

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from dau_fast.config import TrainingRecipe
-from dau_fast.engine.batches import index_stream, steps_for
+from dau_fast.engine.batches import steps_for
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.training import train
 from dau_fast.models import Classifier
@@ -45,9 +45,7 @@ def fit(
     )
     train(
         model,
-        index_stream(index, recipe.batch_size, task.generator(name)),
-        task.augmented(name),
-        task.labels,
+        task.feed(name, recipe.batch_size, index),
         steps=last - first,
         optimizer=optimizer,
         scheduler=_schedule(optimizer, recipe, steps, first),

@@ -22,7 +22,7 @@ from dau_fast.dau.attacker import Attacker
 from dau_fast.dau.defender import defender_loss
 from dau_fast.dau.game import Game
 from dau_fast.dau.referee import Referee
-from dau_fast.engine.batches import steps_for
+from dau_fast.engine.batches import Batch, steps_for
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.training import recompute_batchnorm
 from dau_fast.metrics.accuracy import accuracy
@@ -172,10 +172,12 @@ def test_another_seed_plays_another_game() -> None:
 
 def test_another_seed_plays_on_other_batches() -> None:
     task = trained(ONE_CLASS, CLASSWISE)
-    turns = [next(Game(task.original, replace(task, seed=s), CLASSWISE)._batches) for s in (0, 0, 1)]
-    for first, again, other in zip(*turns, strict=True):
-        assert torch.equal(first, again)
-        assert not torch.equal(first, other)
+    first, again, other = (
+        next(Game(task.original, replace(task, seed=s), CLASSWISE)._batches).indices for s in (0, 0, 1)
+    )
+    for one, same, another in zip(first.chunk(3), again.chunk(3), other.chunk(3), strict=True):
+        assert torch.equal(one, same)
+        assert not torch.equal(one, another)
 
 
 @pytest.mark.parametrize("config", [CLASSWISE, SPREAD], ids=["predicted", "true"])
@@ -252,10 +254,10 @@ def test_recovery_and_batchnorm_see_the_retain_set_alone(monkeypatch: pytest.Mon
     normalised: list[nn.Module] = []
     train = game.train
 
-    def spy_train(model: nn.Module, batches: Iterator[Tensor], *rest: Any, **named: Any) -> None:
-        def noted() -> Iterator[Tensor]:
+    def spy_train(model: nn.Module, batches: Iterator[Batch], *rest: Any, **named: Any) -> None:
+        def noted() -> Iterator[Batch]:
             for batch in batches:
-                recovered.update(batch.tolist())
+                recovered.update(batch.indices.tolist())
                 yield batch
 
         train(model, noted(), *rest, **named)
@@ -346,14 +348,14 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
     assert torch.equal(taught[0][2], (~exam[split.forget]).float())
     assert torch.equal(taught[0][3], (~exam[split.validation]).float())
     taught.clear()
-    batches = next(players._batches)
-    players._batches = iter([batches])
+    batch = next(players._batches)
+    players._batches = iter([batch])
     players.turn()
     assert len(taught) == 2 * CLASSWISE.attacker_steps, "in the rehearsal and in the turn"
     for seen in taught:
-        for weights, batch in zip(seen[2:], batches[1:], strict=True):
-            assert torch.equal(weights, (~exam[batch]).float())
-            assert 0 < weights.sum() < len(batch)
+        for weights, index in zip(seen[2:], batch.indices.chunk(3)[1:], strict=True):
+            assert torch.equal(weights, (~exam[index]).float())
+            assert 0 < weights.sum() < len(index)
         assert not any(tensor.requires_grad for tensor in seen)
 
 
@@ -362,9 +364,10 @@ def test_every_batch_of_a_turn_comes_from_its_own_set() -> None:
     batches = Game(copy.deepcopy(task.original), task, CLASSWISE)._batches
     seen: list[set[int]] = [set(), set(), set()]
     for turn in itertools.islice(batches, 40):
-        for one, batch in zip(seen, turn, strict=True):
-            assert len(batch) == 32
-            one.update(batch.tolist())
+        assert len(turn.images) == len(turn.labels) == len(turn.indices) == 96
+        assert torch.equal(turn.labels, task.labels[turn.indices])
+        for one, index in zip(seen, turn.indices.chunk(3), strict=True):
+            one.update(index.tolist())
     split = task.split
     assert seen == [set(s.tolist()) for s in (split.retain, split.forget, split.validation)]
 

@@ -14,7 +14,7 @@ from torch._dynamo.utils import counters
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ConstantLR
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import TENTH, blobs, perceptron, trained
+from toys import TENTH, batches_of, blobs, perceptron, trained
 
 from dau_fast.config import DauConfig
 from dau_fast.dau import game
@@ -47,9 +47,13 @@ def taught(engine: Engine, taken: int = 5, seed: int = 0, optimizer: type[Optimi
     taught_by = optimizer(model.parameters(), lr=0.05, **({"momentum": 0.9} if optimizer is SGD else {}))
     scheduler = ConstantLR(taught_by, 1.0)
     train(
-        model, iter(order), images.batch, images.labels,
-        steps=taken, optimizer=taught_by, scheduler=scheduler, engine=engine,
-    )  # fmt: skip
+        model,
+        batches_of(images, order),
+        steps=taken,
+        optimizer=taught_by,
+        scheduler=scheduler,
+        engine=engine,
+    )
     return model
 
 
@@ -166,9 +170,13 @@ def test_a_step_that_cannot_be_compiled_is_one_clear_line(fast_compiler: None) -
     optimizer = sgd(network, None, lr=0.1, momentum=0.9, weight_decay=0)
     with pytest.raises(UserError, match=r"the steps of training cannot be compiled .*: take --engine eager"):
         train(
-            model, iter([torch.arange(32)]), images.batch, images.labels, steps=1,
-            optimizer=optimizer, scheduler=ConstantLR(optimizer, 1.0), engine=Engine("compiled"),
-        )  # fmt: skip
+            model,
+            batches_of(images, [torch.arange(32)]),
+            steps=1,
+            optimizer=optimizer,
+            scheduler=ConstantLR(optimizer, 1.0),
+            engine=Engine("compiled"),
+        )
 
 
 # ---- choosing
@@ -241,7 +249,10 @@ def test_no_training_step_waits() -> None:
     optimizer = sgd(model, None, lr=0.1, momentum=0.9, weight_decay=0)
     with Waits() as waits:
         train(
-            model, iter(torch.arange(96).split(32)), images.batch, images.labels,
-            steps=3, optimizer=optimizer, scheduler=ConstantLR(optimizer, 1.0),
-        )  # fmt: skip
+            model,
+            batches_of(images, torch.arange(96).split(32)),
+            steps=3,
+            optimizer=optimizer,
+            scheduler=ConstantLR(optimizer, 1.0),
+        )
     assert waits.seen == []

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
+from toys import batches_of
 
 from dau_fast.engine.training import recompute_batchnorm, train
+from dau_fast.images import Images
 from dau_fast.models import Classifier
 
-COUNT = 24
+COUNT, CLASSES = 24, ("a", "b", "c")
 
 
 def seeded(*shape: int) -> Tensor:
@@ -68,9 +70,7 @@ def test_training_equals_a_loop_written_by_hand(steps: int) -> None:
     torch.manual_seed(1)
     train(
         model,
-        in_turn(),
-        images.__getitem__,
-        labels,
+        batches_of(Images(images, labels, CLASSES), in_turn()),
         steps=steps,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -86,9 +86,7 @@ def test_training_minimises_the_loss_it_is_given() -> None:
     torch.manual_seed(1)
     train(
         model,
-        in_turn(),
-        images.__getitem__,
-        labels,
+        batches_of(Images(images, labels, CLASSES), in_turn()),
         steps=3,
         optimizer=optimizer,
         scheduler=scheduler,
@@ -100,28 +98,19 @@ def test_training_minimises_the_loss_it_is_given() -> None:
 def test_training_takes_exactly_the_asked_for_steps_and_no_batch_more() -> None:
     model, images, labels = a_task()
     optimizer, scheduler = sgd(model)
-    loaded: list[list[int]] = []
     done: list[int] = []
-
-    def load(index: Tensor) -> Tensor:
-        loaded.append(index.tolist())
-        return images[index]
-
-    batches = in_turn()
+    batches = batches_of(Images(images, labels, CLASSES), in_turn())
     train(
         model.eval(),
         batches,
-        load,
-        labels,
         steps=7,
         optimizer=optimizer,
         scheduler=scheduler,
         on_step=lambda: done.append(1),
     )
-    assert len(loaded) == len(done) == 7
+    assert len(done) == 7
     assert scheduler.last_epoch == 7
-    assert loaded == [batch.tolist() for batch in itertools.islice(in_turn(), 7)]
-    assert torch.equal(next(batches), next(itertools.islice(in_turn(), 7, None)))
+    assert torch.equal(next(batches).indices, next(itertools.islice(in_turn(), 7, None)))
     assert model.training
 
 
@@ -130,7 +119,8 @@ def test_frozen_parameters_stay_as_they_are() -> None:
     frozen = model.network[0].weight.requires_grad_(False)
     before, moving = frozen.clone(), model.head.weight.clone()
     optimizer, scheduler = sgd(model)
-    train(model, in_turn(), images.__getitem__, labels, steps=3, optimizer=optimizer, scheduler=scheduler)
+    batches = batches_of(Images(images, labels, CLASSES), in_turn())
+    train(model, batches, steps=3, optimizer=optimizer, scheduler=scheduler)
     assert torch.equal(frozen, before)
     assert not torch.equal(model.head.weight, moving)
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from dau_fast.config import PruneConfig, TrainingRecipe
-from dau_fast.data import Images
 from dau_fast.errors import UserError
 from dau_fast.experiment import zero_share
+from dau_fast.images import Images
 from dau_fast.methods import METHODS, run
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks, omp, synflow
@@ -63,9 +63,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     indices: set[int] = set()
     batch = Images.batch
 
-    def spy(self: Images, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def spy(self: Images, index: Tensor, *drawn: Any) -> Tensor:
         indices.update(index.tolist())
-        return batch(self, index, generator)
+        return batch(self, index, *drawn)
 
     monkeypatch.setattr(Images, "batch", spy)
     return indices

@@ -19,10 +19,10 @@ from dau_fast.config import (
     GRADIENT_ASCENT_RANDOM,
     TrainingRecipe,
 )
-from dau_fast.data import Images
 from dau_fast.engine.batches import steps_for
 from dau_fast.engine.evaluation import predict
 from dau_fast.errors import UserError
+from dau_fast.images import Images
 from dau_fast.methods import METHODS, method_named, run
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier
@@ -65,9 +65,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     indices: set[int] = set()
     batch = Images.batch
 
-    def spy(self: Images, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def spy(self: Images, index: Tensor, *drawn: Any) -> Tensor:
         indices.update(index.tolist())
-        return batch(self, index, generator)
+        return batch(self, index, *drawn)
 
     monkeypatch.setattr(Images, "batch", spy)
     return indices

@@ -1,0 +1,159 @@
+"""Several processes do what one does: losses, players, models and measures, in float64."""
+
+from __future__ import annotations
+
+import copy
+import os
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import together
+from toys import ONE_CLASS, TENTH, trained
+
+from dau_fast.config import DauConfig
+from dau_fast.dau import game
+from dau_fast.dau.game import Game
+from dau_fast.engine.ranks import Ranks
+from dau_fast.engine.steps import Engine
+from dau_fast.methods import METHODS
+from dau_fast.metrics.unlearning import measure
+from dau_fast.models import Classifier
+from dau_fast.split import Forget
+from dau_fast.task import Task
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
+
+CLASSWISE = DauConfig(label_conditioned=False, alpha=1.0, game_epochs=4, batch_size=32, lr=0.05)
+SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=2, batch_size=32)
+both_kinds = pytest.mark.parametrize(
+    ("forget", "config"), [(ONE_CLASS, CLASSWISE), (TENTH, SPREAD)], ids=["class", "spread"]
+)
+CLOSE = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def exact(forget: Forget, config: DauConfig) -> Task:
+    """A trained task in float64."""
+    task = trained(forget, config)
+    fresh = task.fresh
+    return replace(
+        task,
+        images=replace(task.images, pixels=task.images.pixels.double()),
+        original=copy.deepcopy(task.original).double(),
+        fresh=lambda seed: fresh(seed).double(),
+    )
+
+
+def shared(task: Task, accumulate: int = 1) -> Task:
+    """The same task for all ranks together."""
+    ranks = Ranks.all()
+
+    def ready(model: Classifier) -> Classifier:
+        model.network = ranks.prepare(model.network)
+        return model
+
+    return replace(
+        task,
+        engine=Engine(ranks=ranks, accumulate=accumulate),
+        original=ready(copy.deepcopy(task.original)),
+        fresh=lambda seed: ready(task.fresh(seed)),
+    )
+
+
+def averaged(values: list[torch.Tensor], weight: float) -> torch.Tensor:
+    """The losses of all rows, from each rank's."""
+    total = torch.stack(values) * weight / dist.get_world_size()
+    dist.all_reduce(total)
+    return total
+
+
+# ---- first steps
+
+
+def first_turns(task: Task, monkeypatch: pytest.MonkeyPatch, turns: int) -> dict[str, Any]:
+    """Losses of both players in a game's first turns, and the players after them."""
+    losses: dict[str, list[torch.Tensor]] = {"defender_loss": [], "attacker_loss": []}
+
+    def watch(name: str) -> None:
+        given = getattr(game, name)
+
+        def noted(*arguments: Any, **named: Any) -> torch.Tensor:
+            value = given(*arguments, **named)
+            losses[name].append(value.detach())
+            return value
+
+        monkeypatch.setattr(game, name, noted)
+
+    with monkeypatch.context() as monkeypatch:
+        for name in losses:
+            watch(name)
+        players = Game(copy.deepcopy(task.original), task, task.settings["dau"], turns)
+        players.warm_up()
+        for _ in range(turns):
+            players.turn()
+    return {**losses, "defender": players.defender, "attacker": players.attacker}
+
+
+def compare_first_turns(rank: int, ranks: int, forget: Forget, config: DauConfig) -> None:
+    task = exact(forget, config)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        alone = first_turns(task, monkeypatch, 5)
+        together = first_turns(shared(task), monkeypatch, 5)
+    weight = ranks * len(range(32)[Ranks(rank, ranks).mine(32)]) / 32
+    torch.testing.assert_close(
+        averaged(together["defender_loss"], weight), torch.stack(alone["defender_loss"]), **CLOSE
+    )
+    torch.testing.assert_close(together["attacker_loss"], alone["attacker_loss"], **CLOSE)
+    for player in ("defender", "attacker"):
+        found, expected = together[player].state_dict(), alone[player].state_dict()
+        torch.testing.assert_close(dict(found), dict(expected), rtol=1e-8, atol=1e-9)
+        same_on_every_rank(found)
+
+
+def same_on_every_rank(state: dict[str, torch.Tensor]) -> None:
+    for name, tensor in state.items():
+        first = tensor.clone()
+        dist.broadcast(first, 0)
+        assert torch.equal(tensor, first), name
+
+
+@pytest.mark.parametrize("sensitivity", ["classifier", "input", "full"])
+@pytest.mark.parametrize(
+    ("forget", "config"), [(ONE_CLASS, CLASSWISE), (TENTH, SPREAD)], ids=["class", "spread"]
+)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_first_turns_of_the_game(ranks: int, forget: Forget, config: DauConfig, sensitivity: str) -> None:
+    together(ranks, compare_first_turns, ranks, forget, replace(config, sensitivity=sensitivity))
+
+
+# ---- whole methods
+
+
+def compare_methods(rank: int, ranks: int, forget: Forget, config: DauConfig) -> None:
+    task = exact(forget, config)
+    for name in ("retrain", "retrain_fast", "dau", "ft", "ga"):
+        settings = {**task.settings, "retrain_fast": replace(task.recipe, epochs=3, label_smoothing=0.1)}
+        alone = replace(task, settings=settings)
+        expected, found = METHODS[name](alone), METHODS[name](shared(alone))
+        same_on_every_rank(found.model.state_dict())
+        torch.testing.assert_close(
+            dict(found.model.state_dict()), dict(expected.model.state_dict()), rtol=1e-5, atol=1e-6
+        )
+        ours, theirs = measured(alone, found.model, Ranks.all()), measured(alone, expected.model, Ranks())
+        assert ours == theirs
+        if name == "dau":
+            assert found.history["step"] == expected.history["step"]
+
+
+def measured(task: Task, model: Classifier, ranks: Ranks) -> Any:
+    return measure(model, task.images.batch, task.labels, task.split, task.generator("measures"), ranks=ranks)
+
+
+@pytest.mark.parametrize(
+    ("forget", "config"), [(ONE_CLASS, CLASSWISE), (TENTH, SPREAD)], ids=["class", "spread"]
+)
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_methods_and_measures(ranks: int, forget: Forget, config: DauConfig) -> None:
+    together(ranks, compare_methods, ranks, forget, config)
