@@ -97,12 +97,16 @@ class DauConfig:
         means forget, and the defender answers by becoming more certain of the forgotten label.
         The batch is the power of two that leaves about 12 steps a pass, from 32 to 256: on digits
         larger batches recover worse, on more images smaller ones only cost time.
-        A pruned model needs a stronger push to forget images that are spread over classes.
+        A pruned model needs a stronger push to forget images that are spread over classes. Where it forgets
+        a whole class, it loses more of the others on the way: smaller steps and a longer recovery.
         """
         batch_size = min(256, max(32, 1 << max(1, retain_images // 12).bit_length() - 1))
         alpha = 1.0 if pruned else 0.5
         shared = cls(label_conditioned=not classwise, alpha=alpha, game_epochs=1, batch_size=batch_size)
-        return replace(shared, alpha=1.0, game_epochs=2, recovery_epochs=3) if classwise else shared
+        if not classwise:
+            return shared
+        shared = replace(shared, alpha=1.0, game_epochs=2, recovery_epochs=3)
+        return replace(shared, lr=0.01, recovery_epochs=5) if pruned else shared
 
 
 # The rivals' recipes are those of Jia et al. 2023's reference implementation.
