@@ -71,6 +71,7 @@ class Options:
     seed: int
     repeats: int
     sensitivity: str
+    retain_sample: float | None
     device: str
     precision: str
     engine: str
@@ -93,6 +94,9 @@ class Options:
 @click.option("--prune", default="none", help=f"Prune the original: none, {', '.join(PRUNERS)}.")
 @click.option("--sparsity", type=float, help="Share of the convolutions' weights to prune; 0.95.")
 @click.option("--sensitivity", default="classifier", help=f"Of the game: {', '.join(SENSITIVITIES)}.")
+@click.option(
+    "--retain-sample", type=click.FloatRange(0, min_open=True), help="Retain images to use per forget image."
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Decides every random choice.")
 @click.option("--repeats", type=_POSITIVE, default=1, help="Seeds; from 2 on with spread and noise floor.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
@@ -175,6 +179,7 @@ def pipeline(
         options.sensitivity,
         pruning,
         engine,
+        options.retain_sample,
     )
     warm_up(device)
     results = [
@@ -197,6 +202,7 @@ def pipeline(
         "retrain_epochs": {name: r.epochs for name, r in experiment.retraining.items() if name in methods},
         "prune": record.prune_facts(pruning, first, checkpoint=options.checkpoint is not None),
         "sensitivity": options.sensitivity,
+        "retain_sample": options.retain_sample,
         "sensitivity_costs": sensitivity_costs,
         "sets": record.set_sizes(first.split),
         "versions": record.versions(),

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from dau_fast.config import DauConfig
+from dau_fast.config import DauConfig, sample_size
 from dau_fast.dau.attacker import Attacker, attacker_loss
 from dau_fast.dau.defender import defender_loss
 from dau_fast.dau.referee import Referee
@@ -34,8 +34,9 @@ from dau_fast.task import Task, Unlearned
 
 def unlearn(task: Task) -> Unlearned:
     """Make a copy of the original forget task.split.forget; settings["dau"] may hold a DauConfig."""
-    retain, load = task.split.retain, task.images.batch
     config = _config(task)
+    task = _sampled(task, config)
+    retain, load = task.split.retain, task.images.batch
     defender = copy.deepcopy(task.original)
     game_steps = steps_for(config.game_epochs, len(retain), config.batch_size)
     recovery_steps = steps_for(config.recovery_epochs, len(retain), config.batch_size)
@@ -69,10 +70,20 @@ def _config(task: Task) -> DauConfig:
     given: DauConfig | None = task.settings.get("dau")
     if given is not None:
         return given
-    retain = len(task.split.retain)
+    split = task.split
     return DauConfig.default(
-        classwise=task.split.classwise, retain_images=retain, pruned=task.masks is not None
+        classwise=split.classwise, retain_images=len(split.retain), pruned=task.masks is not None
     )
+
+
+def _sampled(task: Task, config: DauConfig) -> Task:
+    """`task` with as much of the retain set as `config` asks for."""
+    retain = task.split.retain
+    count = sample_size(len(retain), len(task.split.forget), config.retain_sample)
+    if count == len(retain):
+        return task
+    order = torch.randperm(len(retain), generator=task.generator("retain sample"), device=retain.device)
+    return replace(task, split=replace(task.split, retain=retain[order[:count]].sort().values))
 
 
 class Game:
