@@ -76,6 +76,7 @@ class Options:
     precision: str
     engine: str
     accumulate: int
+    activation_checkpointing: bool
     timeout: float
     profile: bool
 
@@ -103,6 +104,7 @@ class Options:
 @click.option("--precision", default="auto", help="auto (bf16 on CUDA), fp32, bf16 or fp64.")
 @click.option("--engine", default="auto", help=f"How training steps run: auto, {', '.join(ENGINES)}.")
 @click.option("--accumulate", type=_POSITIVE, default=1, help="Parts a batch is taken in, to save memory.")
+@click.option("--activation-checkpointing", is_flag=True, help="Keep fewer activations; takes longer.")
 @click.option("--timeout", type=click.FloatRange(1), default=600, help="Seconds processes wait for another.")
 @click.option("--profile", is_flag=True, help="Say where the time of training steps goes; traces in --out.")
 @click.option("--out", type=Path, default=Path("out"), help="For report.json, report.html and weights.")
@@ -147,7 +149,9 @@ def pipeline(
     pruning = _pruning(options)
     precision = choose_precision(options.precision, device)
     profiler = Profiler(folder) if options.profile and folder else None
-    engine = choose_engine(options.engine, device, profiler, ranks, options.accumulate)
+    engine = choose_engine(
+        options.engine, device, profiler, ranks, options.accumulate, options.activation_checkpointing
+    )
     with ranks.in_turn(options.download):
         images = data.load(
             options.dataset,

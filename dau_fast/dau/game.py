@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
@@ -149,6 +149,7 @@ class Game:
         # Naming the leaves keeps the attacker's parameters out of the defender's backward pass.
         leaves = [parameter for parameter in defender.parameters() if parameter.requires_grad]
         called, parts, view = ranks.parallel(defender), self._parts(), self.referee.view
+        forward = self.task.engine.forward(called, defender)
 
         def step(images: Tensor, labels: Tensor, study: Tensor) -> None:
             self._defend.zero_grad(set_to_none=True)
@@ -156,7 +157,7 @@ class Game:
                 some, targets, may_study = (_rows(tensor, part.rows) for tensor in (images, labels, study))
                 with ranks.sharing(called, part is parts[-1]):
                     with section("forward"):
-                        sets, u_forget, u_validation = reveal(called, defender, view, some, targets)
+                        sets, u_forget, u_validation = reveal(forward, defender, view, some, targets)
                     with section("attacker"):
                         seen = self._seen_by_all(u_forget, u_validation, may_study, part.sizes)
                         for _ in range(_share(config.attacker_steps, number, len(parts))):
@@ -214,14 +215,14 @@ def _share(steps: int, number: int, parts: int) -> int:
 
 
 def _reveal(
-    called: nn.Module, defender: Classifier, view: View, images: Tensor, labels: Tensor
+    forward: Callable[[Tensor], Outputs], defender: Classifier, view: View, images: Tensor, labels: Tensor
 ) -> tuple[tuple[Outputs, Outputs, Outputs], Tensor, Tensor]:
     """One pass over as many images of retain, forget and validation: outputs, and what the attacker sees.
 
-    called: the defender, or what averages its gradients over processes. images [3B, ...], labels [3B]; u of
-    forget with its graph, of validation without.
+    forward: how to call the defender. images [3B, ...], labels [3B]; u of forget with its graph, of
+    validation without.
     """
-    outputs = called(images)
+    outputs = forward(images)
     retain, forget, validation = (
         Outputs(*part) for part in zip(*(tensor.chunk(3) for tensor in outputs), strict=True)
     )
