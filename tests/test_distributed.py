@@ -15,18 +15,22 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import ConstantLR
 from toys import ONE_CLASS, TENTH, batches_of, trained
 
-from dau_fast.config import DauConfig
+from dau_fast.api import unlearn
+from dau_fast.config import PRUNERS, DauConfig, PruneConfig, TrainingRecipe
 from dau_fast.dau import game
 from dau_fast.dau.game import Game
 from dau_fast.dau.view import SENSITIVITIES
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.steps import Engine
 from dau_fast.engine.training import train
+from dau_fast.errors import UserError
+from dau_fast.experiment import builder
 from dau_fast.images import Images
 from dau_fast.methods import METHODS
 from dau_fast.metrics.unlearning import measure
 from dau_fast.models import Classifier, SmallResNet
-from dau_fast.split import Forget
+from dau_fast.rivals import original
+from dau_fast.split import Forget, hold_out, make_split
 from dau_fast.task import Task
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
@@ -164,6 +168,62 @@ def compare_all_methods(rank: int) -> None:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_methods_and_measures(ranks: int) -> None:
     together(ranks, compare_all_methods)
+
+
+# ---- from Python, and pruned
+
+
+def call_from_python(rank: int) -> None:
+    task = exact(TENTH, SPREAD)
+    split, pixels, labels = task.split, task.images.pixels, task.labels
+    names = ("forget", "retain", "validation", "test")
+    sets = {name: (pixels[getattr(split, name)], labels[getattr(split, name)]) for name in names}
+    network = task.original.release()
+    if rank == 1:
+        network[0].weight.data.zero_()  # what counts is the first process's model
+    before = copy.deepcopy(network.state_dict())
+    found = unlearn(network, **sets, config=SPREAD, device="cpu", distributed=True)
+    torch.testing.assert_close(dict(network.state_dict()), dict(before), rtol=0, atol=0)
+    assert [type(layer) for layer in found.model] == [type(layer) for layer in network]
+    same_on_every_rank(found.model.state_dict())
+    if rank == 0:
+        expected = unlearn(network, **sets, config=SPREAD, device="cpu")
+        assert found.after == expected.after
+        torch.testing.assert_close(
+            dict(found.model.state_dict()), dict(expected.model.state_dict()), rtol=1e-5, atol=1e-6
+        )
+
+
+def prune_together(rank: int) -> None:
+    """Every process finds the same masks, and those of one."""
+    images = Images(torch.randn(60, 1, 8, 8).double(), torch.arange(60) % 4, tuple("abcd"))
+    dist.broadcast(images.pixels, 0)
+    roles = hold_out(images.labels, None, 0, validation_share=0.2, test_share=0.2)
+    split = make_split(roles, images.labels, TENTH, 0)
+    recipe = TrainingRecipe(epochs=4, batch_size=12, lr=0.05)
+    fresh = builder("small", images, torch.float64)
+    for method in PRUNERS:
+        alone = Task(
+            images, split, 0, fresh(1), fresh, recipe, pruning=PruneConfig(method, 0.7, iterations=5)
+        )  # fmt: skip
+        expected, found = original.train(alone), original.train(shared(replace(alone, original=fresh(1))))
+        assert found.masks == expected.masks, method
+        same_on_every_rank(found.model.state_dict())
+
+
+def test_a_call_from_python_gives_every_process_the_result() -> None:
+    together(2, call_from_python)
+
+
+def test_masks_are_the_same_everywhere() -> None:
+    together(2, prune_together)
+
+
+def test_a_call_for_all_processes_needs_a_process_group() -> None:
+    task = trained(TENTH, SPREAD)
+    some = task.images.pixels[:40], task.labels[:40]
+    with pytest.raises(UserError, match="distributed=True without a process group"):
+        unlearn(task.original.network, forget=some, retain=some, validation=some, distributed=True)
 
 
 # ---- activation checkpointing
