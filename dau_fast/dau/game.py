@@ -51,6 +51,7 @@ def unlearn(task: Task) -> Unlearned:
         if step % look_every == 0 and game.referee.look(defender, game.attacker, step):
             break
 
+    game.end()
     optimizer = _sgd(defender, task, config, config.recovery_lr)
     train(
         defender,
@@ -131,6 +132,10 @@ class Game:
         if self._step is None:
             self._step = self._prepared(inputs)
         self._step(*inputs)
+
+    def end(self) -> None:
+        """Let go of what only turns need, such as buffers for the gradients of several processes."""
+        self._step = None
 
     def _prepared(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Step:
         players = Players((self.defender, self.attacker), (self._attack, self._defend))
