@@ -34,7 +34,7 @@ from dau_fast.task import Task, Unlearned
 
 def unlearn(task: Task) -> Unlearned:
     """Make a copy of the original forget task.split.forget; settings["dau"] may hold a DauConfig."""
-    retain, load = task.split.retain, task.images.batch
+    retain = task.split.retain
     config = _config(task)
     defender = copy.deepcopy(task.original)
     game_steps = steps_for(config.game_epochs, len(retain), config.batch_size)
@@ -49,6 +49,7 @@ def unlearn(task: Task) -> Unlearned:
         advance()
         if step % look_every == 0 and game.referee.look(defender, game.attacker, step):
             break
+    game.end()
 
     optimizer = _sgd(defender, task, config, config.recovery_lr)
     train(
@@ -61,7 +62,7 @@ def unlearn(task: Task) -> Unlearned:
         engine=task.engine,
         name="recovery",
     )
-    recompute_batchnorm(defender, load, retain, ranks=task.ranks)
+    recompute_batchnorm(defender, task.images, retain, ranks=task.ranks)
     return Unlearned(defender, asdict(game.referee.history))
 
 
@@ -86,7 +87,7 @@ class Game:
         self.referee = Referee(
             task.split,
             task.labels,
-            task.images.batch,
+            task.images,
             exam_share=config.exam_share,
             view=View(config.sensitivity, config.label_conditioned),
             generator=task.generator("exam"),
@@ -101,6 +102,7 @@ class Game:
         self._defend = _sgd(defender, task, config, config.lr)
         split = task.split
         self._batches = task.feed("game", config.batch_size, split.retain, split.forget, split.validation)
+        self._waiting = task.engine.waiting_of("game")
         self._step: Step | None = None
 
     def warm_up(self) -> None:
@@ -113,13 +115,17 @@ class Game:
 
     def turn(self) -> None:
         """One defender pass over retain, forget and validation; the attacker steps, then the defender."""
-        with section("data"):
-            images, labels, index = next(self._batches)
+        images, labels, index = self._waiting.batch(self._batches)
         inputs = images, labels, self.referee.study(index)
         self.defender.train()
         if self._step is None:
             self._step = self._prepared(inputs)
         self._step(*inputs)
+        self._waiting.done(images.device)
+
+    def end(self) -> None:
+        """No turn follows: batches that were read ahead are dropped."""
+        self._batches.close()
 
     def _prepared(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Step:
         players = Players((self.defender, self.attacker), (self._attack, self._defend))
