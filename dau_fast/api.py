@@ -61,6 +61,7 @@ def unlearn(
     device: str = "auto",
     engine: str = "auto",
     accumulate: int = 1,
+    activation_checkpointing: bool = False,
     distributed: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -73,8 +74,10 @@ def unlearn(
     `device`. Without `test` nothing is measured. method: "dau", "ft" or "ga".
     masks: of a pruned model, whose masked weights stay zero. engine: how training steps run, "auto" or
     one of dau_fast.engine.steps.ENGINES. accumulate: parts a batch is taken in, one after the other, to
-    save memory. distributed: whether all processes of torch.distributed's default group make this call
-    together, with the same model and sets, each on a device of its own; each has the result.
+    save memory. activation_checkpointing: compute blocks' activations again in the backward pass, which
+    saves more of it and takes longer. distributed: whether all processes of torch.distributed's default
+    group make this call together, with the same model and sets, each on a device of its own; each has
+    the result.
     Raises UserError (a ValueError) for sets that do not fit together or do not fit the model.
     """
     if method.startswith("retrain"):
@@ -82,7 +85,7 @@ def unlearn(
     chosen = method_named(method)
     place = choose_device(device)
     ranks = _ranks(distributed)
-    runner = choose_engine(engine, place, ranks=ranks, accumulate=accumulate)
+    runner = choose_engine(engine, place, None, ranks, accumulate, activation_checkpointing)
     given = {"forget": forget, "retain": retain, "validation": validation, "test": test}
     sets = {name: _tensors(name, data) for name, data in given.items() if data is not None}
     images = _images(sets).to(place)

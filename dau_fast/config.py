@@ -75,6 +75,8 @@ class DauConfig:
     game_epochs: float  # longest game, in passes over the retain set
     batch_size: int  # images of each of retain, forget and validation set
     recovery_epochs: float = 4  # passes over the retain set after the game, without the attacker
+    retain_sample: float | None = None  # times as many retain images as forget images are played with,
+    # drawn once: the cost then follows the forget set and not the data set; None for all of them
     sensitivity: str = "classifier"  # what the attacker sees of a sample's gradient: see dau/view.py
     beta: float = 1e-3  # weight of the Barlow Twins term
     lambd: float = 5e-3  # its off-diagonal weight (Zbontar et al. 2021, section 3)
@@ -90,7 +92,15 @@ class DauConfig:
     exam_share: float = 0.25  # part of forget and validation that the attacker never trains on
 
     @classmethod
-    def default(cls, *, classwise: bool, retain_images: int, pruned: bool = False) -> DauConfig:
+    def default(
+        cls,
+        *,
+        classwise: bool,
+        retain_images: int,
+        pruned: bool = False,
+        forget_images: int = 0,
+        retain_sample: float | None = None,
+    ) -> DauConfig:
         """The settings for forgetting whole classes, or images spread over classes.
 
         With the true label in sight class-wise forgetting fails: the attacker learns that high loss
@@ -100,13 +110,28 @@ class DauConfig:
         A pruned model needs a stronger push to forget images that are spread over classes. Where it forgets
         a whole class, it loses more of the others on the way: smaller steps and a longer recovery.
         """
+        if retain_sample is not None:
+            retain_images = sample_size(retain_images, forget_images, retain_sample)
         batch_size = min(256, max(32, 1 << max(1, retain_images // 12).bit_length() - 1))
         alpha = 1.0 if pruned else 0.5
-        shared = cls(label_conditioned=not classwise, alpha=alpha, game_epochs=1, batch_size=batch_size)
+        shared = cls(
+            label_conditioned=not classwise,
+            alpha=alpha,
+            game_epochs=1,
+            batch_size=batch_size,
+            retain_sample=retain_sample,
+        )
         if not classwise:
             return shared
         shared = replace(shared, alpha=1.0, game_epochs=2, recovery_epochs=3)
         return replace(shared, lr=0.01, recovery_epochs=5) if pruned else shared
+
+
+def sample_size(retain_images: int, forget_images: int, retain_sample: float | None) -> int:
+    """How many retain images the game plays with, at least one."""
+    if retain_sample is None:
+        return retain_images
+    return min(retain_images, max(1, round(retain_sample * forget_images)))
 
 
 # The rivals' recipes are those of Jia et al. 2023's reference implementation.

@@ -45,6 +45,7 @@ class Experiment:
 
     recipe: of the original. retraining: those of retrain and retrain_fast, by method.
     pruning: of the original, a given one included; None leaves it as it is. engine: of all training steps.
+    retain_sample: see DauConfig.
     """
 
     images: Images
@@ -59,6 +60,7 @@ class Experiment:
     sensitivity: str
     pruning: PruneConfig | None = None
     engine: Engine = field(default_factory=Engine)
+    retain_sample: float | None = None
 
     def roles(self, seed: int) -> np.ndarray:
         """The role of every image, int8 [N]; a given original keeps the ones it was trained with."""
@@ -105,6 +107,8 @@ def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progre
         classwise=split.classwise,
         retain_images=len(split.retain),
         pruned=masks is not None or pruning is not None,
+        forget_images=len(split.forget),
+        retain_sample=experiment.retain_sample,
     )
     settings = {"dau": replace(usual, sensitivity=experiment.sensitivity), **experiment.retraining}
     if given and pruning:

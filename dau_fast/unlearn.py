@@ -73,10 +73,12 @@ class Options:
     seed: int
     repeats: int
     sensitivity: str
+    retain_sample: float | None
     device: str
     precision: str
     engine: str
     accumulate: int
+    activation_checkpointing: bool
     timeout: float
     profile: bool
 
@@ -98,12 +100,16 @@ class Options:
 @click.option("--prune", default="none", help=f"Prune the original: none, {', '.join(PRUNERS)}.")
 @click.option("--sparsity", type=float, help="Share of the convolutions' weights to prune; 0.95.")
 @click.option("--sensitivity", default="classifier", help=f"Of the game: {', '.join(SENSITIVITIES)}.")
+@click.option(
+    "--retain-sample", type=click.FloatRange(0, min_open=True), help="Retain images to use per forget image."
+)
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Decides every random choice.")
 @click.option("--repeats", type=_POSITIVE, default=1, help="Seeds; from 2 on with spread and noise floor.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", help="auto (bf16 on CUDA), fp32, bf16 or fp64.")
 @click.option("--engine", default="auto", help=f"How training steps run: auto, {', '.join(ENGINES)}.")
 @click.option("--accumulate", type=_POSITIVE, default=1, help="Parts a batch is taken in, to save memory.")
+@click.option("--activation-checkpointing", is_flag=True, help="Keep fewer activations; takes longer.")
 @click.option("--timeout", type=click.FloatRange(1), default=600, help="Seconds processes wait for another.")
 @click.option("--profile", is_flag=True, help="Say where the time of training steps goes; traces in --out.")
 @click.option("--out", type=Path, default=Path("out"), help="For report.json, report.html and weights.")
@@ -148,7 +154,9 @@ def pipeline(
     pruning = _pruning(options)
     precision = choose_precision(options.precision, device)
     profiler = Profiler(folder) if options.profile and folder else None
-    engine = choose_engine(options.engine, device, profiler, ranks, options.accumulate)
+    engine = choose_engine(
+        options.engine, device, profiler, ranks, options.accumulate, options.activation_checkpointing
+    )
     with ranks.in_turn(options.download):
         images = data.load(
             options.dataset,
@@ -182,6 +190,7 @@ def pipeline(
         options.sensitivity,
         pruning,
         engine,
+        options.retain_sample,
     )
     warm_up(device)
     results = [
@@ -206,6 +215,7 @@ def pipeline(
         "retrain_epochs": {name: r.epochs for name, r in experiment.retraining.items() if name in methods},
         "prune": record.prune_facts(pruning, first, checkpoint=options.checkpoint is not None),
         "sensitivity": options.sensitivity,
+        "retain_sample": options.retain_sample,
         "sensitivity_costs": sensitivity_costs,
         "sets": record.set_sizes(first.split),
         "versions": record.versions(),

@@ -11,26 +11,33 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import together
-from toys import ONE_CLASS, TENTH, trained
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ConstantLR
+from toys import ONE_CLASS, TENTH, batches_of, trained
 
-from dau_fast.config import DauConfig
+from dau_fast.api import unlearn
+from dau_fast.config import PRUNERS, DauConfig, PruneConfig, TrainingRecipe
 from dau_fast.dau import game
 from dau_fast.dau.game import Game
+from dau_fast.dau.view import SENSITIVITIES
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.steps import Engine
+from dau_fast.engine.training import train
+from dau_fast.errors import UserError
+from dau_fast.experiment import builder
+from dau_fast.images import Images
 from dau_fast.methods import METHODS
 from dau_fast.metrics.unlearning import measure
-from dau_fast.models import Classifier
-from dau_fast.split import Forget
+from dau_fast.models import Classifier, SmallResNet
+from dau_fast.rivals import original
+from dau_fast.split import Forget, hold_out, make_split
 from dau_fast.task import Task
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
 
 CLASSWISE = DauConfig(label_conditioned=False, alpha=1.0, game_epochs=4, batch_size=32, lr=0.05)
 SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=2, batch_size=32)
-both_kinds = pytest.mark.parametrize(
-    ("forget", "config"), [(ONE_CLASS, CLASSWISE), (TENTH, SPREAD)], ids=["class", "spread"]
-)
+KINDS = ((ONE_CLASS, CLASSWISE), (TENTH, SPREAD))
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
@@ -119,19 +126,21 @@ def same_on_every_rank(state: dict[str, torch.Tensor]) -> None:
         assert torch.equal(tensor, first), name
 
 
-@pytest.mark.parametrize("sensitivity", ["classifier", "input", "full"])
-@pytest.mark.parametrize(
-    ("forget", "config"), [(ONE_CLASS, CLASSWISE), (TENTH, SPREAD)], ids=["class", "spread"]
-)
+def compare_all_first_turns(rank: int, ranks: int) -> None:
+    for forget, config in KINDS:
+        for sensitivity in SENSITIVITIES:
+            compare_first_turns(rank, ranks, forget, replace(config, sensitivity=sensitivity))
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_first_turns_of_the_game(ranks: int, forget: Forget, config: DauConfig, sensitivity: str) -> None:
-    together(ranks, compare_first_turns, ranks, forget, replace(config, sensitivity=sensitivity))
+def test_first_turns_of_the_game(ranks: int) -> None:
+    together(ranks, compare_all_first_turns, ranks)
 
 
 # ---- whole methods
 
 
-def compare_methods(rank: int, ranks: int, forget: Forget, config: DauConfig) -> None:
+def compare_methods(forget: Forget, config: DauConfig) -> None:
     task = exact(forget, config)
     for name in ("retrain", "retrain_fast", "dau", "ft", "ga"):
         settings = {**task.settings, "retrain_fast": replace(task.recipe, epochs=3, label_smoothing=0.1)}
@@ -151,9 +160,97 @@ def measured(task: Task, model: Classifier, ranks: Ranks) -> Any:
     return measure(model, task.images.batch, task.labels, task.split, task.generator("measures"), ranks=ranks)
 
 
-@pytest.mark.parametrize(
-    ("forget", "config"), [(ONE_CLASS, CLASSWISE), (TENTH, SPREAD)], ids=["class", "spread"]
-)
+def compare_all_methods(rank: int) -> None:
+    for forget, config in KINDS:
+        compare_methods(forget, config)
+
+
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_methods_and_measures(ranks: int, forget: Forget, config: DauConfig) -> None:
-    together(ranks, compare_methods, ranks, forget, config)
+def test_methods_and_measures(ranks: int) -> None:
+    together(ranks, compare_all_methods)
+
+
+# ---- from Python, and pruned
+
+
+def call_from_python(rank: int) -> None:
+    task = exact(TENTH, SPREAD)
+    split, pixels, labels = task.split, task.images.pixels, task.labels
+    names = ("forget", "retain", "validation", "test")
+    sets = {name: (pixels[getattr(split, name)], labels[getattr(split, name)]) for name in names}
+    network = task.original.release()
+    if rank == 1:
+        network[0].weight.data.zero_()  # what counts is the first process's model
+    before = copy.deepcopy(network.state_dict())
+    found = unlearn(network, **sets, config=SPREAD, device="cpu", distributed=True)
+    torch.testing.assert_close(dict(network.state_dict()), dict(before), rtol=0, atol=0)
+    assert [type(layer) for layer in found.model] == [type(layer) for layer in network]
+    same_on_every_rank(found.model.state_dict())
+    if rank == 0:
+        expected = unlearn(network, **sets, config=SPREAD, device="cpu")
+        assert found.after == expected.after
+        torch.testing.assert_close(
+            dict(found.model.state_dict()), dict(expected.model.state_dict()), rtol=1e-5, atol=1e-6
+        )
+
+
+def prune_together(rank: int) -> None:
+    """Every process finds the same masks, and those of one."""
+    images = Images(torch.randn(60, 1, 8, 8).double(), torch.arange(60) % 4, tuple("abcd"))
+    dist.broadcast(images.pixels, 0)
+    roles = hold_out(images.labels, None, 0, validation_share=0.2, test_share=0.2)
+    split = make_split(roles, images.labels, TENTH, 0)
+    recipe = TrainingRecipe(epochs=4, batch_size=12, lr=0.05)
+    fresh = builder("small", images, torch.float64)
+    for method in PRUNERS:
+        alone = Task(
+            images, split, 0, fresh(1), fresh, recipe, pruning=PruneConfig(method, 0.7, iterations=5)
+        )  # fmt: skip
+        expected, found = original.train(alone), original.train(shared(replace(alone, original=fresh(1))))
+        assert found.masks == expected.masks, method
+        same_on_every_rank(found.model.state_dict())
+
+
+def test_a_call_from_python_gives_every_process_the_result() -> None:
+    together(2, call_from_python)
+
+
+def test_masks_are_the_same_everywhere() -> None:
+    together(2, prune_together)
+
+
+def test_a_call_for_all_processes_needs_a_process_group() -> None:
+    task = trained(TENTH, SPREAD)
+    some = task.images.pixels[:40], task.labels[:40]
+    with pytest.raises(UserError, match="distributed=True without a process group"):
+        unlearn(task.original.network, forget=some, retain=some, validation=some, distributed=True)
+
+
+# ---- activation checkpointing
+
+
+def checkpointed_training(rank: int) -> None:
+    """Layers that wait for the other rank are passed once more on the way back."""
+    images = Images(torch.randn(48, 1, 8, 8).double(), torch.arange(48) % 4, tuple("abcd"))
+    dist.broadcast(images.pixels, 0)
+    ranks = Ranks.all()
+    found = []
+    for engine in (Engine(), Engine(ranks=ranks, activation_checkpointing=True)):
+        torch.manual_seed(0)
+        model = Classifier(engine.ranks.prepare(SmallResNet(1, 4).double()))
+        optimizer = SGD(model.parameters(), lr=0.1)
+        mine = engine.ranks.mine(16)
+        train(
+            model,
+            batches_of(images, [index[mine] for index in torch.arange(48).split(16)]),
+            steps=3,
+            optimizer=optimizer,
+            scheduler=ConstantLR(optimizer, 1.0),
+            engine=engine,
+        )
+        found.append(dict(model.state_dict()))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)
+
+
+def test_activation_checkpointing() -> None:
+    together(2, checkpointed_training)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from dau_fast.config import DauConfig
+from dau_fast.config import DauConfig, sample_size
 from dau_fast.dau.attacker import Attacker, attacker_loss
 from dau_fast.dau.defender import defender_loss
 from dau_fast.dau.referee import Referee
@@ -34,8 +34,9 @@ from dau_fast.task import Task, Unlearned
 
 def unlearn(task: Task) -> Unlearned:
     """Make a copy of the original forget task.split.forget; settings["dau"] may hold a DauConfig."""
-    retain = task.split.retain
     config = _config(task)
+    task = _sampled(task, config)
+    retain = task.split.retain
     defender = copy.deepcopy(task.original)
     game_steps = steps_for(config.game_epochs, len(retain), config.batch_size)
     recovery_steps = steps_for(config.recovery_epochs, len(retain), config.batch_size)
@@ -70,10 +71,20 @@ def _config(task: Task) -> DauConfig:
     given: DauConfig | None = task.settings.get("dau")
     if given is not None:
         return given
-    retain = len(task.split.retain)
+    split = task.split
     return DauConfig.default(
-        classwise=task.split.classwise, retain_images=retain, pruned=task.masks is not None
+        classwise=split.classwise, retain_images=len(split.retain), pruned=task.masks is not None
     )
+
+
+def _sampled(task: Task, config: DauConfig) -> Task:
+    """`task` with as much of the retain set as `config` asks for."""
+    retain = task.split.retain
+    count = sample_size(len(retain), len(task.split.forget), config.retain_sample)
+    if count == len(retain):
+        return task
+    order = torch.randperm(len(retain), generator=task.generator("retain sample"), device=retain.device)
+    return replace(task, split=replace(task.split, retain=retain[order[:count]].sort().values))
 
 
 class Game:
@@ -144,6 +155,7 @@ class Game:
         # Naming the leaves keeps the attacker's parameters out of the defender's backward pass.
         leaves = [parameter for parameter in defender.parameters() if parameter.requires_grad]
         called, parts, view = ranks.parallel(defender), self._parts(), self.referee.view
+        forward = self.task.engine.forward(called, defender)
 
         def step(images: Tensor, labels: Tensor, study: Tensor) -> None:
             self._defend.zero_grad(set_to_none=True)
@@ -151,7 +163,7 @@ class Game:
                 some, targets, may_study = (_rows(tensor, part.rows) for tensor in (images, labels, study))
                 with ranks.sharing(called, part is parts[-1]):
                     with section("forward"):
-                        sets, u_forget, u_validation = reveal(called, defender, view, some, targets)
+                        sets, u_forget, u_validation = reveal(forward, defender, view, some, targets)
                     with section("attacker"):
                         seen = self._seen_by_all(u_forget, u_validation, may_study, part.sizes)
                         for _ in range(_share(config.attacker_steps, number, len(parts))):
@@ -209,14 +221,14 @@ def _share(steps: int, number: int, parts: int) -> int:
 
 
 def _reveal(
-    called: nn.Module, defender: Classifier, view: View, images: Tensor, labels: Tensor
+    forward: Callable[[Tensor], Outputs], defender: Classifier, view: View, images: Tensor, labels: Tensor
 ) -> tuple[tuple[Outputs, Outputs, Outputs], Tensor, Tensor]:
     """One pass over as many images of retain, forget and validation: outputs, and what the attacker sees.
 
-    called: the defender, or what averages its gradients over processes. images [3B, ...], labels [3B]; u of
-    forget with its graph, of validation without.
+    forward: how to call the defender. images [3B, ...], labels [3B]; u of forget with its graph, of
+    validation without.
     """
-    outputs = called(images)
+    outputs = forward(images)
     retain, forget, validation = (
         Outputs(*part) for part in zip(*(tensor.chunk(3) for tensor in outputs), strict=True)
     )

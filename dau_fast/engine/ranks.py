@@ -85,9 +85,10 @@ class Ranks:
         Raises UserError where a rank would be left without a row in one of them.
         """
         if min(sizes) < parts:
+            shared = "" if self.alone else f"shared by {self.count} processes, each "
             raise UserError(
-                f"a batch of {sum(sizes)} images cannot be shared by {self.count} processes in {parts} parts "
-                "each: take fewer processes, a smaller --accumulate or a larger batch"
+                f"a batch of {sum(sizes)} images cannot be {shared}taken in {parts} parts: take a smaller "
+                "--accumulate, fewer processes or a larger batch"
             )
         found = []
         for part in range(parts):

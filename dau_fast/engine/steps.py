@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from dau_fast.engine.activation_checkpointing import blocks_of, checkpointed
 from dau_fast.engine.profiling import Profiler, section
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import Stopwatch
 from dau_fast.engine.waiting import Waiting
 from dau_fast.errors import UserError
+from dau_fast.models import Outputs
 
 ENGINES = ("eager", "compiled", "captured")
 
@@ -56,10 +58,11 @@ def choose_engine(
     profiler: Profiler | None = None,
     ranks: Ranks = ALONE,
     accumulate: int = 1,
+    activation_checkpointing: bool = False,
 ) -> Engine:
     """`auto` or one of ENGINES on `device`. Raises UserError for others, and for captured without CUDA.
 
-    Several processes run eagerly: `compiled` and `captured` are refused.
+    Several processes and activation checkpointing run eagerly: `compiled` and `captured` are refused.
     """
     if name != "auto" and name not in ENGINES:
         raise UserError(f"unknown engine '{name}': expected auto, {', '.join(ENGINES)}")
@@ -67,13 +70,16 @@ def choose_engine(
         raise UserError("--engine captured needs a CUDA device: take eager or compiled here")
     if name not in ("auto", "eager") and not ranks.alone:
         raise UserError(f"--engine {name} is for one process, and there are {ranks.count}: take eager")
-    return Engine(name, profiler, ranks, accumulate)
+    if name not in ("auto", "eager") and activation_checkpointing:
+        raise UserError(f"--engine {name} does not go with --activation-checkpointing: take eager")
+    return Engine(name, profiler, ranks, accumulate, activation_checkpointing)
 
 
 class Engine:
     """Prepares steps. name: `auto` or one of ENGINES. profiler: looks at the first steps of every loop.
 
     ranks: the processes that take every step together. accumulate: parts of a batch, one after the other.
+    activation_checkpointing: compute blocks' activations again in the backward pass, to save memory.
     compile_seconds: spent so far on rehearsing, compiling and capturing. chosen: by loop, the engine
     that runs it and, for auto, why. waiting: by loop, how much of its steps' time went into waiting for data.
     """
@@ -84,8 +90,10 @@ class Engine:
         profiler: Profiler | None = None,
         ranks: Ranks = ALONE,
         accumulate: int = 1,
+        activation_checkpointing: bool = False,
     ) -> None:
         self.name = name
+        self.activation_checkpointing = activation_checkpointing
         self.ranks = ranks
         self.accumulate = accumulate
         self.profiler = profiler
@@ -130,6 +138,10 @@ class Engine:
         waiting.begin()
         return waiting
 
+    def forward(self, called: nn.Module, network: nn.Module) -> Callable[[Tensor], Outputs]:
+        """How a step calls `called`, which runs `network` and perhaps averages its gradients."""
+        return checkpointed(called, blocks_of(network)) if self.activation_checkpointing else called
+
     def _fitted(self, build: Callable[[Compile], Step], inputs: tuple[Tensor, ...], loop: str) -> Step:
         """A step that has run once: with more and smaller parts of a batch where memory is short."""
         while True:
@@ -159,6 +171,8 @@ class Engine:
             return self.name, ""
         if not self.ranks.alone:
             return "eager", "steps of several processes are not compiled"
+        if self.activation_checkpointing:
+            return "eager", "steps with activation checkpointing are not compiled"
         device = inputs[0].device
         if device.type != "cuda":
             return "eager", "compiling takes longer than it saves on a CPU"

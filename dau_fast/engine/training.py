@@ -39,10 +39,11 @@ def train(
     ranks = engine.ranks
     model.train()
     called = ranks.parallel(model)
+    forward = engine.forward(called, model)
     sizes: list[int] = []
 
     def build(compile: Compile) -> Step:
-        objective = compile(lambda images, targets: loss(called(images).logits, targets))
+        objective = compile(lambda images, targets: loss(forward(images).logits, targets))
 
         def step(images: Tensor, targets: Tensor) -> None:
             optimizer.zero_grad(set_to_none=True)

@@ -135,13 +135,19 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         *_pruning_facts(report),
         ("sensitivity", sensitivity and _explained(sensitivity)),
         ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
+        ("retain images", _sample(run.get("retain_sample"))),
         ("device", run.get("device")),
+        ("processes", run.get("processes")),
         ("engine", _engine(run.get("engine"))),
         ("versions", ", ".join(f"{name} {v}" for name, v in run.get("versions", {}).items())),
         ("started", run.get("started")),
         ("whole run", f"{seconds_text(run['wall_seconds'])} s" if run.get("wall_seconds") else None),
     ]
     return [(term, str(text)) for term, text in facts if text not in (None, "")]
+
+
+def _sample(times: float | None) -> str | None:
+    return None if times is None else f"a sample for the game, {times:g} for each forget image"
 
 
 def _pruning_facts(report: Report) -> list[tuple[str, str]]:

@@ -201,6 +201,55 @@ def test_frozen_parameters_stay_as_they_were() -> None:
     assert not model.network[0].weight.requires_grad
 
 
+# ---- a sample of the retain set
+
+
+def played_with(task: Task, monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], int]:
+    """The retain images that a game and its recovery use, and the turns and steps they take."""
+    seen: set[int] = set()
+    steps: list[int] = []
+    feed = Task.feed
+
+    def noted(self: Task, purpose: str, batch_size: int, *sets: Tensor) -> Iterator[Batch]:
+        seen.update(sets[0].tolist())
+        return feed(self, purpose, batch_size, *sets)
+
+    monkeypatch.setattr(Task, "feed", noted)
+    game.unlearn(replace(task, progress=lambda _, count: lambda: steps.append(count)))
+    return seen, steps[0]
+
+
+def test_a_sample_of_the_retain_set_costs_what_the_forget_set_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = trained(TENTH, replace(SPREAD, retain_sample=2.0))
+    retain = set(task.split.retain.tolist())
+    seen, steps = played_with(task, monkeypatch)
+    assert seen < retain
+    assert len(seen) == 2 * len(task.split.forget)
+    assert steps == steps_for(3, len(seen), 32) + steps_for(4, len(seen), 32)
+    other, _ = played_with(replace(task, seed=1), monkeypatch)
+    assert other != seen
+
+
+def test_a_sample_larger_than_the_retain_set_is_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = trained(TENTH, replace(SPREAD, retain_sample=1000.0))
+    assert played_with(task, monkeypatch)[0] == set(task.split.retain.tolist())
+
+
+def test_the_batch_follows_the_sample() -> None:
+    whole = DauConfig.default(classwise=False, retain_images=45_000)
+    sampled = DauConfig.default(classwise=False, retain_images=45_000, forget_images=90, retain_sample=10.0)
+    assert (whole.batch_size, sampled.batch_size) == (256, 64)
+    assert sampled == DauConfig.default(
+        classwise=False, retain_images=900, forget_images=90, retain_sample=10.0
+    )
+
+
+def test_a_pruned_model_forgets_a_class_in_smaller_steps() -> None:
+    dense, pruned = (DauConfig.default(classwise=True, retain_images=800, pruned=p) for p in (False, True))
+    assert pruned.lr < dense.lr
+    assert pruned.recovery_epochs > dense.recovery_epochs
+
+
 # ---- its course
 
 

@@ -57,5 +57,7 @@ def test_one_process_with_a_whole_batch_weighs_nothing() -> None:
 
 
 def test_a_batch_too_small_to_share_is_refused() -> None:
-    with pytest.raises(UserError, match=r"a batch of 5 images cannot be shared by 3 processes in 2 parts"):
+    with pytest.raises(
+        UserError, match="a batch of 5 images cannot be shared by 3 processes, each taken in 2 parts"
+    ):
         Ranks(0, 3).micro_batches([2, 2, 1], 2)

@@ -1,0 +1,90 @@
+"""Activation checkpointing: a block's activations are computed again in the backward pass, not kept.
+
+Memory then holds what lies between blocks, and one block's inside at a time, for one more forward pass
+(Chen et al. 2016, arXiv 1604.06174).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from dau_fast.errors import UserError
+from dau_fast.models import Outputs
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The parts of `network` that stand in a row: residual blocks, encoder layers and the like.
+
+    They are the innermost modules with parts of their own in a Sequential or ModuleList. Raises UserError
+    where there is none.
+    """
+    found = [
+        part
+        for row in network.modules()
+        if isinstance(row, nn.Sequential | nn.ModuleList)
+        for part in row
+        if any(True for _ in part.children()) and any(True for _ in part.parameters())
+    ]
+    known = set(found)
+    innermost = [part for part in found if known.isdisjoint(list(part.modules())[1:])]
+    if not innermost:
+        raise UserError(
+            f"{type(network).__name__} has no blocks in a row whose activations could be computed again: "
+            "leave --activation-checkpointing out, or take --accumulate"
+        )
+    return innermost
+
+
+def checkpointed(model: nn.Module, blocks: Sequence[nn.Module]) -> Callable[[Tensor], Outputs]:
+    """What to call in place of `model`, of which `blocks` are parts, to compute theirs again.
+
+    Results and gradients are the same; BatchNorm statistics count every image once.
+    """
+
+    def call(images: Tensor) -> Outputs:
+        with _recomputing(blocks):
+            outputs: Outputs = model(images)
+        return outputs
+
+    return call
+
+
+@contextmanager
+def _recomputing(blocks: Sequence[nn.Module]) -> Iterator[None]:
+    # On the instances and for one call alone: a model that is copied or saved must not hold on to them.
+    for block in blocks:
+        contexts = partial(_contexts, block)
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False, context_fn=contexts)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
+
+
+def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+    """Around the first pass through `block`, and around the second one."""
+    return nullcontext(), _counted_already(block)
+
+
+@contextmanager
+def _counted_already(block: nn.Module) -> Iterator[None]:
+    """BatchNorm layers keep their statistics, and their count of batches, as they are."""
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
+    before = [count.clone() for count in counts]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        for count, value in zip(counts, before, strict=True):
+            count.copy_(value)
