@@ -128,9 +128,7 @@ def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progre
             finished[name] = run(name, method, task)
 
     def measured(model: Classifier) -> Measures:
-        return measure(
-            model, images.batch, images.labels, split, task.generator("measures"), ranks=task.ranks
-        )
+        return measure(model, images, images.labels, split, task.generator("measures"), ranks=task.ranks)
 
     trained = {"original": start} | {name: result.model for name, result in finished.items()}
     measures = {name: measured(model) for name, model in trained.items()}

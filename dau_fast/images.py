@@ -1,13 +1,14 @@
 """Images that live on the device as uint8, and their batches.
 
 A subset is an index tensor; a batch is one gather, which crops, mirrors and normalises on its way. No
-loader or worker stands between the pixels and the step.
+loader or worker stands between the pixels and the step. Images that do not fit: `dau_fast.streaming`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -29,6 +30,14 @@ class Draws(NamedTuple):
     rows: Tensor
     columns: Tensor
     flip: Tensor | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which images make a batch, int64 [B], and what chance decided for them; None for no augmentation."""
+
+    index: Tensor
+    draws: Draws | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +68,7 @@ class Images:
         """The shape of one image, (channels, H, W)."""
         return tuple(self.pixels.shape[1:])
 
-    def to(self, device: torch.device) -> Images:
+    def to(self, device: torch.device) -> Self:
         """The same images on `device`."""
         return replace(
             self,
@@ -78,13 +87,28 @@ class Images:
         mine: positions [b] in `index` of the images to return, [b, ...], with what chance decided for each
         when it drew for all B.
         """
+        choice = self.choose(index, generator, mine)
+        return self.at(choice.index, choice.draws)
+
+    def batches(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Normalised images [B, ...] at each of `indices`, one after the other."""
+        return (images for _, images in self.each(Choice(index) for index in indices))
+
+    def each(self, choices: Iterable[Choice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Index [B] and normalised images [B, ...] of each of `choices`, one after the other."""
+        return ((choice.index, self.at(choice.index, choice.draws)) for choice in choices)
+
+    def choose(
+        self, index: Tensor, generator: torch.Generator | None = None, mine: Tensor | None = None
+    ) -> Choice:
+        """What `batch` makes a batch of."""
         draws = None if generator is None else self.draw(len(index), generator)
-        if mine is not None:
-            index = index[mine]
-            if draws is not None:
-                rows, columns, flip = draws
-                draws = Draws(rows[mine], columns[mine], None if flip is None else flip[mine])
-        return self.at(index, draws)
+        if mine is None:
+            return Choice(index, draws)
+        if draws is not None:
+            rows, columns, flip = draws
+            draws = Draws(rows[mine], columns[mine], None if flip is None else flip[mine])
+        return Choice(index[mine], draws)
 
     def draw(self, count: int, generator: torch.Generator) -> Draws | None:
         """The crops and mirrorings of `count` images; None where nothing is to be augmented."""
@@ -101,9 +125,12 @@ class Images:
         return Draws(rows, below(starts), flip)
 
     def at(self, index: Tensor, draws: Draws | None = None) -> Tensor:
-        """Normalised images [B, ...] at `index` [B], augmented by `draws`: no chance, no waiting."""
+        """Normalised images [B, ...] at `index` [B], augmented by `draws`: no chance."""
         if self.pixels.is_floating_point():
             return self.pixels[index]
+        return self._normalised(self.pixels, index, draws)
+
+    def _normalised(self, pixels: Tensor, index: Tensor, draws: Draws | None) -> Tensor:
         chosen = {} if draws is None else draws._asdict()
         pad = self.augmentation.pad
-        return image_batch(self.pixels, index, self.mean, self.std, pad=pad, dtype=self.dtype, **chosen)
+        return image_batch(pixels, index, self.mean, self.std, pad=pad, dtype=self.dtype, **chosen)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -66,7 +66,7 @@ class Task:
         """Randomness for one purpose; it depends on the task's seed alone."""
         return generator_for(self.seed, purpose, self.images.device)
 
-    def feed(self, purpose: str, batch_size: int, *sets: Tensor) -> Iterator[Batch]:
+    def feed(self, purpose: str, batch_size: int, *sets: Tensor) -> Generator[Batch, None, None]:
         """Training batches for ever: `batch_size` augmented images of each of `sets`, one after the other.
 
         What is drawn depends on the task's seed and `purpose` alone. Several processes hold a part each
@@ -75,10 +75,8 @@ class Task:
         order, chance = self.generator(purpose), self.generator(f"{purpose} augmentation")
         streams = [index_stream(index, batch_size, order) for index in sets]
         mine = self.ranks.positions(batch_size, len(sets), self.images.device)
-        for parts in zip(*streams, strict=True):
-            index = torch.cat(parts)
-            images = self.images.batch(index, chance, mine)
-            index = index if mine is None else index[mine]
+        choices = (self.images.choose(torch.cat(parts), chance, mine) for parts in zip(*streams, strict=True))
+        for index, images in self.images.each(choices):
             yield Batch(images, self.labels[index], index)
 
 

@@ -45,6 +45,7 @@ from dau_fast.report.progress import progress_bars
 from dau_fast.report.table import profile_table, table
 from dau_fast.rivals.retrain import check_clean
 from dau_fast.split import Forget, decode_roles, encode_roles
+from dau_fast.streaming import StreamedImages
 from dau_fast.task import Progress, silent
 
 _POSITIVE = click.IntRange(min=1)
@@ -60,6 +61,7 @@ class Options:
     data: Path | None
     download: bool
     image_size: int | None
+    stream: str
     arch: str
     checkpoint: Path | None
     epochs: int | None
@@ -83,9 +85,12 @@ class Options:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--dataset", default="digits", help=f"One of {', '.join(data.NAMES)}.")
-@click.option("--data", type=Path, help="Where the data set is; folder: holds train/ and test/.")
+@click.option("--data", type=Path, help="Where the data set is; folder, arrays: holds train/ and test/.")
 @click.option("--download", is_flag=True, help="Fetch a data set that is missing.")
 @click.option("--image-size", type=_POSITIVE, help="Pixels; resize the images of folder to a square.")
+@click.option(
+    "--stream", default="auto", help="Read images while training: on, off, auto if memory is short."
+)
 @click.option("--arch", default="small", help="small, resnet18, resnet50, vgg16, or torchvision's name.")
 @click.option("--checkpoint", type=Path, help="The trained model, .safetensors or a state_dict.")
 @click.option("--epochs", type=_POSITIVE, help="Training length of the original and of retraining.")
@@ -158,8 +163,10 @@ def pipeline(
             options.data,
             download=options.download,
             image_size=options.image_size,
+            stream=options.stream,
+            device=device,
             progress=progress,
-        ).to(device)
+        )
     if precision == torch.float64:
         images = replace(images, dtype=precision)
     fresh = builder(options.arch, images, precision, ranks)
@@ -202,6 +209,8 @@ def pipeline(
         "hardware": record.hardware(device),
         "precision": {None: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}[precision],
         "engine": {"asked": options.engine, "loops": engine.chosen},
+        "streamed": isinstance(images, StreamedImages),
+        "waiting": {loop: waiting.share for loop, waiting in engine.waiting.items()},
         "epochs": experiment.recipe.epochs,
         "retrain_epochs": {name: r.epochs for name, r in experiment.retraining.items() if name in methods},
         "prune": record.prune_facts(pruning, first, checkpoint=options.checkpoint is not None),

@@ -75,6 +75,9 @@ def check_run(run: dict[str, Any], repeats: int) -> None:
     assert datetime.fromisoformat(run["started"]).tzinfo is not None
     assert {"python", "dau-fast", "torch"} <= set(run["versions"])
     assert all(type(version) is str for version in run["versions"].values())
+    assert type(run["streamed"]) is bool
+    assert set(run["waiting"]) == set(run["engine"]["loops"])
+    assert all(type(share) is float and 0 <= share <= 1 for share in run["waiting"].values())
     check_forget(run["forget"])
     sets = run["sets"]
     assert list(sets) == ["train", "validation", "test", "forget", "retain"]

@@ -36,7 +36,7 @@ def unlearn(task: Task) -> Unlearned:
     """Make a copy of the original forget task.split.forget; settings["dau"] may hold a DauConfig."""
     config = _config(task)
     task = _sampled(task, config)
-    retain, load = task.split.retain, task.images.batch
+    retain = task.split.retain
     defender = copy.deepcopy(task.original)
     game_steps = steps_for(config.game_epochs, len(retain), config.batch_size)
     recovery_steps = steps_for(config.recovery_epochs, len(retain), config.batch_size)
@@ -50,6 +50,7 @@ def unlearn(task: Task) -> Unlearned:
         advance()
         if step % look_every == 0 and game.referee.look(defender, game.attacker, step):
             break
+    game.end()
 
     game.end()
     optimizer = _sgd(defender, task, config, config.recovery_lr)
@@ -63,7 +64,7 @@ def unlearn(task: Task) -> Unlearned:
         engine=task.engine,
         name="recovery",
     )
-    recompute_batchnorm(defender, load, retain, ranks=task.ranks)
+    recompute_batchnorm(defender, task.images, retain, ranks=task.ranks)
     return Unlearned(defender, asdict(game.referee.history))
 
 
@@ -98,7 +99,7 @@ class Game:
         self.referee = Referee(
             task.split,
             task.labels,
-            task.images.batch,
+            task.images,
             exam_share=config.exam_share,
             view=View(config.sensitivity, config.label_conditioned),
             generator=task.generator("exam"),
@@ -113,6 +114,7 @@ class Game:
         self._defend = _sgd(defender, task, config, config.lr)
         split = task.split
         self._batches = task.feed("game", config.batch_size, split.retain, split.forget, split.validation)
+        self._waiting = task.engine.waiting_of("game")
         self._step: Step | None = None
 
     def warm_up(self) -> None:
@@ -125,13 +127,17 @@ class Game:
 
     def turn(self) -> None:
         """One defender pass over retain, forget and validation; the attacker steps, then the defender."""
-        with section("data"):
-            images, labels, index = next(self._batches)
+        images, labels, index = self._waiting.batch(self._batches)
         inputs = images, labels, self.referee.study(index)
         self.defender.train()
         if self._step is None:
             self._step = self._prepared(inputs)
         self._step(*inputs)
+        self._waiting.done(images.device)
+
+    def end(self) -> None:
+        """No turn follows: batches that were read ahead are dropped."""
+        self._batches.close()
 
     def end(self) -> None:
         """Let go of what only turns need, such as buffers for the gradients of several processes."""

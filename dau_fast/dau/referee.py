@@ -8,7 +8,6 @@ class is gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from dau_fast.dau.attacker import Attacker, auc
 from dau_fast.dau.view import View
+from dau_fast.engine.batches import Load
 from dau_fast.engine.profiling import section
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.metrics.accuracy import accuracy
@@ -54,7 +54,7 @@ class Referee:
         self,
         split: Split,
         labels: Tensor,
-        load: Callable[[Tensor], Tensor],
+        load: Load,
         *,
         exam_share: float,
         view: View,

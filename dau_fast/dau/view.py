@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dau_fast.engine.batches import Load, load_each
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import Stopwatch
 from dau_fast.errors import UserError
@@ -50,7 +51,7 @@ class View:
     def over(
         self,
         defender: Classifier,
-        load: Callable[[Tensor], Tensor],
+        load: Load,
         index: Tensor,
         labels: Tensor,
         *,
@@ -63,8 +64,8 @@ class View:
         """
         parts = []
         with _evaluating(defender):
-            for batch in index[ranks.mine(len(index))].split(batch_size):
-                images = load(batch)
+            batches = index[ranks.mine(len(index))].split(batch_size)
+            for batch, images in zip(batches, load_each(load, batches), strict=True):
                 parts.append(self.of(defender, images, defender(images), labels[batch]))
         return ranks.gather(torch.cat(parts), ranks.rows(len(index)))
 

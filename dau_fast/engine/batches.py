@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -17,6 +17,23 @@ class Batch(NamedTuple):
     images: Tensor
     labels: Tensor
     indices: Tensor
+
+
+@runtime_checkable
+class HasBatches(Protocol):
+    """Knows best how to make many batches one after the other."""
+
+    def batches(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Images [B, ...] at each of `indices`, int64 [B]."""
+
+
+# Images by their indices: a function from int64 [B] to images [B, ...], or what makes many such batches.
+Load = Callable[[Tensor], Tensor] | HasBatches
+
+
+def load_each(load: Load, indices: Iterable[Tensor]) -> Iterator[Tensor]:
+    """What `load` gives for each of `indices`."""
+    return load.batches(indices) if isinstance(load, HasBatches) else map(load, indices)
 
 
 def generator_for(seed: int, purpose: str, device: torch.device) -> torch.Generator:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
+from dau_fast.engine.batches import Load, load_each
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.models import Outputs
 
 
 def predict(
     model: nn.Module,
-    load: Callable[[Tensor], Tensor],
+    load: Load,
     index: Tensor,
     *,
     batch_size: int | None = None,
@@ -31,7 +32,7 @@ def predict(
 
 def predict_logits(
     model: nn.Module,
-    load: Callable[[Tensor], Tensor],
+    load: Load,
     index: Tensor,
     *,
     batch_size: int | None = None,
@@ -43,15 +44,13 @@ def predict_logits(
 
 
 @torch.no_grad()
-def _outputs(
-    model: nn.Module, load: Callable[[Tensor], Tensor], index: Tensor, batch_size: int | None
-) -> Iterator[Outputs]:
+def _outputs(model: nn.Module, load: Load, index: Tensor, batch_size: int | None) -> Iterator[Outputs]:
     # Few launches on CUDA; on a CPU activations that stay in the cache.
     batch_size = batch_size or (1024 if index.is_cuda else 256)
     mode = model.training
     model.eval()
     try:
-        for batch in index.split(batch_size):
-            yield model(load(batch))
+        for images in load_each(load, index.split(batch_size)):
+            yield model(images)
     finally:
         model.train(mode)

@@ -21,6 +21,7 @@ from dau_fast.engine.activation_checkpointing import blocks_of, checkpointed
 from dau_fast.engine.profiling import Profiler, section
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import Stopwatch
+from dau_fast.engine.waiting import Waiting
 from dau_fast.errors import UserError
 from dau_fast.models import Outputs
 
@@ -80,7 +81,7 @@ class Engine:
     ranks: the processes that take every step together. accumulate: parts of a batch, one after the other.
     activation_checkpointing: compute blocks' activations again in the backward pass, to save memory.
     compile_seconds: spent so far on rehearsing, compiling and capturing. chosen: by loop, the engine
-    that runs it and, for auto, why.
+    that runs it and, for auto, why. waiting: by loop, how much of its steps' time went into waiting for data.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class Engine:
         self.profiler = profiler
         self.compile_seconds = 0.0
         self.chosen: dict[str, str] = {}
+        self.waiting: dict[str, Waiting] = {}
 
     def prepare(
         self,
@@ -129,6 +131,12 @@ class Engine:
         self.compile_seconds += watch.seconds
         self.chosen[loop] = f"{name}: {reason}" if reason else name
         return self.profiler.watch(loop, step, steps, device) if self.profiler else step
+
+    def waiting_of(self, loop: str) -> Waiting:
+        """What takes the time of `loop`, which begins."""
+        waiting = self.waiting.setdefault(loop, Waiting())
+        waiting.begin()
+        return waiting
 
     def forward(self, called: nn.Module, network: nn.Module) -> Callable[[Tensor], Outputs]:
         """How a step calls `called`, which runs `network` and perhaps averages its gradients."""
@@ -205,7 +213,8 @@ def _capture(step: Step, inputs: tuple[Tensor, ...]) -> Step:
             step(*static)
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    # Other threads may read batches ahead, on streams of their own.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
         step(*static)
 
     def replay(*given: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Supervised training on images that live on the device."""
+"""Supervised training, and the statistics of BatchNorm."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from dau_fast.engine.batches import Batch
+from dau_fast.engine.batches import Batch, Load, load_each
 from dau_fast.engine.profiling import optimizer_section, section
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.steps import Compile, Engine, Players, Step
@@ -60,9 +60,9 @@ def train(
         return step
 
     step: Step | None = None
+    waiting = engine.waiting_of(name)
     for _ in range(steps):
-        with section("data"):
-            images, targets, _index = next(batches)
+        images, targets, _index = waiting.batch(batches)
         if step is None:
             sizes += ranks.sizes(len(images), images.device)
             players = Players((model,), (optimizer,))
@@ -70,12 +70,13 @@ def train(
         step(images, targets)
         scheduler.step()
         on_step()
+        waiting.done(images.device)
 
 
 @torch.no_grad()
 def recompute_batchnorm(
     model: nn.Module,
-    load: Callable[[Tensor], Tensor],
+    load: Load,
     index: Tensor,
     *,
     batch_size: int = 512,
@@ -97,8 +98,9 @@ def recompute_batchnorm(
         norm.momentum = None  # PyTorch's way to ask for the plain mean over batches
     model.train()
     # Batches of even size, because that mean weighs batches and not images.
-    for batch in index.tensor_split(math.ceil(len(index) / batch_size)):
-        model(load(batch[ranks.mine(len(batch))]))
+    parts = index.tensor_split(math.ceil(len(index) / batch_size))
+    for images in load_each(load, [part[ranks.mine(len(part))] for part in parts]):
+        model(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.train(mode)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from dau_fast.engine.batches import Load
 from dau_fast.engine.evaluation import predict_logits
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.metrics.accuracy import accuracy
@@ -50,7 +50,7 @@ def avg_gap(one: Measures, other: Measures) -> float:
 
 def measure(
     model: nn.Module,
-    load: Callable[[Tensor], Tensor],
+    load: Load,
     labels: Tensor,
     split: Split,
     generator: torch.Generator,

@@ -12,6 +12,9 @@ from dau_fast.engine.profiling import OUTSIDE, WAITING
 from dau_fast.report.reading import method_name
 from dau_fast.report.verdict import verdict
 
+# The share of waiting from which the table speaks of it.
+_NOTED = 0.1
+
 
 def table(report: dict[str, Any]) -> Table:
     """One row a method: what it scores, how far that is from the retrained model, what it cost."""
@@ -60,11 +63,18 @@ def _caption(report: dict[str, Any]) -> str:
         [
             words.headline,
             *words.details[:1],
+            *_waiting(report["run"].get("waiting", {})),
             "avg gap: mean distance to the retrained model in the four rates, in points; smaller is better.",
             "UA: error on the forget set; RA, TA: accuracy on retain and test set; "
             "MIA-efficacy: forget images an attack takes for unseen ones.",
         ]
     )
+
+
+def _waiting(shares: dict[str, float]) -> list[str]:
+    """A line that names the loops whose steps waited long for data; `shares`: 0 to 1, by loop."""
+    slow = [f"{100 * share:.0f} % in {loop}" for loop, share in shares.items() if share > _NOTED]
+    return [f"Steps waited for data, of their time: {', '.join(slow)}."] if slow else []
 
 
 def profile_table(loops: dict[str, dict[str, Any]]) -> Table:
