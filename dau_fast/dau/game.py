@@ -52,7 +52,6 @@ def unlearn(task: Task) -> Unlearned:
             break
     game.end()
 
-    game.end()
     optimizer = _sgd(defender, task, config, config.recovery_lr)
     train(
         defender,
@@ -136,11 +135,8 @@ class Game:
         self._waiting.done(images.device)
 
     def end(self) -> None:
-        """No turn follows: batches that were read ahead are dropped."""
+        """Let go of what only turns need: batches read ahead, buffers for gradients of several processes."""
         self._batches.close()
-
-    def end(self) -> None:
-        """Let go of what only turns need, such as buffers for the gradients of several processes."""
         self._step = None
 
     def _prepared(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Step:
