@@ -38,6 +38,8 @@ def train(
     engine = engine or Engine()
     ranks = engine.ranks
     model.train()
+    if steps == 0:
+        return
     called = ranks.parallel(model)
     forward = engine.forward(called, model)
     sizes: list[int] = []

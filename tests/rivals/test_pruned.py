@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.errors import UserError
 from dau_fast.experiment import zero_share
-from dau_fast.images import Images
+from dau_fast.images import Choice, Images
 from dau_fast.methods import METHODS, run
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks, omp, synflow
@@ -61,13 +61,13 @@ def trained(pruning: str, forget: Forget = FIFTH) -> Task:
 def seen(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Every image that was asked for."""
     indices: set[int] = set()
-    batch = Images.batch
+    choose = Images.choose
 
-    def spy(self: Images, index: Tensor, *drawn: Any) -> Tensor:
+    def spy(self: Images, index: Tensor, *drawn: Any) -> Choice:
         indices.update(index.tolist())
-        return batch(self, index, *drawn)
+        return choose(self, index, *drawn)
 
-    monkeypatch.setattr(Images, "batch", spy)
+    monkeypatch.setattr(Images, "choose", spy)
     return indices
 
 

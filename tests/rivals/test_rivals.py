@@ -22,7 +22,7 @@ from dau_fast.config import (
 from dau_fast.engine.batches import steps_for
 from dau_fast.engine.evaluation import predict
 from dau_fast.errors import UserError
-from dau_fast.images import Images
+from dau_fast.images import Choice, Images
 from dau_fast.methods import METHODS, method_named, run
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier
@@ -63,13 +63,13 @@ def trained() -> Task:
 def seen(monkeypatch: pytest.MonkeyPatch) -> set[int]:
     """Every image that was asked for."""
     indices: set[int] = set()
-    batch = Images.batch
+    choose = Images.choose
 
-    def spy(self: Images, index: Tensor, *drawn: Any) -> Tensor:
+    def spy(self: Images, index: Tensor, *drawn: Any) -> Choice:
         indices.update(index.tolist())
-        return batch(self, index, *drawn)
+        return choose(self, index, *drawn)
 
-    monkeypatch.setattr(Images, "batch", spy)
+    monkeypatch.setattr(Images, "choose", spy)
     return indices
 
 
