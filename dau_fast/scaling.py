@@ -122,7 +122,7 @@ CONSTANTS = tuple(field.name for field in fields(Machine) if field.name != "proc
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds, by constant of the machine. memory: bytes by part, in the phase that needs most, one process."""
+    """seconds, by constant of the machine. memory: bytes by part, of one process when it needs most."""
 
     seconds: Mapping[str, float]
     memory: Mapping[str, float]
@@ -218,7 +218,7 @@ def _messages(
     buckets = 1 + max(0, math.ceil((4 * network.parameters - _FIRST_BUCKET) / _BUCKET))
     yield buckets * steps, reduced(network.parameters) / buckets
     if norms:
-        # Sums, then squares; in the backward pass both gradients at once. A layer's mean channels stand for it.
+        # Sums, then squares; in the backward pass both gradients at once. Every layer counts as a mean one.
         channels = network.channels / norms
         passes = steps + len(norm_batches)
         yield norms * passes, reduced(channels + 1)

@@ -1,4 +1,4 @@
-"""The cost model: what it counts against what a real game does, and constants found again from their results."""
+"""The cost model: what it counts against what a real game does, and constants found again from results."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.distributed as dist
 from ranks import together
-from toys import TENTH, trained
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+from toys import TENTH, trained
 
 from dau_fast import scaling
 from dau_fast.config import DauConfig
@@ -25,7 +25,7 @@ from dau_fast.dau.attacker import Attacker
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.steps import Engine, Step
 from dau_fast.models import Classifier
-from dau_fast.scaling import Job, Machine, Network, Work
+from dau_fast.scaling import Job, Work
 from dau_fast.split import Forget
 from dau_fast.task import Task
 
@@ -100,7 +100,13 @@ def a_job(task: Task, config: DauConfig, processes: int = 1) -> Job:
     split = task.split
     network = scaling.count(task.fresh(0), task.images.batch(split.retain[:4]))
     return Job(
-        network, config, len(split.forget), len(split.retain), len(split.validation), 24.0, processes=processes
+        network,
+        config,
+        len(split.forget),
+        len(split.retain),
+        len(split.validation),
+        24.0,
+        processes=processes,
     )
 
 
