@@ -24,7 +24,7 @@ class Launch:
     """
 
     def __init__(self) -> None:
-        several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+        several = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.rank = int(os.environ["RANK"]) if several else 0
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if several else None
         self._several = several
