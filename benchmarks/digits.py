@@ -48,11 +48,13 @@ def judge(report: dict[str, Any], classwise: bool) -> dict[str, Any]:
     return {"noise_floor": floor, "avg_gap": {"dau": dau["avg_gap"], **others}, "targets": targets}
 
 
-def unlearn(report_file: Path, arguments: list[str]) -> str:
+def unlearn(report_file: Path, arguments: list[str], processes: int = 1) -> str:
     """Run the main job on the CPU, keep its report, and return what it printed."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
-        command = [sys.executable, "-m", "dau_fast.unlearn", "--device", "cpu", *arguments]
+        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        launch = launch if processes > 1 else []
+        command = [sys.executable, *launch, "-m", "dau_fast.unlearn", "--device", "cpu", *arguments]
         done = subprocess.run(
             [*command, "--out", str(out)], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
         )

@@ -37,7 +37,8 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reas
 
 CLASSWISE = DauConfig(label_conditioned=False, alpha=1.0, game_epochs=4, batch_size=32, lr=0.05)
 SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=2, batch_size=32)
-KINDS = ((ONE_CLASS, CLASSWISE), (TENTH, SPREAD))
+ONE_IMAGE = Forget("one image", indices=(7,))  # fewer than there are processes
+KINDS = ((ONE_CLASS, CLASSWISE), (TENTH, SPREAD), (ONE_IMAGE, SPREAD))
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 

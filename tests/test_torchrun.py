@@ -128,7 +128,7 @@ def test_a_process_that_ends_early_ends_the_run(
 
 def test_a_process_that_hangs_ends_the_run_within_the_timeout(tmp_path: Path) -> None:
     began = time.monotonic()
-    (code, out, err), (late, _, _) = trouble(tmp_path, "time.sleep(20)", "--timeout", "5")
+    (code, out, err), (late, _, _) = trouble(tmp_path, "time.sleep(8)", "--timeout", "3")
     assert (code, late) == (1, 1)
     assert out == ""
     assert err.startswith("error: process 0 lost contact with another")

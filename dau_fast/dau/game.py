@@ -135,8 +135,9 @@ class Game:
         self._waiting.done(images.device)
 
     def end(self) -> None:
-        """No turn follows: batches that were read ahead are dropped."""
+        """Let go of what only turns need: batches read ahead, buffers for gradients of several processes."""
         self._batches.close()
+        self._step = None
 
     def _prepared(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Step:
         players = Players((self.defender, self.attacker), (self._attack, self._defend))

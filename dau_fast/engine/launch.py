@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.rendezvous import rendezvous
 
 from dau_fast.engine.ranks import ALONE, Ranks
 
@@ -43,6 +42,9 @@ class Launch:
             warnings.simplefilter("ignore")
         if device.type == "cuda":
             torch.cuda.set_device(device)
+        # Builds of PyTorch without torch.distributed do not have it.
+        from torch.distributed.rendezvous import rendezvous
+
         patience = timedelta(seconds=seconds)
         self._store, rank, count = next(rendezvous("env://", timeout=patience))
         backend = "nccl" if device.type == "cuda" else "gloo"

@@ -161,6 +161,8 @@ class _Squares:
         return seen
 
     def _add(self, name: str, layer: nn.Module, x: Tensor, pull: Tensor) -> None:
+        if len(pull) == 0:
+            return
         if x.is_floating_point():
             x = x.to(pull.dtype)  # as autocast did for the layer
         with torch.autocast(pull.device.type, enabled=False):

@@ -312,3 +312,23 @@ def test_input_gradients() -> None:
     assert not found.requires_grad
     assert x.grad is None
     assert all(p.grad is None for p in model.parameters())
+
+
+def test_no_samples_have_no_norms() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten(), nn.Linear(48, CLASSES))
+    x, targets = torch.zeros(0, 2, 6, 6), torch.zeros(0, dtype=torch.int64)
+    assert per_sample_grad_norms(model, x, targets).shape == (0,)
+    assert input_grad_norms(model, x, targets).shape == (0,)
+    assert {norms.shape for norms in per_sample_grad_norms(model, x, targets, per_layer=True).values()} == {
+        (0,)
+    }
+
+
+def test_a_batchnorm_of_several_processes_counts_as_any_other() -> None:
+    x, targets = batch_for((2, 4, 4))
+    norm = trained_batch_norm(nn.BatchNorm2d(2).double())
+    network = nn.Sequential(norm, nn.Flatten(), nn.Linear(32, CLASSES).double())
+    expected = per_sample_grad_norms(network, x, targets)
+    synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    assert type(synchronised[0]) is nn.SyncBatchNorm
+    torch.testing.assert_close(per_sample_grad_norms(synchronised, x, targets), expected)
