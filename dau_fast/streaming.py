@@ -49,10 +49,9 @@ class StreamedImages(Images):
         if self.device.type == "cuda":
             side = torch.cuda.Stream(self.device)
             side.wait_stream(torch.cuda.current_stream(self.device))
-        for choice, pixels, sent in ahead(self._sent(iter(choices), side), DEPTH):
-            if sent is not None:
-                _take_over((pixels, choice.index, *(choice.draws or ())), sent)
-            yield choice.index, self._made(pixels, choice.draws)
+        for sent in ahead(self._sent(iter(choices), side), DEPTH):
+            _take_over(sent)
+            yield sent.choice.index, self._made(sent.pixels, sent.choice.draws)
 
     def _sent(self, choices: Iterator[Choice], side: torch.cuda.Stream | None) -> Iterator[_Sent]:
         """Each of `choices` with its pixels. side: the stream of all work on them, None on a CPU."""
@@ -62,8 +61,8 @@ class StreamedImages(Images):
                 if choice is None:
                     return
                 pixels = self._read(choice.index)
-                sent = None if side is None else side.record_event()
-            yield _Sent(choice, pixels, sent)
+                arrived = None if side is None else side.record_event()
+            yield _Sent(choice, pixels, arrived)
 
     def _read(self, index: Tensor) -> Tensor:
         """Pixels [B, channels, H, W] of images `index` [B], on their way to the device."""
@@ -77,26 +76,28 @@ class StreamedImages(Images):
             pin_memory=self.device.type == "cuda",
         )
         self.source.read(rows, out)
-        return out.permute(0, 3, 1, 2).to(self.device, non_blocking=True)
+        return out.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
 
     def _made(self, pixels: Tensor, draws: Draws | None) -> Tensor:
         return self._normalised(pixels, torch.arange(len(pixels), device=self.device), draws)
 
 
 class _Sent(NamedTuple):
-    """Pixels of a choice on their way to the device. event: when they have arrived; None on a CPU."""
+    """A choice and its pixels on their way to the device. arrived: when they are there; None on a CPU."""
 
     choice: Choice
     pixels: Tensor
-    event: torch.cuda.Event | None
+    arrived: torch.cuda.Event | None
 
 
-def _take_over(tensors: Iterable[Tensor | None], arrived: torch.cuda.Event) -> None:
-    """Let the current stream use `tensors` of another one: not before `arrived`, and not reused too soon."""
-    for tensor in tensors:
+def _take_over(sent: _Sent) -> None:
+    """Let the current stream use what another one made: not before it is there, nor is it reused too soon."""
+    if sent.arrived is None:
+        return
+    stream = torch.cuda.current_stream(sent.pixels.device)
+    stream.wait_event(sent.arrived)
+    for tensor in (sent.pixels, sent.choice.index, *(sent.choice.draws or ())):
         if tensor is not None:
-            stream = torch.cuda.current_stream(tensor.device)
-            stream.wait_event(arrived)
             tensor.record_stream(stream)
 
 

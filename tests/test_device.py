@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -15,7 +17,7 @@ from toys import TENTH, batches_of, trained
 from dau_fast import prune, unlearn
 from dau_fast.config import DauConfig
 from dau_fast.dau.game import Game
-from dau_fast.engine.batches import generator_for, index_stream
+from dau_fast.engine.batches import Batch, generator_for, index_stream
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.steps import Engine
@@ -23,6 +25,7 @@ from dau_fast.engine.training import recompute_batchnorm, train
 from dau_fast.images import Augmentation, Images
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.ops import apply_masks_, attack_features, barlow_twins_loss, pack_mask
+from dau_fast.streaming import StreamedImages
 
 
 def some_images(device: torch.device) -> Images:
@@ -166,6 +169,57 @@ def test_a_captured_game_is_the_eager_one_and_never_waits(device: torch.device) 
             torch.cuda.set_sync_debug_mode("default")
         found.append(players.defender.state_dict())
     torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-2)
+
+
+class Rows:
+    """A source in memory."""
+
+    def __init__(self, pixels: torch.Tensor) -> None:
+        self.pixels = pixels
+        self.shape = tuple(pixels.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: torch.Tensor, out: torch.Tensor) -> None:
+        out.copy_(self.pixels[index].permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("engine", ["eager", "captured"])
+def test_streamed_images_train_as_those_in_memory(device: torch.device, engine: str) -> None:
+    """While steps are captured and replayed, too: batches are then read on a stream of their own."""
+    if engine == "captured" and device.type != "cuda":
+        pytest.skip("a CUDA graph needs CUDA")
+    held = some_images(device)
+    fields = {f.name: getattr(held, f.name) for f in dataclasses.fields(held)}
+    streamed = StreamedImages(**fields | {"pixels": held.pixels[:0]}, source=Rows(held.pixels.cpu()))
+    seen = []
+    for images in (held, streamed):
+        task = replace(trained(TENTH, None, device=device), images=images, engine=Engine(engine))
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = Classifier(SmallResNet(3, 4)).to(device)
+        optimizer = sgd(model.network, None, lr=0.0, momentum=0.9, weight_decay=0.0)
+        batches: list[Batch] = []
+
+        def noted(feed: Iterator[Batch], batches: list[Batch] = batches) -> Iterator[Batch]:
+            for batch in feed:
+                batches.append(Batch(*(tensor.clone() for tensor in batch)))
+                yield batch
+
+        train(
+            model,
+            noted(task.feed("streaming", 16, torch.arange(40, device=device))),
+            steps=30,
+            optimizer=optimizer,
+            scheduler=MultiStepLR(optimizer, []),
+            engine=task.engine,
+        )
+        seen.append((batches, predict(model, images, torch.arange(40, device=device), batch_size=7)))
+    for one, other in zip(*(batches for batches, _ in seen), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    for one, other in zip(*(outputs for _, outputs in seen), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("forget", ["random:0.1", "class:3"])

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 
 import pytest
 import torch
 
-from dau_fast.engine.runtime import Stopwatch, choose_device, choose_precision, flushed_denormals, warm_up
+from dau_fast.engine.runtime import (
+    Stopwatch,
+    choose_device,
+    choose_precision,
+    flushed_denormals,
+    free_memory,
+    warm_up,
+)
 from dau_fast.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -136,6 +144,14 @@ def test_a_block_inside_a_block_changes_nothing() -> None:
             assert flushes()
         assert flushes()
     assert not flushes()
+
+
+def test_free_memory_is_less_than_there_is_and_smaller_where_some_is_taken() -> None:
+    before = free_memory(CPU)
+    assert 0 < before < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    taken = torch.ones(500_000_000, dtype=torch.uint8)
+    # Other processes take and give memory, too.
+    assert before - 1_500_000_000 < free_memory(CPU) < before - len(taken) // 3
 
 
 def test_warming_up_runs_where_there_is_no_gpu() -> None:
