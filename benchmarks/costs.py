@@ -102,7 +102,7 @@ def cases(smoke: bool) -> list[Case]:
     return [
         replace(case, held_out=place == 2 if case.series.startswith("weak") else place % 2 == 1)
         for series in known
-        for place, case in enumerate(series)
+        for place, case in enumerate(series[:2] if smoke else series)
     ]
 
 
@@ -110,7 +110,9 @@ def task_of(case: Case, ranks: Ranks = ALONE) -> Task:
     """Random images with random labels, forget, retain and validation one after the other."""
     sizes = [case.forget, case.retain, case.validation]
     generator = torch.Generator().manual_seed(0)
-    pixels = torch.randint(0, 256, (sum(sizes), 3, case.size, case.size), dtype=torch.uint8, generator=generator)
+    pixels = torch.randint(
+        0, 256, (sum(sizes), 3, case.size, case.size), dtype=torch.uint8, generator=generator
+    )
     labels = torch.randint(0, case.classes, (sum(sizes),), generator=generator)
     names, half = tuple(str(label) for label in range(case.classes)), torch.full((3,), 0.5)
     pixels = pixels.contiguous(memory_format=torch.channels_last)

@@ -53,41 +53,41 @@ def rows(device: torch.device, smoke: bool) -> list[dict[str, Any]]:
 
 
 def _row(device: torch.device, engine: str, batch: int, what: str, smoke: bool) -> dict[str, Any]:
+    gc.collect()  # what the last row held
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
     steps = 2 if smoke else STEPS
     chosen = task(device, engine, smoke)
     config = replace(chosen.settings["dau"], batch_size=batch)
     model = chosen.original
     network = scaling.count(model, chosen.images.batch(chosen.split.train[:8]))
+    expected = {"predicted_bytes": predicted(chosen, network, config, what)}
     flops = flops_an_image(model, chosen)
     peak = flops_per_second(device, 256 if smoke else 8192, model.precision or torch.float32)
-    sets = 3 if what == "game" else 1
     try:
-        make: Callable[[], None] = (
-            playing(chosen, config, steps) if what == "game" else training(chosen, batch, steps)
-        )
-        taken = seconds(make, device, 2 if smoke else ROUNDS)
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            make()
-            held = torch.cuda.max_memory_allocated(device)
-        else:
-            held = peak_memory(make, device)
+        game = what == "game"
+        work = playing(chosen, config, steps) if game else training(chosen, batch, steps)
+        taken = seconds(work, device, 2 if smoke else ROUNDS)
+        held = most_held(work, device)
     except torch.OutOfMemoryError:
-        return {"out_of_memory": True, "predicted_bytes": predicted(chosen, network, config, what)}
-    finally:
-        make = lambda: None  # noqa: E731  what it holds goes before the next row
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-    rate = sets * batch * steps / taken
+        return {"out_of_memory": True} | expected
+    rate = (3 if game else 1) * batch * steps / taken
     return {
         "images_per_second": rate,
         "utilisation_percent": 100 * rate * flops / peak,
         "peak_bytes": held,
-        "predicted_bytes": predicted(chosen, network, config, what),
         "flops_an_image": flops,
         "matrix_product_flops_per_second": peak,
-    }
+    } | expected
+
+
+def most_held(work: Callable[[], None], device: torch.device) -> int:
+    """Bytes at the worst moment of `work`: on CUDA all there are, on the CPU those that came with it."""
+    if device.type != "cuda":
+        return peak_memory(work, device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return torch.cuda.max_memory_allocated(device)
 
 
 def predicted(task: Task, network: scaling.Network, config: DauConfig, what: str) -> float:

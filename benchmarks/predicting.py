@@ -19,12 +19,13 @@ from dau_fast.config import DauConfig
 from dau_fast.models import Classifier
 from dau_fast.scaling import Job, Machine, Network, predict, what_breaks_first
 
-# NVIDIA H100 SXM, its data sheet: dense bf16, float32, memory, NVLink in one direction. Between machines one 400 Gbit/s
-# InfiniBand port a GPU, as in NVIDIA's DGX H100.
+# NVIDIA H100 SXM, its data sheet: dense bf16, float32, memory, NVLink in one direction. Between machines
+# one 400 Gbit/s InfiniBand port a GPU, as in NVIDIA's DGX H100.
 PEAK_FLOPS, FLOAT32_FLOPS, MEMORY, MEMORY_BYTES_PER_SECOND = 989e12, 67e12, 80e9, 3.35e12
 NVLINK_BYTES_PER_SECOND, NETWORK_BYTES_PER_SECOND, GPUS_A_MACHINE = 450e9, 50e9, 8
-# Assumed. Shares of the peak: convolutions of ResNet-50 with their BatchNorms wait for memory, large products
-# do not. Launching a kernel from Python, and the latency of a small collective; the share of a link that is used.
+# Assumed. Shares of the peak: convolutions of ResNet-50 with their BatchNorms wait for memory, large
+# products do not. Launching a kernel from Python, the latency of a small collective, and the share of a
+# link that is used.
 CONVOLUTIONS, PRODUCTS = 0.10, 0.40
 LAUNCH_SECONDS, COLLECTIVE_SECONDS, LINK_SHARE = 10e-6, 30e-6, 0.7
 # Kernels of an attacker's step, and bytes that pass through memory for a parameter's update, for a logit of a
@@ -119,8 +120,8 @@ def _networks() -> str:
         found = network(arch, classes)
         name = next(one.title for one in SCENARIOS if (one.arch, one.classes) == (arch, classes))
         rows.append((
-            name, f"{found.flops / 1e9:.1f}", f"{found.parameters / 1e6:.1f}", f"{found.activations / 1e6:.0f}",
-            str(found.operations), str(found.norms),
+            name, f"{found.flops / 1e9:.1f}", f"{found.parameters / 1e6:.1f}",
+            f"{found.activations / 1e6:.0f}", str(found.operations), str(found.norms),
         ))  # fmt: skip
     head = ("network", "GFLOP, one image forward", "million parameters", "MB of activations an image",
             "kernels, forward", "BatchNorm layers")  # fmt: skip
@@ -164,9 +165,9 @@ def _limits() -> str:
 # What a constant of Machine pays for.
 PARTS = {
     "training": "training passes", "evaluation": "evaluation passes", "operation": "launching kernels",
-    "update": "updates", "attacker_step": "launching the attacker's kernels", "attacker": "attacker's products",
-    "logit": "softmax and losses", "pair": "pairs of exam scores", "hop": "latency of collectives",
-    "byte": "bytes between GPUs", "start": "start",
+    "update": "updates", "attacker_step": "launching the attacker's kernels",
+    "attacker": "attacker's products", "logit": "softmax and losses", "pair": "pairs of exam scores",
+    "hop": "latency of collectives", "byte": "bytes between GPUs", "start": "start",
 }  # fmt: skip
 
 
@@ -188,5 +189,3 @@ def _two(value: float) -> str:
 
 def _times(growth: float) -> str:
     return f"{_two(growth)}x" if growth else "whatever their number"
-
-

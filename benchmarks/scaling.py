@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --data DIR          and quality with 10 times the retain set, 10 minutes more
     python benchmarks/scaling.py --device cuda       ResNet-50 at 224x224: speed, utilisation and memory
     python benchmarks/scaling.py --predict           prints the tables of predictions, and measures nothing
-    python benchmarks/scaling.py --docs RECORD       writes a record's figures and predictions into docs/scaling.md
+    python benchmarks/scaling.py --docs RECORD       writes a record and the predictions into docs/scaling.md
 
 DIR holds train/<class>/ and test/<class>/. Writes benchmarks/records/<date>-scaling-<device>/: summary.json
 (targets, constants, every case with its seconds and its prediction), plots, hardware, versions and commit.
@@ -65,7 +65,8 @@ def measure_costs(folder: Path, smoke: bool) -> tuple[list[Target], dict[str, An
         phase, predicted = scaling.predict_memory(costs.job_of(case))
         held = costs.held(case)
         memory.append(asdict(case) | {
-            "bytes": held, "predicted": predicted, "phase": phase, "error_percent": 100 * (predicted / held - 1),
+            "bytes": held, "predicted": predicted, "phase": phase,
+            "error_percent": 100 * (predicted / held - 1),
         })  # fmt: skip
     draw(rows, folder)
     return targets(rows, memory), {"constants": scaling.constants(machine), "cases": rows, "memory": memory}
@@ -121,7 +122,9 @@ def _growths(rows: Rows) -> Figure:
             series, colour = _series(rows, one), f"C{place}"
             axes.plot([r["x"] for r in series], [r["predicted"] for r in series], colour, label=one)
             for row in series:
-                axes.plot(row["x"], row["seconds"], colour, marker="o", mfc="none" if row["held_out"] else None)
+                axes.plot(
+                    row["x"], row["seconds"], colour, marker="o", mfc="none" if row["held_out"] else None
+                )
         axes.set(xscale="log", xlabel=label, ylabel="seconds", ylim=(0, None))
         if len(names) > 1:
             axes.legend(frameon=False)
@@ -188,7 +191,8 @@ def measurements(record: Path) -> str:
         for t in summary["targets"]
     ]
     held = [
-        (f"{r['series']}, {r['x']:g}", f"{r['seconds']:.2f}", f"{r['predicted']:.2f}", f"{r['error_percent']:+.0f} %")
+        (f"{r['series']}, {r['x']:g}", f"{r['seconds']:.2f}", f"{r['predicted']:.2f}",
+         f"{r['error_percent']:+.0f} %")
         for r in summary["cases"] if r["held_out"]
     ]  # fmt: skip
     memory = [
@@ -216,7 +220,9 @@ def measurements(record: Path) -> str:
         markdown(("series", *(f"{count} processes" for count in counts)), scalings),
         f"![Efficiency]({link}/processes.svg)",
         "Memory, MB at the worst moment; nothing was fitted:",
-        markdown(("forget", "validation", "classes", "batch", "phase", "measured", "predicted", "error"), memory),
+        markdown(
+            ("forget", "validation", "classes", "batch", "phase", "measured", "predicted", "error"), memory
+        ),
     ]
     if "quality" in summary:
         parts += [
@@ -235,7 +241,9 @@ def measurements(record: Path) -> str:
 
 @click.command()
 @click.option("--device", "device_name", default="cpu", type=click.Choice(["cpu", "cuda"]))
-@click.option("--part", type=click.Choice(["costs", "steps"]), help="Default: costs on the CPU, steps on CUDA.")
+@click.option(
+    "--part", type=click.Choice(["costs", "steps"]), help="Default: costs on the CPU, steps on CUDA."
+)
 @click.option("--data", type=Path, help="Folder with train/ and test/: measures quality too.")
 @click.option("--image-size", type=click.IntRange(4), default=8, show_default=True, help="Of --data, pixels.")
 @click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Of --data.")
@@ -255,7 +263,6 @@ def main(
         write_docs(docs)
         return
     folder, device = start("scaling", device_name, record)
-    # Processes that share cores must not each take all of them.
     torch.set_flush_denormal(True)
     judged: list[Target] = []
     found: dict[str, Any] = {}

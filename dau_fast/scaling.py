@@ -330,7 +330,9 @@ def memory(job: Job) -> dict[str, dict[str, float]]:
         | playing
         | {
             "optimiser state": 2 * parameters,
-            "activations": max([0, *(_share(n, ranks) for n in _norm_batches(job))]) * _LIVE * network.largest,
+            "activations": max([0, *(_share(n, ranks) for n in _norm_batches(job))])
+            * _LIVE
+            * network.largest,
         },
     }
 

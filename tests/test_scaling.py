@@ -25,7 +25,7 @@ from dau_fast.dau.attacker import Attacker
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.steps import Engine, Step
 from dau_fast.models import Classifier
-from dau_fast.scaling import Job, Work
+from dau_fast.scaling import Job, Machine, Network, Work
 from dau_fast.split import Forget
 from dau_fast.task import Task
 
@@ -201,10 +201,11 @@ def various() -> list[Job]:
     jobs += [replace(JOB, processes=ranks, forget=forget) for ranks in (2, 3, 4) for forget in (20, 900)]
     jobs += [replace(JOB, config=replace(JOB.config, batch_size=batch, warmup_steps=w))
              for batch in (16, 256) for w in (5, 500)]  # fmt: skip
-    jobs += [replace(JOB, network=replace(NETWORK, **change), processes=ranks) for ranks in (1, 2) for change in (
+    changes: list[dict[str, Any]] = [
         {"classes": 1000}, {"flops": 1e9}, {"parameters": 10_000_000}, {"operations": 400}, {"norms": 50},
-    )]  # fmt: skip
-    return jobs
+    ]  # fmt: skip
+    networks = [replace(NETWORK, **change) for change in changes]
+    return jobs + [replace(JOB, network=one, processes=ranks) for ranks in (1, 2) for one in networks]
 
 
 def test_a_fit_finds_the_constants_behind_the_measurements() -> None:
