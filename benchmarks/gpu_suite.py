@@ -111,6 +111,18 @@ def loop(suite: Suite) -> None:
     suite.run("loop", [*command, *(["--smoke"] if suite.smoke else [])])
 
 
+# ---- scale: ResNet-50 on images of ImageNet's shape
+
+
+def scale(suite: Suite) -> None:
+    """Images a second, utilisation and memory at 224x224, by batch size; memory as predicted beside it."""
+    out = suite.record / "scale"
+    if (out / "summary.json").exists():
+        return
+    command = [sys.executable, "benchmarks/scaling.py", "--part", "steps", "--device", suite.device.type]
+    suite.run("scale", [*command, "--record", str(out), *(["--smoke"] if suite.smoke else [])])
+
+
 # ---- quality: the main job with ResNet-18 on CIFAR-10, by the literature's recipe
 
 
@@ -197,7 +209,7 @@ def _summarise(suite: Suite) -> None:
 
 
 STAGES: dict[str, Callable[[Suite], None]] = {
-    "tests": tests, "ops": ops, "masks": masks, "loop": loop, "quality": quality,
+    "tests": tests, "ops": ops, "masks": masks, "loop": loop, "scale": scale, "quality": quality,
 }  # fmt: skip
 
 

@@ -34,7 +34,8 @@ _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
 class Network:
     """A classifier, counted. flops: of a forward pass of one image. operations: kernels of a forward pass.
 
-    activations: bytes that autograd keeps for an image. norms: BatchNorm layers, channels: of all of them.
+    activations: bytes that autograd keeps for an image. largest: bytes of the largest layer's output for
+    one. norms: BatchNorm layers, channels: of all of them.
     """
 
     flops: float
@@ -43,6 +44,7 @@ class Network:
     features: int
     classes: int
     activations: float
+    largest: float
     norms: int
     channels: int
 
@@ -74,7 +76,8 @@ class Work:
     training_images: forward and backward. evaluated_images: shown to the referee. norm_images: of the
     BatchNorm pass. evaluation_batches: of both. attacker_steps; attacker_rows: forward and backward, in
     its own steps and in the defender's loss. exam_pairs: compared for AUCs. updates: parameters times
-    steps. collectives, wire_bytes: of all kinds, bytes by ring algorithms.
+    steps. collectives, of all kinds; by ring algorithms, hops: messages one after the other, and
+    wire_bytes: that a process sends.
     """
 
     turns: int
@@ -89,6 +92,7 @@ class Work:
     exam_pairs: int
     updates: int
     collectives: int
+    hops: int
     wire_bytes: float
 
 
@@ -98,7 +102,7 @@ class Machine:
 
     training, evaluation: a FLOP of the defender. operation: a kernel that is launched, or a PyTorch call
     that is made. update: a parameter's update. attacker_step; attacker: a FLOP of the attacker. logit:
-    what losses and attack features do with one. pair: of exam scores. collective: its latency. byte: on
+    what losses and attack features do with one. pair: of exam scores. hop: a message's latency. byte: on
     the wire. start: once a job. processors: that processes share; None where each has a device of its own.
     """
 
@@ -110,13 +114,12 @@ class Machine:
     attacker: float
     logit: float
     pair: float
-    collective: float
+    hop: float
     byte: float
     start: float
     processors: int | None = None
 
 
-_COMMUNICATION = ("collective", "byte")
 CONSTANTS = tuple(field.name for field in fields(Machine) if field.name != "processors")
 
 
@@ -181,8 +184,9 @@ def work(job: Job) -> Work:
         + turns * (config.attacker_steps * 2 * batch + rows),
         exam_pairs=looks * exams[0] * exams[1],
         updates=(turns + recovery) * network.parameters,
-        collectives=sum(times for times, _ in messages),
-        wire_bytes=sum(times * size for times, size in messages),
+        collectives=sum(times for times, _, _ in messages),
+        hops=sum(times * hops for times, hops, _ in messages),
+        wire_bytes=sum(times * size for times, _, size in messages),
     )
 
 
@@ -202,44 +206,45 @@ def _norm_batches(job: Job) -> list[int]:
 
 def _messages(
     job: Job, turns: int, recovery: int, looks: int, norm_batches: list[int]
-) -> Iterator[tuple[int, float]]:
-    """(how often, bytes on the wire) of every kind of collective, in float32."""
+) -> Iterator[tuple[int, int, float]]:
+    """(how often, hops, bytes on the wire) of every kind of collective, in float32."""
     ranks, network, batch = job.processes, job.network, job.config.batch_size
     if ranks == 1:
         return
 
-    def reduced(numbers: float) -> float:
-        return 2 * (ranks - 1) / ranks * 4 * numbers
+    def reduced(numbers: float) -> tuple[int, float]:
+        return 2 * (ranks - 1), 2 * (ranks - 1) / ranks * 4 * numbers
 
-    def gathered(rows: int, width: int) -> float:
-        return (ranks - 1) * 4 * _share(rows, ranks) * width
+    def gathered(rows: int, width: int) -> tuple[int, float]:
+        return ranks - 1, (ranks - 1) * 4 * _share(rows, ranks) * width
 
     steps, norms, width = turns + recovery, network.norms, network.classes + 1
     buckets = 1 + max(0, math.ceil((4 * network.parameters - _FIRST_BUCKET) / _BUCKET))
-    yield buckets * steps, reduced(network.parameters) / buckets
+    yield buckets * steps, *reduced(network.parameters / buckets)
     if norms:
         # Sums, then squares; in the backward pass both gradients at once. Every layer counts as a mean one.
         channels = network.channels / norms
         passes = steps + len(norm_batches)
-        yield norms * passes, reduced(channels + 1)
-        yield norms * passes, reduced(channels)
-        yield norms * steps, reduced(2 * channels)
-    yield turns, gathered(batch, 2 * width + 2)
+        yield norms * passes, *reduced(channels + 1)
+        yield norms * passes, *reduced(channels)
+        yield norms * steps, *reduced(2 * channels)
+    yield turns, *gathered(batch, 2 * width + 2)
     if batch < network.features:
-        yield turns, gathered(batch, 2 * network.features)
+        yield turns, *gathered(batch, 2 * network.features)
     else:
-        yield 2 * turns, reduced(2 * network.features)
-        yield turns, reduced(network.features**2)
+        yield 2 * turns, *reduced(2 * network.features)
+        yield turns, *reduced(network.features**2)
     for shown in (job.forget, job.validation):
-        yield looks + 1, gathered(shown, width)
-    yield looks, 1  # the first process's verdict
-    yield 1, (ranks - 1) * 8  # rows of a batch, by process
+        yield looks + 1, *gathered(shown, width)
+    yield looks, 1, 1  # the first process's verdict
+    yield 1, ranks - 1, (ranks - 1) * 8  # rows of a batch, by process
 
 
 def amount(job: Job, processors: int | None = None) -> dict[str, float]:
     """By constant of Machine, how many units of it `job` takes.
 
-    processors: where more processes than these share them, computing takes as many times longer.
+    processors: where more processes than these share them, everything takes as many times longer: a
+    message waits until the process that handles it has its turn.
     """
     done, network = work(job), job.network
     weights = (network.classes + 1 + job.config.attacker_hidden + 1) * job.config.attacker_hidden
@@ -253,18 +258,20 @@ def amount(job: Job, processors: int | None = None) -> dict[str, float]:
         "attacker": 2 * _PASSES * weights * done.attacker_rows,
         "logit": network.classes * (done.training_images + done.evaluated_images),
         "pair": done.exam_pairs,
-        "collective": done.collectives,
+        "hop": done.hops,
         "byte": done.wire_bytes,
         "start": 1,
     }
     crowd = 1.0 if processors is None else max(1.0, job.processes / processors)
-    return {name: count * (1 if name in _COMMUNICATION else crowd) for name, count in units.items()}
+    return {name: count * crowd for name, count in units.items()}
 
 
 # ---- memory
 
 # Bytes of a pair of exam scores: their difference in float32, and three float64 terms of its verdict.
 _PAIR_BYTES = 28
+# Results of a residual block's layers that are there at once, where no graph keeps them.
+_LIVE = 4
 # Numbers a row of logits takes in a step beside the network's own: in float32, as softmax, in u and as
 # gradients of these.
 _LOGIT_COPIES = 6
@@ -287,7 +294,7 @@ def memory(job: Job) -> dict[str, dict[str, float]]:
     shared = always | {"gradients": parameters, "copies for the rehearsal": parameters, "low precision": low}
     exams = [round(config.exam_share * n) or n for n in (job.forget, job.validation)]
     evaluated = min(EVALUATION_BATCH, _share(max(job.forget, job.validation), ranks))
-    largest = max(forget, validation)
+    playing = {"gradients": parameters, "optimiser state": parameters, "low precision": low}
     hidden = 4.0 * 4 * config.attacker_hidden
     return {
         "warm-up of the attacker": always
@@ -302,14 +309,16 @@ def memory(job: Job) -> dict[str, dict[str, float]]:
             "logits": 3 * rows * _LOGIT_COPIES * width + gathered,
         },
         "looks": always
+        | playing
         | {
-            "gradients": parameters,
-            "optimiser state": parameters,
-            "low precision": low,
-            "u of a look": forget + validation + largest,
+            "u of a look": forget + validation + max(forget, validation),
+            "activations": evaluated * _LIVE * network.largest,
+        },
+        "exams": always
+        | playing
+        | {
+            "u of a look": forget + validation,
             "pairs of exam scores": float(_PAIR_BYTES * exams[0] * exams[1]),
-            # Nothing is kept for a backward pass: about two layers at a time.
-            "activations": evaluated * _widest(network),
         },
         "recovery": shared
         | {
@@ -317,12 +326,15 @@ def memory(job: Job) -> dict[str, dict[str, float]]:
             "activations": rows * network.activations,
             "logits": rows * _LOGIT_COPIES * width,
         },
+        "BatchNorm statistics": always
+        | playing
+        | {
+            "optimiser state": 2 * parameters,
+            "activations": max([0, *(_share(n, ranks) for n in _norm_batches(job))])
+            * _LIVE
+            * network.largest,
+        },
     }
-
-
-def _widest(network: Network) -> float:
-    """Bytes of an image in evaluation, when a layer's input and output are there: a guess from the mean."""
-    return 4 * network.activations / max(1, network.operations)
 
 
 @dataclass(frozen=True)
@@ -409,11 +421,11 @@ def count(model: Classifier, images: Tensor) -> Network:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
         model(images)
-    with _Dispatched() as calls, torch.no_grad():
+    with _Dispatched(len(images)) as calls, torch.no_grad():
         model(images)
     half = len(images) // 2
     # By difference: what is kept once a batch, such as weights in low precision, is no activation.
-    activations = (_kept_by(model, images) - _kept_by(model, images[:half])) / (len(images) - half)
+    activations = (_kept_by(model, images) - _kept_by(model, images[:half].clone())) / (len(images) - half)
     return Network(
         flops=flops.get_total_flops() / len(images),
         operations=calls.count,
@@ -421,23 +433,27 @@ def count(model: Classifier, images: Tensor) -> Network:
         features=model.head.in_features,
         classes=model.head.out_features,
         activations=activations,
+        largest=calls.largest / len(images),
         norms=len(norms),
         channels=sum(norm.num_features for norm in norms),
     )
 
 
 class _Dispatched(TorchDispatchMode):
-    """Counts the operations that reach a device."""
+    """Counts the operations that reach a device, and the bytes of the largest result of `rows` rows."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int) -> None:
         super().__init__()
-        self.count = 0
+        self.rows, self.count, self.largest = rows, 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
         # Views launch nothing; fake tensors add operations of their own.
         launches = func.namespace == "aten" and not func.is_view and "empty" not in func.__name__
         self.count += launches and "view" not in func.__name__
-        return func(*args, **(kwargs or {}))
+        if isinstance(result, Tensor) and result.shape[:1] == (self.rows,):
+            self.largest = max(self.largest, result.nbytes)
+        return result
 
 
 def _kept_by(model: Classifier, images: Tensor) -> int:

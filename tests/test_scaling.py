@@ -25,7 +25,7 @@ from dau_fast.dau.attacker import Attacker
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.steps import Engine, Step
 from dau_fast.models import Classifier
-from dau_fast.scaling import Job, Work
+from dau_fast.scaling import Job, Machine, Network, Work
 from dau_fast.split import Forget
 from dau_fast.task import Task
 
@@ -128,7 +128,7 @@ def test_the_work_is_that_of_a_real_game(name: str, forget: Forget, monkeypatch:
     with monkeypatch.context() as patch:
         found = counted(task, patch)
     predicted = expected(scaling.work(job))
-    assert (predicted.pop("collectives"), predicted.pop("wire_bytes")) == (0, 0)
+    assert [predicted.pop(name) for name in ("collectives", "hops", "wire_bytes")] == [0, 0, 0]
     assert found == predicted
 
 
@@ -163,7 +163,8 @@ def compare_processes(rank: int, ranks: int, config: DauConfig) -> None:
         found = counted(replace(task, engine=Unrehearsed(ranks=shared)), patch)
     # By rings: each part travels to all but one, twice where it is also added up.
     travels = {"all_reduce": 2 * (ranks - 1) / ranks, "all_gather": ranks - 1, "broadcast": 1}
-    found["collectives"] = len(sent)
+    hops = {"all_reduce": 2 * (ranks - 1), "all_gather": ranks - 1, "broadcast": 1}
+    found |= {"collectives": len(sent), "hops": sum(hops[name] for name, _ in sent)}
     wire = sum(travels[name] * size for name, size in sent)
     if rank:
         return
@@ -178,3 +179,109 @@ def compare_processes(rank: int, ranks: int, config: DauConfig) -> None:
 )
 def test_the_work_of_several_processes_and_what_they_tell_each_other(ranks: int, config: DauConfig) -> None:
     together(ranks, compare_processes, ranks, config)
+
+
+# ---- a machine
+
+
+NETWORK = Network(1e8, 50, 100_000, 64, 10, 5e5, 6e4, 9, 300)
+JOB = Job(NETWORK, replace(USUAL, batch_size=64), 200, 1000, 200, 3072.0)
+MACHINE = Machine(
+    training=2e-11, evaluation=1e-11, operation=1e-5, update=3e-10, attacker_step=1e-3, attacker=4e-11,
+    logit=2e-8, pair=1e-8, hop=1e-4, byte=1e-9, start=0.1, processors=2,
+)  # fmt: skip
+
+
+def various() -> list[Job]:
+    """Jobs that differ in everything that has a constant of its own."""
+    jobs = [
+        replace(JOB, forget=forget, validation=validation, retain=retain)
+        for forget in (20, 500, 3000) for validation in (100, 2000) for retain in (500, 4000)
+    ]  # fmt: skip
+    jobs += [replace(JOB, processes=ranks, forget=forget) for ranks in (2, 3, 4) for forget in (20, 900)]
+    jobs += [replace(JOB, config=replace(JOB.config, batch_size=batch, warmup_steps=w))
+             for batch in (16, 256) for w in (5, 500)]  # fmt: skip
+    changes: list[dict[str, Any]] = [
+        {"classes": 1000}, {"flops": 1e9}, {"parameters": 10_000_000}, {"operations": 400}, {"norms": 50},
+    ]  # fmt: skip
+    networks = [replace(NETWORK, **change) for change in changes]
+    return jobs + [replace(JOB, network=one, processes=ranks) for ranks in (1, 2) for one in networks]
+
+
+def test_a_fit_finds_the_constants_behind_the_measurements() -> None:
+    truth = [(job, scaling.predict(job, MACHINE).total_seconds) for job in various()]
+    found = scaling.fit(truth, processors=2)
+    assert scaling.constants(found) == pytest.approx(scaling.constants(MACHINE), rel=1e-3)
+    unseen = replace(JOB, forget=77, retain=2222, processes=3)
+    cost = scaling.predict(unseen, found)
+    assert cost.total_seconds == pytest.approx(scaling.predict(unseen, MACHINE).total_seconds, rel=1e-4)
+
+
+def test_no_constant_is_negative_and_one_that_nothing_needs_is_none() -> None:
+    alone = [job for job in various() if job.processes == 1]
+    noise = torch.linspace(0.7, 1.4, len(alone)).tolist()
+    found = scaling.fit(
+        [(job, n * scaling.predict(job, MACHINE).total_seconds) for job, n in zip(alone, noise, strict=True)]
+    )
+    values = scaling.constants(found)
+    assert min(values.values()) >= 0
+    assert values["hop"] == values["byte"] == 0
+
+
+def test_nothing_cannot_be_fitted() -> None:
+    with pytest.raises(ValueError, match="no measurements"):
+        scaling.fit([])
+
+
+def test_processes_that_share_processors_take_longer_and_fewer_do_not() -> None:
+    def seconds(processes: int, processors: int | None) -> float:
+        machine = replace(MACHINE, processors=processors)
+        return scaling.predict(replace(JOB, processes=processes), machine).total_seconds
+
+    assert seconds(4, 2) == pytest.approx(2 * seconds(4, None))
+    assert seconds(2, 2) == seconds(2, None) == seconds(2, 8)
+
+
+def test_the_cost_of_a_sample_does_not_follow_the_retain_set() -> None:
+    sampled = replace(JOB, config=replace(JOB.config, retain_sample=2.0))
+    few, many = (scaling.predict(replace(sampled, retain=n), MACHINE) for n in (1000, 100_000))
+    assert few.total_seconds == many.total_seconds
+    assert many.memory["images"] > few.memory["images"]
+
+
+# ---- memory
+
+
+def test_what_breaks_first_is_what_grows_first() -> None:
+    wide = replace(JOB, network=replace(NETWORK, classes=100_000))
+    large = replace(JOB, image_bytes=1e6)
+    found = [scaling.what_breaks_first(job, 8e9) for job in (JOB, wide, large, replace(large, streamed=True))]
+    assert [one.part for one in found][1:3] == ["attacker", "images"]
+    assert found[0].part == found[3].part == "pairs of exam scores"
+    for job, one in zip((JOB, wide, large), found, strict=False):
+        fits, fails = (scaling.predict_memory(scaling._grown(job, f * one.growth))[1] for f in (0.98, 1.02))
+        assert fits <= 8e9 < fails
+
+
+def test_a_model_that_does_not_fit_cannot_be_helped_by_fewer_images() -> None:
+    found = scaling.what_breaks_first(replace(JOB, network=replace(NETWORK, parameters=10**10)), 8e9)
+    assert (found.part, found.growth) == ("weights", 0.0)
+
+
+def test_more_processes_than_images_in_a_batch_break_before_memory_does() -> None:
+    assert scaling.what_breaks_first(replace(JOB, processes=65), 8e9).part.startswith("batch")
+
+
+# ---- counting
+
+
+def test_a_network_is_counted_as_by_hand() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
+    model = Classifier(nn.Sequential(*network, nn.Linear(4 * 8 * 8, 5)))
+    found = scaling.count(model, torch.zeros(6, 3, 8, 8))
+    assert found.flops == 2 * (8 * 8 * 4 * 3 * 9 + 4 * 8 * 8 * 5)
+    assert found.parameters == 4 * 3 * 9 + 4 + 8 + 4 * 8 * 8 * 5 + 5
+    assert (found.features, found.classes, found.norms, found.channels) == (256, 5, 1, 4)
+    # Images, and what goes into the norm and comes out of the ReLU, which the last layer keeps too.
+    assert found.activations == 4 * 8 * 8 * (3 + 4 + 4)
+    assert found.largest == 4 * 4 * 8 * 8

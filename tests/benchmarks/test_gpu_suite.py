@@ -21,7 +21,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_smoke_runs_every_stage_leaves_a_record_and_does_not_repeat_finished_jobs(tmp_path: Path) -> None:
     # Two halves at the same time, each on one core, into one record.
-    halves = [["tests", "ops", "masks"], ["loop", "quality"]]
+    halves = [["tests", "ops", "masks"], ["loop", "scale", "quality"]]
     with ThreadPoolExecutor() as pool:
         stages = [[argument for name in half for argument in ("--stage", name)] for half in halves]
         for done in pool.map(lambda chosen: run("--smoke", "--record", str(tmp_path), *chosen), stages):
@@ -50,6 +50,9 @@ def test_smoke_runs_every_stage_leaves_a_record_and_does_not_repeat_finished_job
     assert loop["cases"]["whole job, random:0.1"].keys() == {"dau_fast", "DataLoader"}
     assert {"dau_fast", "compiled", "DataLoader"} <= loop["cases"]["training step, batch 32"].keys()
     assert loop["job"]["methods"]["dau"]["avg_gap"] is not None
+    scale = json.loads((tmp_path / "scale" / "summary.json").read_text())["steps"]
+    assert {row["what"] for row in scale} == {"training", "game"}
+    assert all(row["images_per_second"] > 0 and row["peak_bytes"] > 0 for row in scale)
     quality = json.loads((tmp_path / "quality.json").read_text())
     for job in ("quality-random-0.1", "quality-class-0"):
         assert set(quality[job]["methods"]) == {"original", "retrain", "retrain_fast", "dau", "ft", "ga"}

@@ -1,0 +1,101 @@
+"""ResNet-50 at 224x224 on random images of ImageNet's shape: speed, utilisation and memory by batch size.
+
+Steps of training and turns of the game, with everything they need, on uint8 images that lie on the device.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jobs import synthetic, untrained
+from measuring import flops_per_second, peak_memory, seconds
+from test_loop_speed import flops_an_image, playing, training
+
+from dau_fast import scaling
+from dau_fast.config import DauConfig, SplitConfig, TrainingRecipe
+from dau_fast.engine.runtime import choose_precision
+from dau_fast.engine.steps import choose_engine
+from dau_fast.experiment import Experiment, builder
+from dau_fast.scaling import Job
+from dau_fast.split import Forget
+from dau_fast.task import Task
+
+BATCHES, STEPS, ROUNDS = (32, 64, 128, 256), 10, 5
+
+
+def task(device: torch.device, engine: str, smoke: bool) -> Task:
+    """An untrained ResNet-50 on as many images as show what resident ones cost; toys: the small network."""
+    count, size, classes, arch = (180, 16, 10, "small") if smoke else (6000, 224, 1000, "resnet50")
+    images = synthetic(count, size, classes).to(device)
+    job = Experiment(
+        images, Forget("random:0.1", fraction=0.1), ("dau",), 0, SplitConfig(), TrainingRecipe(), {},
+        builder(arch, images, choose_precision("auto", device)), None, "classifier",
+        engine=choose_engine(engine, device),
+    )  # fmt: skip
+    return untrained(job)
+
+
+def rows(device: torch.device, smoke: bool) -> list[dict[str, Any]]:
+    """One row for each batch size, engine and kind of step; a batch that memory does not hold says so."""
+    found = []
+    for engine in ("eager", "captured") if device.type == "cuda" else ("eager",):
+        for batch in (8,) if smoke else BATCHES:
+            for what in ("training", "game"):
+                found.append({"what": what, "engine": engine, "batch": batch} | _row(
+                    device, engine, batch, what, smoke
+                ))  # fmt: skip
+                print(found[-1], flush=True)
+    return found
+
+
+def _row(device: torch.device, engine: str, batch: int, what: str, smoke: bool) -> dict[str, Any]:
+    gc.collect()  # what the last row held
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    steps = 2 if smoke else STEPS
+    chosen = task(device, engine, smoke)
+    config = replace(chosen.settings["dau"], batch_size=batch)
+    model = chosen.original
+    network = scaling.count(model, chosen.images.batch(chosen.split.train[:8]))
+    expected = {"predicted_bytes": predicted(chosen, network, config, what)}
+    flops = flops_an_image(model, chosen)
+    peak = flops_per_second(device, 256 if smoke else 8192, model.precision or torch.float32)
+    try:
+        game = what == "game"
+        work = playing(chosen, config, steps) if game else training(chosen, batch, steps)
+        taken = seconds(work, device, 2 if smoke else ROUNDS)
+        held = most_held(work, device)
+    except torch.OutOfMemoryError:
+        return {"out_of_memory": True} | expected
+    rate = (3 if game else 1) * batch * steps / taken
+    return {
+        "images_per_second": rate,
+        "utilisation_percent": 100 * rate * flops / peak,
+        "peak_bytes": held,
+        "flops_an_image": flops,
+        "matrix_product_flops_per_second": peak,
+    } | expected
+
+
+def most_held(work: Callable[[], None], device: torch.device) -> int:
+    """Bytes at the worst moment of `work`: on CUDA all there are, on the CPU those that came with it."""
+    if device.type != "cuda":
+        return peak_memory(work, device)
+    torch.cuda.reset_peak_memory_stats(device)
+    work()
+    return torch.cuda.max_memory_allocated(device)
+
+
+def predicted(task: Task, network: scaling.Network, config: DauConfig, what: str) -> float:
+    """Bytes that the model of memory expects in a whole job's phase."""
+    split, pixels = task.split, task.images.pixels
+    number = 2 if task.original.precision == torch.bfloat16 else 4
+    job = Job(
+        network, config, len(split.forget), len(split.retain), len(split.validation),
+        pixels[0].nbytes, number_bytes=number,
+    )  # fmt: skip
+    return sum(scaling.memory(job)["game" if what == "game" else "recovery"].values())
