@@ -84,6 +84,8 @@ def cases(smoke: bool) -> list[Case]:
          for factor in (1, 2, 5, 10)],
         [Case("classes", count, unit // 5, unit, classes=count) for count in (10, 100, 1000, 3000)],
         [Case("batch", batch, unit // 5, 2 * unit, batch=batch) for batch in (32, 64, 128, 256)],
+        [Case("forget and validation set", factor * unit // 2, factor * unit // 2, unit,
+              validation=factor * unit // 2) for factor in (1, 2, 4, 8)],
         [Case("validation set", factor * unit, unit // 5, unit, validation=factor * unit)
          for factor in (1, 2, 4)],
     ]  # fmt: skip

@@ -98,6 +98,7 @@ def gpus(utilisation: float, processes: int) -> Machine:
         attacker_step=ATTACKER_KERNELS * LAUNCH_SECONDS,
         attacker=1 / (PRODUCTS * FLOAT32_FLOPS),
         logit=LOGIT_BYTES / MEMORY_BYTES_PER_SECOND,
+        normed=0.0,  # on GPUs both are one kernel or two
         pair=PAIR_BYTES / MEMORY_BYTES_PER_SECOND,
         # A collective's latency grows little with the number of GPUs, which do not go round in one ring.
         hop=COLLECTIVE_SECONDS / (2 * (processes - 1)) if processes > 1 else 0.0,
@@ -166,7 +167,8 @@ def _limits() -> str:
 PARTS = {
     "training": "training passes", "evaluation": "evaluation passes", "operation": "launching kernels",
     "update": "updates", "attacker_step": "launching the attacker's kernels",
-    "attacker": "attacker's products", "logit": "softmax and losses", "pair": "pairs of exam scores",
+    "attacker": "attacker's products", "logit": "softmax and losses", "normed": "synchronised BatchNorm",
+    "pair": "pairs of exam scores",
     "hop": "latency of collectives", "byte": "bytes between GPUs", "start": "start",
 }  # fmt: skip
 

@@ -115,6 +115,7 @@ def _growths(rows: Rows) -> Figure:
     shown = {
         "forget set": "forget set, share of 3,000 images", "retain set": "retain set, images",
         "classes": "classes", "batch": "images of each set in a batch", "validation set": "validation images",
+        "forget and validation set": "images of each of forget and validation set",
     }  # fmt: skip
     for axes, (name, label) in zip(figure.subplots(2, 3).flat, shown.items(), strict=False):
         names = (name, f"{name}, sampled") if name == "retain set" else (name,)
@@ -128,7 +129,6 @@ def _growths(rows: Rows) -> Figure:
         axes.set(xscale="log", xlabel=label, ylabel="seconds", ylim=(0, None))
         if len(names) > 1:
             axes.legend(frameon=False)
-    figure.axes[-1].remove()
     figure.suptitle("points: measured, hollow ones not in the fit; lines: predicted")
     return figure
 

@@ -35,7 +35,7 @@ class Network:
     """A classifier, counted. flops: of a forward pass of one image. operations: kernels of a forward pass.
 
     activations: bytes that autograd keeps for an image. largest: bytes of the largest layer's output for
-    one. norms: BatchNorm layers, channels: of all of them.
+    one, logits left out. norms: BatchNorm layers; of all of them, channels, and normed: numbers of an image.
     """
 
     flops: float
@@ -47,6 +47,7 @@ class Network:
     largest: float
     norms: int
     channels: int
+    normed: float
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,9 @@ class Machine:
 
     training, evaluation: a FLOP of the defender. operation: a kernel that is launched, or a PyTorch call
     that is made. update: a parameter's update. attacker_step; attacker: a FLOP of the attacker. logit:
-    what losses and attack features do with one. pair: of exam scores. hop: a message's latency. byte: on
-    the wire. start: once a job. processors: that processes share; None where each has a device of its own.
+    what losses and attack features do with one. normed: what a synchronised BatchNorm takes longer for a
+    number than an ordinary one. pair: of exam scores. hop: a message's latency. byte: on the wire. start:
+    once a job. processors: that processes share; None where each has a device of its own.
     """
 
     training: float
@@ -113,6 +115,7 @@ class Machine:
     attacker_step: float
     attacker: float
     logit: float
+    normed: float
     pair: float
     hop: float
     byte: float
@@ -257,6 +260,7 @@ def amount(job: Job, processors: int | None = None) -> dict[str, float]:
         "attacker_step": done.attacker_steps,
         "attacker": 2 * _PASSES * weights * done.attacker_rows,
         "logit": network.classes * (done.training_images + done.evaluated_images),
+        "normed": network.normed * (_PASSES * done.training_images + done.norm_images) * (job.processes > 1),
         "pair": done.exam_pairs,
         "hop": done.hops,
         "byte": done.wire_bytes,
@@ -313,6 +317,7 @@ def memory(job: Job) -> dict[str, dict[str, float]]:
         | {
             "u of a look": forget + validation + max(forget, validation),
             "activations": evaluated * _LIVE * network.largest,
+            "logits": evaluated * width,
         },
         "exams": always
         | playing
@@ -421,7 +426,7 @@ def count(model: Classifier, images: Tensor) -> Network:
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
         model(images)
-    with _Dispatched(len(images)) as calls, torch.no_grad():
+    with torch.no_grad(), _Dispatched(len(images), model.head.out_features) as calls:
         model(images)
     half = len(images) // 2
     # By difference: what is kept once a batch, such as weights in low precision, is no activation.
@@ -436,22 +441,41 @@ def count(model: Classifier, images: Tensor) -> Network:
         largest=calls.largest / len(images),
         norms=len(norms),
         channels=sum(norm.num_features for norm in norms),
+        normed=_normed(model, norms, images) / len(images),
     )
 
 
-class _Dispatched(TorchDispatchMode):
-    """Counts the operations that reach a device, and the bytes of the largest result of `rows` rows."""
+def _normed(model: Classifier, norms: Sequence[nn.Module], images: Tensor) -> int:
+    """Numbers that come out of `norms` in a pass."""
+    seen: list[int] = []
 
-    def __init__(self, rows: int) -> None:
+    def note(_: nn.Module, __: Any, out: Tensor) -> None:
+        seen.append(out.numel())
+
+    hooks = [norm.register_forward_hook(note) for norm in norms]
+    with torch.no_grad():
+        model(images)
+    for hook in hooks:
+        hook.remove()
+    return sum(seen)
+
+
+class _Dispatched(TorchDispatchMode):
+    """Counts the operations that reach a device, and the bytes of the largest result of `rows` rows.
+
+    classes: of logits, which do not count as such a result.
+    """
+
+    def __init__(self, rows: int, classes: int) -> None:
         super().__init__()
-        self.rows, self.count, self.largest = rows, 0, 0
+        self.rows, self.logits, self.count, self.largest = rows, (rows, classes), 0, 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         # Views launch nothing; fake tensors add operations of their own.
         launches = func.namespace == "aten" and not func.is_view and "empty" not in func.__name__
         self.count += launches and "view" not in func.__name__
-        if isinstance(result, Tensor) and result.shape[:1] == (self.rows,):
+        if isinstance(result, Tensor) and result.shape[:1] == (self.rows,) and result.shape != self.logits:
             self.largest = max(self.largest, result.nbytes)
         return result
 

@@ -184,11 +184,11 @@ def test_the_work_of_several_processes_and_what_they_tell_each_other(ranks: int,
 # ---- a machine
 
 
-NETWORK = Network(1e8, 50, 100_000, 64, 10, 5e5, 6e4, 9, 300)
+NETWORK = Network(1e8, 50, 100_000, 64, 10, 5e5, 6e4, 9, 300, 1e5)
 JOB = Job(NETWORK, replace(USUAL, batch_size=64), 200, 1000, 200, 3072.0)
 MACHINE = Machine(
     training=2e-11, evaluation=1e-11, operation=1e-5, update=3e-10, attacker_step=1e-3, attacker=4e-11,
-    logit=2e-8, pair=1e-8, hop=1e-4, byte=1e-9, start=0.1, processors=2,
+    logit=2e-8, normed=1e-9, pair=1e-8, hop=1e-4, byte=1e-9, start=0.1, processors=2,
 )  # fmt: skip
 
 
@@ -203,6 +203,7 @@ def various() -> list[Job]:
              for batch in (16, 256) for w in (5, 500)]  # fmt: skip
     changes: list[dict[str, Any]] = [
         {"classes": 1000}, {"flops": 1e9}, {"parameters": 10_000_000}, {"operations": 400}, {"norms": 50},
+        {"normed": 1e6},
     ]  # fmt: skip
     networks = [replace(NETWORK, **change) for change in changes]
     return jobs + [replace(JOB, network=one, processes=ranks) for ranks in (1, 2) for one in networks]
@@ -282,6 +283,7 @@ def test_a_network_is_counted_as_by_hand() -> None:
     assert found.flops == 2 * (8 * 8 * 4 * 3 * 9 + 4 * 8 * 8 * 5)
     assert found.parameters == 4 * 3 * 9 + 4 + 8 + 4 * 8 * 8 * 5 + 5
     assert (found.features, found.classes, found.norms, found.channels) == (256, 5, 1, 4)
+    assert found.normed == 4 * 8 * 8
     # Images, and what goes into the norm and comes out of the ReLU, which the last layer keeps too.
     assert found.activations == 4 * 8 * 8 * (3 + 4 + 4)
     assert found.largest == 4 * 4 * 8 * 8
