@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -225,6 +227,24 @@ def test_a_call_for_all_processes_needs_a_process_group() -> None:
     some = task.images.pixels[:40], task.labels[:40]
     with pytest.raises(UserError, match="distributed=True without a process group"):
         unlearn(task.original.network, forget=some, retain=some, validation=some, distributed=True)
+
+
+# ---- agreeing and taking turns
+
+
+def agree(rank: int, folder: Path) -> None:
+    ranks, cpu = Ranks.all(), torch.device("cpu")
+    assert ranks.agreed(rank == 0, cpu) is True
+    assert ranks.agreed(rank == 1, cpu) is False
+    with ranks.in_turn(True):
+        if rank == 0:
+            time.sleep(0.5)
+            (folder / "fetched").touch()
+        assert (folder / "fetched").exists()
+
+
+def test_the_first_process_decides_and_goes_first(tmp_path: Path) -> None:
+    together(2, agree, tmp_path)
 
 
 # ---- activation checkpointing
