@@ -66,5 +66,7 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
 
 def auc(member_scores: Tensor, non_member_scores: Tensor) -> float:
     """Probability that a member [M] scores above a non-member [M'], ties counting half; 0.5 is chance."""
-    difference = member_scores.unsqueeze(1) - non_member_scores.unsqueeze(0)
-    return ((difference > 0).double() + (difference == 0).double() / 2).mean().item()
+    others = non_member_scores.sort().values
+    below = torch.searchsorted(others, member_scores)
+    not_above = torch.searchsorted(others, member_scores, right=True)
+    return (below + not_above).double().mean().item() / (2 * len(others))

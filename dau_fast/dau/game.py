@@ -81,10 +81,20 @@ def _sampled(task: Task, config: DauConfig) -> Task:
     """`task` with as much of the retain set as `config` asks for."""
     retain = task.split.retain
     count = sample_size(len(retain), len(task.split.forget), config.retain_sample)
-    if count == len(retain):
-        return task
-    order = torch.randperm(len(retain), generator=task.generator("retain sample"), device=retain.device)
-    return replace(task, split=replace(task.split, retain=retain[order[:count]].sort().values))
+    some = _some(retain, count, task.generator("retain sample"))
+    return replace(task, split=replace(task.split, retain=some))
+
+
+def _some(index: Tensor, count: int, chance: torch.Generator) -> Tensor:
+    """`count` of `index` [N] in their order, all of it where it has no more."""
+    if count >= len(index):
+        return index
+    order = torch.randperm(len(index), generator=chance, device=index.device)
+    return index[order[:count]].sort().values
+
+
+# Numbers of u that the attacker's warm-up sees of either set, half a GB in float32; of larger sets a sample.
+_LESSON = 2**27
 
 
 class Game:
@@ -104,10 +114,10 @@ class Game:
             generator=task.generator("exam"),
             ranks=task.ranks,
         )
-        self._original_shows = self.referee.shown(defender)
+        self._lesson = self._first_lesson()
         with torch.random.fork_rng():
             torch.manual_seed(task.generator("attacker").initial_seed())
-            seen = torch.cat(self._original_shows)
+            seen = torch.cat(self._lesson[:2])
             self.attacker = Attacker(seen, config.attacker_hidden).to(seen)
         self._attack = adam(self.attacker, lr=config.attacker_lr)
         self._defend = _sgd(defender, task, config, config.lr)
@@ -117,11 +127,11 @@ class Game:
         self._step: Step | None = None
 
     def warm_up(self) -> None:
-        """Train the attacker on what the frozen original shows, and let the referee note it."""
-        split, study = self.task.split, self.referee.study
+        """Train the attacker, once, on what the frozen original shows, and let the referee note it."""
         learn = self._learner(attacker_loss)
         for _ in range(self.config.warmup_steps):
-            learn(*self._original_shows, study(split.forget), study(split.validation))
+            learn(*self._lesson)
+        self._lesson = ()
         self.referee.look(self.defender, self.attacker, 0)
 
     def turn(self) -> None:
@@ -138,6 +148,13 @@ class Game:
         """Let go of what only turns need: batches read ahead, buffers for gradients of several processes."""
         self._batches.close()
         self._step = None
+
+    def _first_lesson(self) -> tuple[Tensor, ...]:
+        """u of forget and validation set, or of some of either, and which of them may be studied."""
+        chance, most = self.task.generator("lesson"), lesson_size(self.defender.head.out_features)
+        sets = [_some(index, most, chance) for index in (self.task.split.forget, self.task.split.validation)]
+        shown = [self.referee.shown(self.defender, index) for index in sets]
+        return *shown, *(self.referee.study(index) for index in sets)
 
     def _prepared(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Step:
         players = Players((self.defender, self.attacker), (self._attack, self._defend))
@@ -207,6 +224,11 @@ class Game:
             self._attack.step()
 
         return learn
+
+
+def lesson_size(classes: int) -> int:
+    """How many images of either set the attacker's warm-up sees at most."""
+    return max(1, _LESSON // (classes + 1))
 
 
 def _rows(tensor: Tensor, rows: slice) -> Tensor:

@@ -18,7 +18,7 @@ from dau_fast.dau.view import View
 from dau_fast.engine.batches import Load
 from dau_fast.engine.profiling import section
 from dau_fast.engine.ranks import ALONE, Ranks
-from dau_fast.metrics.accuracy import accuracy
+from dau_fast.metrics.accuracy import percent
 from dau_fast.models import Classifier
 from dau_fast.split import Split
 
@@ -74,13 +74,9 @@ class Referee:
         """1 for each of the images `index` [B] that the attacker may learn from, 0 for the exam's."""
         return (~self._exam[index]).float()
 
-    def shown(self, defender: Classifier) -> tuple[Tensor, Tensor]:
-        """The attacker's input for the whole forget and validation set."""
-        forget, validation = (
-            self.view.over(defender, self.load, index, self.labels, ranks=self.ranks)
-            for index in (self.split.forget, self.split.validation)
-        )
-        return forget, validation
+    def shown(self, defender: Classifier, index: Tensor) -> Tensor:
+        """u [N, C + 1]: what the attacker sees of the images `index` [N]."""
+        return self.view.over(defender, self.load, index, self.labels, ranks=self.ranks)
 
     def look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
         """Write down where the game stands after `step`; true when it is enough."""
@@ -88,17 +84,21 @@ class Referee:
             return self._look(defender, attacker, step)
 
     def _look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
-        u_forget, u_validation = self.shown(defender)
-        forget, validation = self.split.forget, self.split.validation
-        exam = self._tested(u_forget, forget), self._tested(u_validation, validation)
-        with torch.no_grad():
-            attack = auc(attacker(exam[0]), attacker(exam[1]))
+        def judged(u: Tensor, labels: Tensor) -> Tensor:
+            # u begins with the softmax, whose largest entry is the predicted label.
+            right = u[:, :-1].argmax(1) == labels
+            return torch.stack([attacker(u), right.to(u)], 1)
+
+        sets = self.split.forget, self.split.validation
+        (forget, forget_right), (validation, validation_right) = (
+            self.view.over(defender, self.load, index, self.labels, judged, ranks=self.ranks).unbind(1)
+            for index in sets
+        )
         seen = self.history
         seen.step.append(step)
-        seen.auc.append(attack)
-        # u begins with the softmax, whose largest entry is the predicted label.
-        seen.forget_accuracy.append(accuracy(u_forget[:, :-1], self.labels[forget]))
-        seen.validation_accuracy.append(accuracy(u_validation[:, :-1], self.labels[validation]))
+        seen.auc.append(auc(self._tested(forget, sets[0]), self._tested(validation, sets[1])))
+        seen.forget_accuracy.append(percent(forget_right))
+        seen.validation_accuracy.append(percent(validation_right))
         verdict = self._class_gone() if self.split.classwise else self._like_validation()
         enough = self.ranks.agreed(verdict is not None, self.labels.device)
         self._in_a_row = self._in_a_row + 1 if enough else 0
@@ -107,9 +107,10 @@ class Referee:
         seen.stopped = f"{verdict}, {_LOOKS_IN_A_ROW} looks in a row"
         return True
 
-    def _tested(self, u: Tensor, index: Tensor) -> Tensor:
-        rows = u[self._exam[index]]
-        return rows if len(rows) else u
+    def _tested(self, scores: Tensor, index: Tensor) -> Tensor:
+        """Those of the exam, from `scores` of all images `index` [N]."""
+        rows = scores[self._exam[index]]
+        return rows if len(rows) else scores
 
     def _class_gone(self) -> str | None:
         left = self.history.forget_accuracy[-1]

@@ -54,19 +54,22 @@ class View:
         load: Load,
         index: Tensor,
         labels: Tensor,
+        keep: Callable[[Tensor, Tensor], Tensor] = lambda u, labels: u,
         *,
         batch_size: int = 512,
         ranks: Ranks = ALONE,
     ) -> Tensor:
         """u [N, C + 1] of the images `index` [N] in evaluation mode; labels: of all images.
 
-        ranks: the processes that share the work, each of which has all of u in the end.
+        keep: what is made of u [B, C + 1] and labels [B] of each batch, [B, ...], where all of u may not
+        fit. ranks: the processes that share the work, each of which has all rows in the end.
         """
         parts = []
         with _evaluating(defender):
             batches = index[ranks.mine(len(index))].split(batch_size)
             for batch, images in zip(batches, load_each(load, batches), strict=True):
-                parts.append(self.of(defender, images, defender(images), labels[batch]))
+                u = self.of(defender, images, defender(images), labels[batch])
+                parts.append(keep(u, labels[batch]))
         return ranks.gather(torch.cat(parts), ranks.rows(len(index)))
 
 

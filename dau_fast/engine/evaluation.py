@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -25,32 +25,40 @@ def predict(
     batch_size: None for what suits the device. ranks: the processes that share the work; each has all
     outputs in the end.
     """
-    parts = _outputs(model, load, index[ranks.mine(len(index))], batch_size)
+    parts = [outputs for outputs, _ in _outputs(model, load, index[ranks.mine(len(index))], batch_size)]
     columns = (torch.cat(column) for column in zip(*parts, strict=True))
     return Outputs(*(ranks.gather(column, ranks.rows(len(index))) for column in columns))
 
 
-def predict_logits(
+def predict_each(
     model: nn.Module,
     load: Load,
     index: Tensor,
+    keep: Callable[[Tensor, Tensor], Tensor],
     *,
     batch_size: int | None = None,
     ranks: Ranks = ALONE,
 ) -> Tensor:
-    """Logits [N, C] over `index` [N], like predict's; no features, which at scale may not fit."""
+    """What `keep` makes of the logits [B, C] and indices [B] of each batch of `index` [N]; [N, ...].
+
+    keep: gives [B, ...]. Nothing else stays of a batch: at scale all logits may not fit.
+    """
     parts = _outputs(model, load, index[ranks.mine(len(index))], batch_size)
-    return ranks.gather(torch.cat([part.logits for part in parts]), ranks.rows(len(index)))
+    kept = [keep(outputs.logits, batch) for outputs, batch in parts]
+    return ranks.gather(torch.cat(kept), ranks.rows(len(index)))
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, load: Load, index: Tensor, batch_size: int | None) -> Iterator[Outputs]:
+def _outputs(
+    model: nn.Module, load: Load, index: Tensor, batch_size: int | None
+) -> Iterator[tuple[Outputs, Tensor]]:
+    """Outputs, and the part of `index` [N] that they are of."""
     # Few launches on CUDA; on a CPU activations that stay in the cache.
-    batch_size = batch_size or (1024 if index.is_cuda else 256)
+    batches = index.split(batch_size or (1024 if index.is_cuda else 256))
     mode = model.training
     model.eval()
     try:
-        for images in load_each(load, index.split(batch_size)):
-            yield model(images)
+        for batch, images in zip(batches, load_each(load, batches), strict=True):
+            yield model(images), batch
     finally:
         model.train(mode)

@@ -1,4 +1,4 @@
-"""Accuracy in percent, and the distance to a retrained model."""
+"""Accuracy, in percent."""
 
 from __future__ import annotations
 
@@ -7,4 +7,9 @@ from torch import Tensor
 
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Percent of rows of `logits` [N, C] whose largest entry is at `labels` [N]."""
-    return 100 * (logits.argmax(1) == labels).double().mean().item()
+    return percent(logits.argmax(1) == labels)
+
+
+def percent(right: Tensor) -> float:
+    """How many of `right` [N] are true, or 1."""
+    return 100 * right.double().mean().item()

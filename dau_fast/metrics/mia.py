@@ -93,26 +93,27 @@ ATTACKS: dict[str, Callable[[Answers], Tensor]] = {
 }
 
 
-def attack_all(retain: Answers, test: Answers, forget: Answers) -> dict[str, float]:
-    """The five attacks on the forget set, in percent called non-member.
+class Attacks:
+    """The five attacks, each a machine that tells `members` from `non_members`, of which there are as many.
 
-    retain must already be cut to the test set's size. The SVM is the reference implementation's,
-    SVC(C=3, gamma="auto", kernel="rbf"); svm.fit tells how near. Raises UserError for outputs that are
-    not finite.
+    The SVM is the reference implementation's, SVC(C=3, gamma="auto", kernel="rbf"); svm.fit tells how
+    near. Raises UserError for outputs that are not finite, here and when asked about such.
     """
-    members, non_members = _scores(retain), _scores(test)
-    machines = {name: svm.fit(members.pop(name), non_members.pop(name)) for name in ATTACKS}
-    verdicts: dict[str, list[Tensor]] = {name: [] for name in ATTACKS}
-    for part in forget.parts():
-        for name, score in ATTACKS.items():
-            verdicts[name].append(machines[name](score(part)))
-    return {name: _percent(torch.cat(parts)) for name, parts in verdicts.items()}
+
+    def __init__(self, members: Answers, non_members: Answers) -> None:
+        inside, outside = _scores(members), _scores(non_members)
+        self.machines = {name: svm.fit(inside.pop(name), outside.pop(name)) for name in ATTACKS}
+
+    def non_members(self, answers: Answers) -> Tensor:
+        """What each attack calls non-member, bool [B, 5] on the CPU, in the order of ATTACKS."""
+        return torch.cat(
+            [
+                torch.stack([self.machines[name](score(part)).cpu() for name, score in ATTACKS.items()], 1)
+                for part in answers.parts()
+            ]
+        )
 
 
 def _scores(answers: Answers) -> dict[str, Tensor]:
     parts = [{name: score(part) for name, score in ATTACKS.items()} for part in answers.parts()]
     return {name: torch.cat([part[name] for part in parts]) for name in ATTACKS}
-
-
-def _percent(verdicts: Tensor) -> float:
-    return 100 * verdicts.double().mean().item()

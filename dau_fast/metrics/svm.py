@@ -75,6 +75,8 @@ class _Exact:
 
     def __call__(self, scores: Tensor) -> Tensor:
         _check(scores)
+        if not len(scores):
+            return torch.zeros(0, dtype=torch.bool)  # scikit-learn refuses to judge nothing
         return torch.from_numpy(self.svm.predict(scores.double().cpu().numpy()) == 0)
 
 

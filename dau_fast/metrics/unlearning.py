@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from dau_fast.engine.batches import Load
-from dau_fast.engine.evaluation import predict_logits
+from dau_fast.engine.evaluation import predict_each
 from dau_fast.engine.ranks import ALONE, Ranks
-from dau_fast.metrics.accuracy import accuracy
-from dau_fast.metrics.mia import Answers, attack_all, confidence
+from dau_fast.metrics.accuracy import percent
+from dau_fast.metrics.mia import ATTACKS, Answers, Attacks, confidence, correctness
 from dau_fast.split import Split
 
 _BINS = 20
+# Logits of members, and of non-members, that attacks are fitted to at most: half a GB in float32.
+_LOGITS = 2**27
 
 
 @dataclass(frozen=True)
@@ -60,41 +63,59 @@ def measure(
     """Run `model` once over forget, retain, validation and test set and measure it.
 
     generator: draws the images that stand for members and non-members; seed it alike for every model.
-    ranks: the processes that share the passes; each of them has all measures in the end.
+    Attacks are fitted to as many of each as the smaller of retain and test set holds, or as half a GB of
+    logits does. ranks: the processes that share the passes; each of them has all measures in the end.
     """
-    sets = {
-        "forget": split.forget,
-        "retain": split.retain,
-        "validation": split.validation,
-        "test": split.test,
-    }
-    seen = {
-        name: Answers(predict_logits(model, load, index, ranks=ranks), labels[index])
-        for name, index in sets.items()
-    }
-    size = min(len(split.retain), len(split.test))
 
-    def some(name: str) -> Answers:
-        logits, targets = seen[name].logits, seen[name].labels
-        order = torch.randperm(len(targets), generator=generator, device=targets.device)
-        return Answers(logits[order[:size]], targets[order[:size]])
+    def over(index: Tensor, keep: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return predict_each(model, load, index, keep, ranks=ranks)
 
-    def right(name: str) -> float:
-        return accuracy(seen[name].logits, seen[name].labels)
+    def summary(logits: Tensor, batch: Tensor) -> Tensor:
+        return _summary(Answers(logits, labels[batch]))
 
+    classes = int(labels.max()) + 1
+    size = min(len(split.retain), len(split.test), max(1, _LOGITS // classes))
+
+    def sampled(index: Tensor) -> tuple[Answers, Tensor]:
+        """Answers on `size` images, and the summary of all."""
+        order = torch.randperm(len(index), generator=generator, device=index.device)
+        some, others = index[order[:size]], index[order[size:]]
+        answers = Answers(over(some, lambda logits, _: logits), labels[some])
+        # No pass over nothing.
+        rest = [over(others, summary)] if len(others) else []
+        return answers, torch.cat([_summary(answers), *rest])
+
+    members, retain = sampled(split.retain)
+    non_members, test = sampled(split.test)
+    attacks = Attacks(members, non_members)
+
+    def attacked(logits: Tensor, batch: Tensor) -> Tensor:
+        answers = Answers(logits, labels[batch])
+        return torch.cat([_summary(answers), attacks.non_members(answers).to(logits)], 1)
+
+    forget, verdicts = over(split.forget, attacked).split([2, len(ATTACKS)], 1)
+    validation = over(split.validation, summary)
     return Measures(
-        ua=100 - right("forget"),
-        ra=right("retain"),
-        ta=right("test"),
-        attacks=attack_all(some("retain"), some("test"), seen["forget"]),
+        ua=100 - percent(forget[:, 0]),
+        ra=percent(retain[:, 0]),
+        ta=percent(test[:, 0]),
+        attacks=dict(zip(ATTACKS, map(percent, verdicts.unbind(1)), strict=True)),
         confidence={
             "edges": [bin / _BINS for bin in range(_BINS + 1)],
-            **{name: _histogram(seen[name]) for name in ("forget", "validation", "test")},
+            "forget": _histogram(forget[:, 1]),
+            "validation": _histogram(validation[:, 1]),
+            "test": _histogram(test[:, 1]),
         },
     )
 
 
-def _histogram(answers: Answers) -> list[float]:
-    scores = torch.cat([confidence(part) for part in answers.parts()])
+def _summary(answers: Answers) -> Tensor:
+    """1 for a right answer and else 0, and the confidence in the true label; float64 [B, 2]."""
+    parts = [torch.cat([correctness(part), confidence(part)], 1) for part in answers.parts()]
+    return torch.cat(parts)
+
+
+def _histogram(scores: Tensor) -> list[float]:
+    """Of scores [N] from 0 to 1, in percent a bin."""
     counts = torch.histc(scores.float().cpu(), _BINS, 0, 1)
     return (100 * counts / counts.sum()).tolist()

@@ -93,6 +93,16 @@ def test_auc_of_known_scores() -> None:
     assert auc(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 2.0])) == pytest.approx((0.5 + 0 + 1 + 1) / 4)
 
 
+def test_auc_of_more_scores_than_pairs_of_them_could_be_held() -> None:
+    """Member k + 1/2 lies above k + 1 of the 2 n non-members 0, 1, 2 and so on."""
+    n = 300_000
+    members = torch.arange(n, dtype=torch.float64) + 0.5
+    expected = (n + 1) / 2 / (2 * n)
+    assert auc(members.flip(0), torch.arange(2 * n, dtype=torch.float64)) == pytest.approx(
+        expected, rel=1e-12
+    )
+
+
 # ---- the network
 
 

@@ -22,6 +22,7 @@ from dau_fast.dau.attacker import Attacker
 from dau_fast.dau.defender import defender_loss
 from dau_fast.dau.game import Game
 from dau_fast.dau.referee import Referee
+from dau_fast.dau.view import View
 from dau_fast.engine.batches import Batch, steps_for
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.training import recompute_batchnorm
@@ -391,7 +392,7 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(game, "attacker_loss", spy)
     players.warm_up()
-    shown = players.referee.shown(task.original)
+    shown = [players.referee.shown(task.original, index) for index in (split.forget, split.validation)]
     assert len(taught) == CLASSWISE.warmup_steps
     assert all(torch.equal(one, other) for one, other in zip(taught[0][:2], shown, strict=True))
     assert torch.equal(taught[0][2], (~exam[split.forget]).float())
@@ -406,6 +407,26 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
             assert torch.equal(weights, (~exam[index]).float())
             assert 0 < weights.sum() < len(index)
         assert not any(tensor.requires_grad for tensor in seen)
+
+
+def test_of_sets_that_do_not_fit_the_attacker_warms_up_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    task = trained(TENTH, SPREAD)
+    monkeypatch.setattr(game, "_LESSON", 25 * 4 + 3)  # u is [N, 4]
+    assert game.lesson_size(3) == 25
+    split, sizes = task.split, []
+    assert len(split.forget) > 25
+
+    def lesson(seed: int) -> tuple[Tensor, ...]:
+        sizes.clear()
+        return Game(copy.deepcopy(task.original), replace(task, seed=seed), SPREAD)._lesson
+
+    first, again, other = lesson(0), lesson(0), lesson(1)
+    assert [len(part) for part in first] == [25] * 4
+    assert all(torch.equal(one, same) for one, same in zip(first, again, strict=True))
+    assert not torch.equal(first[0], other[0])
+    whole = View().over(task.original, task.images, split.forget, task.labels)
+    assert all(torch.isclose(whole, row).all(1).any() for row in first[0])
+    assert 0 < first[2].sum() < 25, "a part is the exam's"
 
 
 def test_every_batch_of_a_turn_comes_from_its_own_set() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dau_fast.dau import referee
 from dau_fast.dau.referee import Referee
 from dau_fast.dau.view import View
 from dau_fast.models import Outputs
@@ -47,7 +48,6 @@ class Match:
         self.split = a_split(forget, validation, classwise)
         self.logits = torch.zeros(forget + 8 + validation, 2)
         labels = torch.zeros(len(self.logits), dtype=torch.int64)
-        self.asked: list[Tensor] = []
         self.referee = Referee(
             self.split,
             labels,
@@ -59,7 +59,6 @@ class Match:
 
     def attacker(self, u: Tensor) -> Tensor:
         """Scores a sample by its confidence in class 0."""
-        self.asked.append(u)
         return u[:, 0]
 
     def look(self, forget_right: int, validation_right: int, margin: float = 2.0) -> bool:
@@ -76,10 +75,12 @@ class Match:
         """The forget and the validation images that the attacker is examined on."""
         self.logits[:, 0] = torch.linspace(-2, 2, len(self.logits))
         self.logits[:, 1] = 0
-        self.asked.clear()
-        self.referee.look(Identity(), self.attacker, 0)
         confidence = self.logits.softmax(1)[:, 0]
-        forget, validation = ({int((confidence - row).abs().argmin()) for row in u[:, 0]} for u in self.asked)
+        compared: list[Tensor] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(referee, "auc", lambda *scores: compared.extend(scores) or 0.5)
+            self.referee.look(Identity(), self.attacker, 0)
+        forget, validation = ({int((confidence - s).abs().argmin()) for s in scores} for scores in compared)
         return forget, validation
 
     def studied(self, index: Tensor) -> list[int]:
@@ -151,7 +152,7 @@ def test_auc_is_that_of_the_attacker_on_the_exam() -> None:
     match.look(0, 20)
     match.look(20, 20)
     assert match.referee.history.auc == [1.0, 0.0, 0.5]
-    assert [len(u) for u in match.asked] == [5] * 6
+    assert [len(scores) for scores in match.exam()] == [5, 5]
 
 
 @pytest.mark.parametrize("conditioned", [True, False])
@@ -159,7 +160,9 @@ def test_sensitivity_is_shown_at_the_true_or_at_the_predicted_label(conditioned:
     match = Match()
     match.referee.view = View("classifier", conditioned)
     match.look(0, 20, margin=5.0)
-    forget, validation = match.referee.shown(Identity())
+    forget, validation = (
+        match.referee.shown(Identity(), i) for i in (match.split.forget, match.split.validation)
+    )
     assert forget.shape == validation.shape == (20, 3)
     # Confidently wrong on every forget image: a large pull at the true label, none at the predicted.
     assert (forget[:, -1] > 5).all() if conditioned else (forget[:, -1] < 0.1).all()

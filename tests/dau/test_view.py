@@ -120,6 +120,21 @@ def test_over_a_set_it_is_the_same_in_batches(model: Classifier, sensitivity: st
     assert not whole.requires_grad
 
 
+def test_of_a_set_only_what_is_asked_for_is_kept(model: Classifier) -> None:
+    images, labels = some_images(11)
+    index = torch.tensor([3, 0, 10, 5, 7])
+    view, widths = View(), []
+
+    def largest_and_label(u: Tensor, labels: Tensor) -> Tensor:
+        widths.append(u.shape)
+        return torch.stack([u[:, :-1].amax(1), labels.to(u)], 1)
+
+    found = view.over(model, lambda i: images[i], index, labels, largest_and_label, batch_size=2)
+    whole = view.over(model, lambda i: images[i], index, labels)
+    torch.testing.assert_close(found, torch.stack([whole[:, :-1].amax(1), labels[index].float()], 1))
+    assert widths == [(2, 4), (2, 4), (1, 4)]
+
+
 @pytest.mark.parametrize("sensitivity", ["input", "full"])
 def test_the_game_is_played_with_each(sensitivity: str) -> None:
     config = DauConfig(

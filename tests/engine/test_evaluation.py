@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dau_fast.engine.evaluation import predict, predict_logits
+from dau_fast.engine.evaluation import predict, predict_each
 from dau_fast.models import Classifier
 
 IMAGES = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
@@ -54,16 +54,29 @@ def test_prediction_builds_no_graph_and_changes_no_statistics() -> None:
 def test_an_empty_set_has_no_rows() -> None:
     outputs = predict(a_model(), IMAGES.__getitem__, torch.arange(0))
     assert (outputs.features.shape, outputs.logits.shape) == ((0, 4), (0, 3))
-    assert predict_logits(a_model(), IMAGES.__getitem__, torch.arange(0)).shape == (0, 3)
+    assert predict_each(a_model(), IMAGES.__getitem__, torch.arange(0), logits_of).shape == (0, 3)
+
+
+def logits_of(logits: Tensor, batch: Tensor) -> Tensor:
+    assert not logits.requires_grad
+    return logits
 
 
 @pytest.mark.parametrize("batch_size", [7, None])
-def test_logits_alone_are_those_of_all_outputs(batch_size: int | None) -> None:
-    model, index = a_model(), torch.arange(23)
-    logits = predict_logits(model, IMAGES.__getitem__, index, batch_size=batch_size)
-    assert torch.equal(logits, predict(model, IMAGES.__getitem__, index, batch_size=batch_size).logits)
+def test_of_each_batch_is_kept_what_was_asked_for(batch_size: int | None) -> None:
+    model, index = a_model(), torch.arange(22, -1, -1)
+    whole = predict(model, IMAGES.__getitem__, index, batch_size=batch_size).logits
+    found = predict_each(model, IMAGES.__getitem__, index, logits_of, batch_size=batch_size)
+    assert torch.equal(found, whole)
+    found = predict_each(
+        model,
+        IMAGES.__getitem__,
+        index,
+        lambda logits, batch: torch.stack([logits[:, 1], batch.float()], 1),
+        batch_size=batch_size,
+    )
+    assert torch.equal(found, torch.stack([whole[:, 1], index.float()], 1))
     assert model.training
-    assert not logits.requires_grad
     assert torch.is_grad_enabled()
 
 
@@ -72,7 +85,7 @@ def test_the_mode_is_restored_where_loading_fails() -> None:
         raise OSError("gone")
 
     model = a_model().train()
-    for ask in (predict, predict_logits):
+    for ask, more in ((predict, ()), (predict_each, (logits_of,))):
         with pytest.raises(OSError, match="gone"):
-            ask(model, load, torch.arange(3))
+            ask(model, load, torch.arange(3), *more)
         assert all(module.training for module in model.modules())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,8 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
-from dau_fast.metrics import mia
-from dau_fast.metrics.mia import ATTACKS, Answers, attack_all
+from dau_fast.metrics import mia, svm
+from dau_fast.metrics.mia import ATTACKS, Answers, Attacks
 
 Score = Callable[[list[float], int], float]
 
@@ -127,6 +128,22 @@ def shares(members: Tensor, non_members: Tensor, target: Tensor) -> float:
     y = np.array([1] * len(members) + [0] * len(non_members))
     verdicts = SVC(C=3, gamma="auto", kernel="rbf").fit(x, y).predict(target.numpy())
     return 100 * float(np.sum(verdicts == 0)) / len(target)
+
+
+def attack_all(retain: Answers, test: Answers, forget: Answers) -> dict[str, float]:
+    """Percent of `forget` called non-member, by attack."""
+    verdicts = Attacks(retain, test).non_members(forget)
+    assert verdicts.shape == (len(forget), len(ATTACKS))
+    return dict(zip(ATTACKS, (100 * verdicts.double().mean(0)).tolist(), strict=True))
+
+
+@pytest.mark.parametrize("exact_limit", [0, 4000])
+def test_nobody_is_judged_where_nobody_is_asked_about(
+    exact_limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mia.svm, "fit", partial(svm.fit, exact_limit=exact_limit))
+    attacks = Attacks(Answers(*random_logits(30)), Answers(*random_logits(30, scale=1)))
+    assert attacks.non_members(Answers(*random_logits(0))).shape == (0, 5)
 
 
 def test_all_five_attacks_are_asked_about_the_forget_set() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from dau_fast.metrics.accuracy import accuracy
-from dau_fast.metrics.mia import Answers, attack_all
+from dau_fast.metrics.mia import Answers, Attacks
 from dau_fast.metrics.unlearning import Measures, avg_gap, measure
 from dau_fast.models import Outputs
 from dau_fast.split import Split
@@ -107,46 +108,66 @@ def test_certainty_falls_into_the_last_bin() -> None:
     assert found[0] == pytest.approx(25)
 
 
-def test_members_are_as_many_retain_images_as_the_test_set_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes: list[list[int]] = []
+class Watched(Attacks):
+    """Remembers whom it was fitted to and asked about: first columns of logits."""
 
-    def spy(*parts: Answers) -> dict[str, float]:
-        sizes.append([len(part.logits) for part in parts])
-        assert all(len(part.logits) == len(part.labels) for part in parts)
-        return attack_all(*parts)
+    seen: ClassVar[list[list[list[float]]]] = []
 
-    monkeypatch.setattr("dau_fast.metrics.unlearning.attack_all", spy)
+    def __init__(self, *fitted: Answers) -> None:
+        super().__init__(*fitted)
+        self.seen.append([part.logits[:, 0].tolist() for part in fitted] + [[]])
+        assert all(len(part.logits) == len(part.labels) for part in fitted)
+
+    def non_members(self, answers: Answers) -> Tensor:
+        self.seen[-1][2] += answers.logits[:, 0].tolist()
+        return super().non_members(answers)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[list[list[float]]]:
+    """Members, non-members and targets of every measurement."""
+    monkeypatch.setattr("dau_fast.metrics.unlearning.Attacks", Watched)
+    monkeypatch.setattr(Watched, "seen", [])
+    return Watched.seen
+
+
+def sizes(seen: list[list[list[float]]]) -> list[list[int]]:
+    return [[len(part) for part in one] for one in seen]
+
+
+def test_members_are_as_many_retain_images_as_the_test_set_has(seen: list[list[list[float]]]) -> None:
     measured()
-    assert sizes == [[20, 20, 10]]
+    assert sizes(seen) == [[20, 20, 10]]
 
 
-def test_where_retain_is_the_smaller_set_it_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_retain_is_the_smaller_set_it_decides(seen: list[list[list[float]]]) -> None:
     logits, labels, split = known()
     small = Split(split.train, split.validation, split.test, split.forget, split.retain[:6], False)
-    seen: list[list[int]] = []
-    monkeypatch.setattr(
-        "dau_fast.metrics.unlearning.attack_all",
-        lambda *parts: seen.append([len(part) for part in parts]) or {"confidence": 0.0},
-    )
-    measure(Identity(), logits.__getitem__, labels, small, torch.Generator())
-    assert seen == [[6, 6, 10]]
+    found = measure(Identity(), logits.__getitem__, labels, small, torch.Generator())
+    assert sizes(seen) == [[6, 6, 10]]
+    assert found.ra == 100
+    assert found.ta == pytest.approx(75), "of all test images"
 
 
-def test_members_and_non_members_are_drawn_from_their_own_sets(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_logits_that_do_not_fit_the_attacks_see_a_sample(
+    seen: list[list[list[float]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = measured()
+    monkeypatch.setattr("dau_fast.metrics.unlearning._LOGITS", 7 * 2 + 1)
+    found = measured()
+    assert sizes(seen) == [[20, 20, 10], [7, 7, 10]]
+    assert (found.ua, found.ra, found.ta) == (whole.ua, whole.ra, whole.ta)
+    assert found.confidence == whole.confidence
+
+
+def test_members_and_non_members_are_drawn_from_their_own_sets(seen: list[list[list[float]]]) -> None:
     logits = torch.arange(78.0).unsqueeze(1).repeat(1, 2)
     _, labels, split = known()
-    seen: list[list[set[float]]] = []
-    monkeypatch.setattr(
-        "dau_fast.metrics.unlearning.attack_all",
-        lambda *parts: (
-            seen.append([set(part.logits[:, 0].tolist()) for part in parts]) or {"confidence": 0.0}
-        ),
-    )
     for seed in (0, 0, 1):
         generator = torch.Generator().manual_seed(seed)
         measure(Identity(), logits.__getitem__, labels, split, generator)
     first, again, other = seen
-    members, non_members, target = first
+    members, non_members, target = map(set, first)
     assert members < set(split.retain.tolist())
     assert len(members) == 20
     assert non_members == set(split.test.tolist())
