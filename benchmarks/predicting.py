@@ -29,8 +29,8 @@ NVLINK_BYTES_PER_SECOND, NETWORK_BYTES_PER_SECOND, GPUS_A_MACHINE = 450e9, 50e9,
 CONVOLUTIONS, PRODUCTS = 0.10, 0.40
 LAUNCH_SECONDS, COLLECTIVE_SECONDS, LINK_SHARE = 10e-6, 30e-6, 0.7
 # Kernels of an attacker's step, and bytes that pass through memory for a parameter's update, for a logit of a
-# training image (losses, attack features and their gradients in float32) and for a pair of exam scores.
-ATTACKER_KERNELS, UPDATE_BYTES, LOGIT_BYTES, PAIR_BYTES = 60, 20, 60, 56
+# training image (losses, attack features and their gradients in float32).
+ATTACKER_KERNELS, UPDATE_BYTES, LOGIT_BYTES = 60, 20, 60
 
 GPUS = (1, 8, 64)
 SIDE, IMAGENET, VALIDATION_SHARE = 224, 1_281_167, 0.1
@@ -99,7 +99,6 @@ def gpus(utilisation: float, processes: int) -> Machine:
         attacker=1 / (PRODUCTS * FLOAT32_FLOPS),
         logit=LOGIT_BYTES / MEMORY_BYTES_PER_SECOND,
         normed=0.0,  # on GPUs both are one kernel or two
-        pair=PAIR_BYTES / MEMORY_BYTES_PER_SECOND,
         # A collective's latency grows little with the number of GPUs, which do not go round in one ring.
         hop=COLLECTIVE_SECONDS / (2 * (processes - 1)) if processes > 1 else 0.0,
         byte=1 / (LINK_SHARE * link),
@@ -168,7 +167,6 @@ PARTS = {
     "training": "training passes", "evaluation": "evaluation passes", "operation": "launching kernels",
     "update": "updates", "attacker_step": "launching the attacker's kernels",
     "attacker": "attacker's products", "logit": "softmax and losses", "normed": "synchronised BatchNorm",
-    "pair": "pairs of exam scores",
     "hop": "latency of collectives", "byte": "bytes between GPUs", "start": "start",
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dau_fast.config import DauConfig, sample_size
+from dau_fast.dau.game import lesson_size
 from dau_fast.engine.batches import steps_for
 from dau_fast.models import Classifier
 
@@ -76,7 +77,7 @@ class Work:
     turns, recovery_steps: of the defender. looks: of the referee, the one at the original included.
     training_images: forward and backward. evaluated_images: shown to the referee. norm_images: of the
     BatchNorm pass. evaluation_batches: of both. attacker_steps; attacker_rows: forward and backward, in
-    its own steps and in the defender's loss. exam_pairs: compared for AUCs. updates: parameters times
+    its own steps and in the defender's loss; judged_rows: forward, at looks. updates: parameters times
     steps. collectives, of all kinds; by ring algorithms, hops: messages one after the other, and
     wire_bytes: that a process sends.
     """
@@ -90,7 +91,7 @@ class Work:
     evaluation_batches: int
     attacker_steps: int
     attacker_rows: int
-    exam_pairs: int
+    judged_rows: int
     updates: int
     collectives: int
     hops: int
@@ -104,7 +105,7 @@ class Machine:
     training, evaluation: a FLOP of the defender. operation: a kernel that is launched, or a PyTorch call
     that is made. update: a parameter's update. attacker_step; attacker: a FLOP of the attacker. logit:
     what losses and attack features do with one. normed: what a synchronised BatchNorm takes longer for a
-    number than an ordinary one. pair: of exam scores. hop: a message's latency. byte: on the wire. start:
+    number than an ordinary one. hop: a message's latency. byte: on the wire. start:
     once a job. processors: that processes share; None where each has a device of its own.
     """
 
@@ -116,7 +117,6 @@ class Machine:
     attacker: float
     logit: float
     normed: float
-    pair: float
     hop: float
     byte: float
     start: float
@@ -167,25 +167,25 @@ def work(job: Job) -> Work:
     recovery = steps_for(config.recovery_epochs, retain, batch)
     look_every = max(1, round(turns / (config.game_epochs * config.looks_per_epoch)))
     looks = 1 + turns // look_every
-    shows = looks + 1  # the attacker's first lesson is a show as well
     rows = _share(batch, processes)
-    shown = [_share(count, processes) for count in (job.forget, job.validation)]
+    shows = looks * [job.forget, job.validation] + lesson(job)
+    shown = [_share(count, processes) for count in shows]
     norm_batches = _norm_batches(job)
+    norm_count = sum(norm_batches.values())
     attacker_steps = config.warmup_steps + turns * config.attacker_steps
-    exams = [round(config.exam_share * count) or count for count in (job.forget, job.validation)]
-    messages = list(_messages(job, turns, recovery, looks, norm_batches))
+    messages = list(_messages(job, turns, recovery, looks, norm_count))
     return Work(
         turns=turns,
         recovery_steps=recovery,
         looks=looks,
         training_images=(3 * turns + recovery) * rows,
-        evaluated_images=shows * sum(shown),
-        norm_images=sum(_share(count, processes) for count in norm_batches),
-        evaluation_batches=shows * sum(math.ceil(n / EVALUATION_BATCH) for n in shown) + len(norm_batches),
+        evaluated_images=sum(shown),
+        norm_images=sum(times * _share(size, processes) for size, times in norm_batches.items()),
+        evaluation_batches=sum(math.ceil(n / EVALUATION_BATCH) for n in shown) + norm_count,
         attacker_steps=attacker_steps,
-        attacker_rows=config.warmup_steps * (job.forget + job.validation)
+        attacker_rows=config.warmup_steps * sum(lesson(job))
         + turns * (config.attacker_steps * 2 * batch + rows),
-        exam_pairs=looks * exams[0] * exams[1],
+        judged_rows=sum(shown[:-2]),
         updates=(turns + recovery) * network.parameters,
         collectives=sum(times for times, _, _ in messages),
         hops=sum(times * hops for times, hops, _ in messages),
@@ -193,22 +193,29 @@ def work(job: Job) -> Work:
     )
 
 
+def lesson(job: Job) -> list[int]:
+    """Images of forget and validation set that the attacker warms up on."""
+    most = lesson_size(job.network.classes, job.config)
+    return [min(count, most) for count in (job.forget, job.validation)]
+
+
 def _share(count: int, processes: int) -> int:
     """The first process's part of `count` rows, as Ranks.rows deals them out."""
     return math.ceil(count / processes)
 
 
-def _norm_batches(job: Job) -> list[int]:
-    """Images of each batch of the BatchNorm pass, over all processes."""
+def _norm_batches(job: Job) -> dict[int, int]:
+    """Batches of the BatchNorm pass over all processes: by their images, how many."""
     retain = retain_images(job)
     if not job.network.norms or retain < 2:
-        return []
+        return {}
     count = math.ceil(retain / EVALUATION_BATCH)
-    return [retain // count + (number < retain % count) for number in range(count)]
+    size, larger = divmod(retain, count)
+    return {size: count - larger} | ({size + 1: larger} if larger else {})
 
 
 def _messages(
-    job: Job, turns: int, recovery: int, looks: int, norm_batches: list[int]
+    job: Job, turns: int, recovery: int, looks: int, norm_count: int
 ) -> Iterator[tuple[int, int, float]]:
     """(how often, hops, bytes on the wire) of every kind of collective, in float32."""
     ranks, network, batch = job.processes, job.network, job.config.batch_size
@@ -227,7 +234,7 @@ def _messages(
     if norms:
         # Sums, then squares; in the backward pass both gradients at once. Every layer counts as a mean one.
         channels = network.channels / norms
-        passes = steps + len(norm_batches)
+        passes = steps + norm_count
         yield norms * passes, *reduced(channels + 1)
         yield norms * passes, *reduced(channels)
         yield norms * steps, *reduced(2 * channels)
@@ -237,8 +244,9 @@ def _messages(
     else:
         yield 2 * turns, *reduced(2 * network.features)
         yield turns, *reduced(network.features**2)
-    for shown in (job.forget, job.validation):
-        yield looks + 1, *gathered(shown, width)
+    for shown, taught in zip((job.forget, job.validation), lesson(job), strict=True):
+        yield 1, *gathered(taught, width)
+        yield looks, *gathered(shown, 2)  # the attacker's score, and whether the label was right
     yield looks, 1, 1  # the first process's verdict
     yield 1, ranks - 1, (ranks - 1) * 8  # rows of a batch, by process
 
@@ -258,10 +266,9 @@ def amount(job: Job, processors: int | None = None) -> dict[str, float]:
         * (_PASSES * (done.turns + done.recovery_steps) + done.evaluation_batches),
         "update": done.updates,
         "attacker_step": done.attacker_steps,
-        "attacker": 2 * _PASSES * weights * done.attacker_rows,
+        "attacker": 2 * weights * (_PASSES * done.attacker_rows + done.judged_rows),
         "logit": network.classes * (done.training_images + done.evaluated_images),
         "normed": network.normed * (_PASSES * done.training_images + done.norm_images) * (job.processes > 1),
-        "pair": done.exam_pairs,
         "hop": done.hops,
         "byte": done.wire_bytes,
         "start": 1,
@@ -272,13 +279,15 @@ def amount(job: Job, processors: int | None = None) -> dict[str, float]:
 
 # ---- memory
 
-# Bytes of a pair of exam scores: their difference in float32, and three float64 terms of its verdict.
-_PAIR_BYTES = 28
+# Of an image, on every process: its label, its places in the split and in the order of a pass, its exam.
+_IMAGE_BYTES = 5 * 8 + 1
 # Results of a residual block's layers that are there at once, where no graph keeps them.
 _LIVE = 4
 # Numbers a row of logits takes in a step beside the network's own: in float32, as softmax, in u and as
 # gradients of these.
 _LOGIT_COPIES = 6
+# The same at a look, without gradients: logits, u, and two of the attacker's forms of it.
+_JUDGED_COPIES = 4
 
 
 def memory(job: Job) -> dict[str, dict[str, float]]:
@@ -286,25 +295,25 @@ def memory(job: Job) -> dict[str, dict[str, float]]:
     config, network, ranks = job.config, job.network, job.processes
     parameters = 4.0 * network.parameters
     width = 4.0 * (network.classes + 1)
-    forget, validation = job.forget * width, job.validation * width
     rows = _share(config.batch_size, ranks)
+    images = job.forget + job.retain + job.validation
     always = {
         "weights": 2 * parameters,  # the original's and the defender's
-        "images": 0.0 if job.streamed else job.image_bytes * (job.forget + job.retain + job.validation),
-        "u of forget and validation": forget + validation,
+        "images": 0.0 if job.streamed else job.image_bytes * images,
+        "labels and indices": float(_IMAGE_BYTES * images),
     }
     low = parameters / 4 * job.number_bytes if job.number_bytes < 4 else 0.0
     gathered = 0.0 if ranks == 1 else 2 * 2 * config.batch_size * width
     shared = always | {"gradients": parameters, "copies for the rehearsal": parameters, "low precision": low}
-    exams = [round(config.exam_share * n) or n for n in (job.forget, job.validation)]
     evaluated = min(EVALUATION_BATCH, _share(max(job.forget, job.validation), ranks))
     playing = {"gradients": parameters, "optimiser state": parameters, "low precision": low}
+    forget, validation = (width * count for count in lesson(job))
     hidden = 4.0 * 4 * config.attacker_hidden
     return {
         "warm-up of the attacker": always
         | {
-            "attacker": max(2 * (forget + validation), forget + 2 * validation)
-            + hidden * (job.forget + job.validation)
+            "u of the lesson": forget + validation,
+            "attacker": max(2 * (forget + validation), forget + 2 * validation) + hidden * sum(lesson(job)),
         },
         "game": shared
         | {
@@ -315,15 +324,8 @@ def memory(job: Job) -> dict[str, dict[str, float]]:
         "looks": always
         | playing
         | {
-            "u of a look": forget + validation + max(forget, validation),
             "activations": evaluated * _LIVE * network.largest,
-            "logits": evaluated * width,
-        },
-        "exams": always
-        | playing
-        | {
-            "u of a look": forget + validation,
-            "pairs of exam scores": float(_PAIR_BYTES * exams[0] * exams[1]),
+            "logits": evaluated * _JUDGED_COPIES * width,
         },
         "recovery": shared
         | {

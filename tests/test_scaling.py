@@ -22,6 +22,7 @@ from dau_fast import scaling
 from dau_fast.config import DauConfig
 from dau_fast.dau import game, referee
 from dau_fast.dau.attacker import Attacker
+from dau_fast.dau.game import lesson_size
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.steps import Engine, Step
 from dau_fast.models import Classifier
@@ -61,7 +62,7 @@ class Watched(Ranks):
 def counted(task: Task, patch: pytest.MonkeyPatch) -> dict[str, int]:
     """What a game without end does, by the names of Work; of evaluation batches, those of all kinds."""
     seen: Counter[str] = Counter()
-    forward, judge, compare = Classifier.forward, Attacker.forward, referee.auc
+    forward, judge, look = Classifier.forward, Attacker.forward, referee.Referee.look
     defender = sum(parameter.numel() for parameter in task.original.parameters())
 
     def passed(self: Classifier, images: Tensor) -> Any:
@@ -71,13 +72,12 @@ def counted(task: Task, patch: pytest.MonkeyPatch) -> dict[str, int]:
         return forward(self, images)
 
     def judged(self: Attacker, u: Tensor) -> Tensor:
-        seen["attacker_rows"] += len(u) * torch.is_grad_enabled()
+        seen["attacker_rows" if torch.is_grad_enabled() else "judged_rows"] += len(u)
         return judge(self, u)
 
-    def compared(members: Tensor, others: Tensor) -> float:
+    def looked(self: referee.Referee, *given: Any) -> bool:
         seen["looks"] += 1
-        seen["exam_pairs"] += len(members) * len(others)
-        return compare(members, others)
+        return look(self, *given)
 
     def stepped(optimizer: Optimizer, *_: Any) -> None:
         size = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
@@ -87,7 +87,7 @@ def counted(task: Task, patch: pytest.MonkeyPatch) -> dict[str, int]:
     patch.setattr(referee, "_LOOKS_IN_A_ROW", math.inf)
     patch.setattr(Classifier, "forward", passed)
     patch.setattr(Attacker, "forward", judged)
-    patch.setattr(referee, "auc", compared)
+    patch.setattr(referee.Referee, "look", looked)
     handle = register_optimizer_step_post_hook(stepped)
     try:
         game.unlearn(task)
@@ -188,7 +188,7 @@ NETWORK = Network(1e8, 50, 100_000, 64, 10, 5e5, 6e4, 9, 300, 1e5)
 JOB = Job(NETWORK, replace(USUAL, batch_size=64), 200, 1000, 200, 3072.0)
 MACHINE = Machine(
     training=2e-11, evaluation=1e-11, operation=1e-5, update=3e-10, attacker_step=1e-3, attacker=4e-11,
-    logit=2e-8, normed=1e-9, pair=1e-8, hop=1e-4, byte=1e-9, start=0.1, processors=2,
+    logit=2e-8, normed=1e-9, hop=1e-4, byte=1e-9, start=0.1, processors=2,
 )  # fmt: skip
 
 
@@ -256,12 +256,25 @@ def test_the_cost_of_a_sample_does_not_follow_the_retain_set() -> None:
 def test_what_breaks_first_is_what_grows_first() -> None:
     wide = replace(JOB, network=replace(NETWORK, classes=100_000))
     large = replace(JOB, image_bytes=1e6)
-    found = [scaling.what_breaks_first(job, 8e9) for job in (JOB, wide, large, replace(large, streamed=True))]
-    assert [one.part for one in found][1:3] == ["attacker", "images"]
-    assert found[0].part == found[3].part == "pairs of exam scores"
-    for job, one in zip((JOB, wide, large), found, strict=False):
-        fits, fails = (scaling.predict_memory(scaling._grown(job, f * one.growth))[1] for f in (0.98, 1.02))
-        assert fits <= 8e9 < fails
+    cases = {
+        "images": (large, 8e9),
+        "labels and indices": (replace(large, streamed=True), 8e9),
+        "attacker": (replace(wide, streamed=True), 2e9),
+    }
+    for part, (job, memory) in cases.items():
+        found = scaling.what_breaks_first(job, memory)
+        assert found.part == part
+        fits, fails = (scaling.predict_memory(scaling._grown(job, f * found.growth))[1] for f in (0.95, 1.05))
+        assert fits <= memory < fails, part
+
+
+def test_however_many_classes_the_attackers_lesson_has_a_limit() -> None:
+    wide = replace(JOB, network=replace(NETWORK, classes=100_000), streamed=True)
+    many = scaling._grown(wide, 1000)
+    warm_up = scaling.memory(many)["warm-up of the attacker"]
+    assert scaling.lesson(many) == [lesson_size(100_000, wide.config)] * 2
+    assert warm_up["u of the lesson"] <= 2 * 2**29
+    assert scaling.work(many).attacker_rows < 2 * scaling.work(wide).attacker_rows * 1000
 
 
 def test_a_model_that_does_not_fit_cannot_be_helped_by_fewer_images() -> None:

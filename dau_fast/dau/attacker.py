@@ -66,7 +66,7 @@ def _mean(values: Tensor, weights: Tensor) -> Tensor:
 
 def auc(member_scores: Tensor, non_member_scores: Tensor) -> float:
     """Probability that a member [M] scores above a non-member [M'], ties counting half; 0.5 is chance."""
-    others = non_member_scores.sort().values
-    below = torch.searchsorted(others, member_scores)
-    not_above = torch.searchsorted(others, member_scores, right=True)
+    others, members = non_member_scores.sort().values, member_scores.contiguous()
+    below = torch.searchsorted(others, members)
+    not_above = torch.searchsorted(others, members, right=True)
     return (below + not_above).double().mean().item() / (2 * len(others))

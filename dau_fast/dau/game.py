@@ -93,7 +93,7 @@ def _some(index: Tensor, count: int, chance: torch.Generator) -> Tensor:
     return index[order[:count]].sort().values
 
 
-# Numbers of u that the attacker's warm-up sees of either set, half a GB in float32; of larger sets a sample.
+# Numbers that the attacker's warm-up holds of either set, half a GB in float32; of larger sets a sample.
 _LESSON = 2**27
 
 
@@ -151,8 +151,9 @@ class Game:
 
     def _first_lesson(self) -> tuple[Tensor, ...]:
         """u of forget and validation set, or of some of either, and which of them may be studied."""
-        chance, most = self.task.generator("lesson"), lesson_size(self.defender.head.out_features)
-        sets = [_some(index, most, chance) for index in (self.task.split.forget, self.task.split.validation)]
+        chance, split = self.task.generator("lesson"), self.task.split
+        most = lesson_size(self.defender.head.out_features, self.config)
+        sets = [_some(index, most, chance) for index in (split.forget, split.validation)]
         shown = [self.referee.shown(self.defender, index) for index in sets]
         return *shown, *(self.referee.study(index) for index in sets)
 
@@ -226,9 +227,9 @@ class Game:
         return learn
 
 
-def lesson_size(classes: int) -> int:
-    """How many images of either set the attacker's warm-up sees at most."""
-    return max(1, _LESSON // (classes + 1))
+def lesson_size(classes: int, config: DauConfig) -> int:
+    """How many images of either set the attacker's warm-up sees at most: their u, and four hidden layers."""
+    return max(1, _LESSON // (classes + 1 + 4 * config.attacker_hidden))
 
 
 def _rows(tensor: Tensor, rows: slice) -> Tensor:

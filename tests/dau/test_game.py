@@ -411,8 +411,8 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
 
 def test_of_sets_that_do_not_fit_the_attacker_warms_up_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
     task = trained(TENTH, SPREAD)
-    monkeypatch.setattr(game, "_LESSON", 25 * 4 + 3)  # u is [N, 4]
-    assert game.lesson_size(3) == 25
+    monkeypatch.setattr(game, "_LESSON", 25 * (4 + 4 * SPREAD.attacker_hidden) + 3)  # u is [N, 4]
+    assert game.lesson_size(3, SPREAD) == 25
     split, sizes = task.split, []
     assert len(split.forget) > 25
 
