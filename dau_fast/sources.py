@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
@@ -12,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dau_fast.decoding import Encoded
 from dau_fast.errors import UserError
 
 
@@ -30,54 +29,21 @@ class Source(Protocol):
         """
 
 
-class Files:
-    """Image files, decoded by as many threads as there are cores.
+class Files(Encoded):
+    """Image files."""
 
-    image_size: pixels; the shorter side is resized to it and the centre cropped. None for files that are
-    all of one size, that of the first.
-    """
-
-    def __init__(self, paths: Sequence[str], image_size: int | None) -> None:
-        self.paths, self.image_size = paths, image_size
-        height, width, channels = decode(paths[0], image_size).shape
-        self.shape = channels, height, width
-        self._pool = ThreadPoolExecutor(_cores(), "dau_fast decoder")
+    def __init__(self, paths: Sequence[str], image_size: int | None, threads: int) -> None:
+        self.paths = paths
+        super().__init__(image_size, threads)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: Tensor, out: Tensor) -> None:
-        # A list, because errors come out where results are taken.
-        list(self._pool.map(self._read_one, index.tolist(), out.numpy()))
+    def content(self, number: int) -> str:
+        return self.paths[number]
 
-    def _read_one(self, number: int, out: np.ndarray) -> None:
-        pixels = decode(self.paths[number], self.image_size)
-        if pixels.shape != out.shape:
-            raise UserError(
-                f"images differ in size ('{self.paths[number]}' is not like '{self.paths[0]}'): "
-                "add --image-size PIXELS to resize them"
-            )
-        out[...] = pixels
-
-
-def _cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def decode(path: str, image_size: int | None) -> np.ndarray:
-    """One image file as uint8 [H, W, 3]. Raises UserError where it is none."""
-    from PIL import Image
-    from torchvision.transforms import functional as transforms
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"'{path}' is not a readable image: remove or replace it") from error
-    if image_size is not None:
-        image = transforms.center_crop(transforms.resize(image, image_size), image_size)
-    return np.asarray(image)
+    def name(self, number: int) -> str:
+        return f"'{self.paths[number]}'"
 
 
 class Arrays:
