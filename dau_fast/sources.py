@@ -15,17 +15,20 @@ from dau_fast.errors import UserError
 
 
 class Source(Protocol):
-    """Images on a disk. shape: of each, (channels, H, W)."""
+    """Images that are not in memory."""
 
-    shape: tuple[int, int, int]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of each, (channels, H, W) where they are uint8."""
 
     def __len__(self) -> int:
         """How many images there are."""
 
     def read(self, index: Tensor, out: Tensor) -> None:
-        """Write the pixels of images `index`, int64 [B], to `out`, uint8 [B, H, W, channels]; no others.
+        """Write the pixels of images `index`, int64 [B], to `out`; no others.
 
-        Both on the CPU. Raises UserError for an image that cannot be read. May be called by several threads.
+        out: uint8 [B, H, W, channels], or floating-point [B, ...]. Both on the CPU. May be called by several
+        threads. Raises UserError for an image that cannot be read.
         """
 
 
