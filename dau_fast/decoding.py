@@ -82,6 +82,6 @@ def decode(content: str | BytesIO, name: str, image_size: int | None) -> np.ndar
             image = file if file.mode == "RGB" else file.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} is not a readable image: remove or replace it") from error
-    if image_size is not None:
+    if image_size is not None and image.size != (image_size, image_size):
         image = transforms.center_crop(transforms.resize(image, image_size), image_size)
     return np.asarray(image)
