@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 
 from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.dau.view import check_sensitivity
@@ -23,10 +22,9 @@ from dau_fast.methods import method_named, run
 from dau_fast.metrics.unlearning import Measures, measure
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
+from dau_fast.sets import Labelled, images_of
 from dau_fast.split import TEST, TRAINING, VALIDATION, Forget, make_split
 from dau_fast.task import Progress, Task, silent
-
-Labelled = tuple[Tensor, Tensor] | Dataset[tuple[Tensor, int]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +61,7 @@ def unlearn(
     accumulate: int = 1,
     activation_checkpointing: bool = False,
     distributed: bool = False,
+    stream: bool = False,
     progress: Progress = silent,
 ) -> Result:
     """Make a copy of `model` behave as if it had been trained without `forget`.
@@ -70,15 +69,21 @@ def unlearn(
     model: maps images [B, ...] to logits [B, C] and ends in a Linear layer, named by `classifier` if
     it is not the last one. forget, retain: what the model was trained on, in two parts. validation:
     never trained on. Each set is (images, labels) with floating-point images [N, ...] as the model
-    takes them and int64 labels [N], or a map-style Dataset of such pairs; all sets are held on
-    `device`. Without `test` nothing is measured. method: "dau", "ft" or "ga".
+    takes them and int64 labels [N], or a map-style Dataset of such pairs. Without `test` nothing is
+    measured. method: "dau", "ft" or "ga".
     masks: of a pruned model, whose masked weights stay zero. engine: how training steps run, "auto" or
     one of dau_fast.engine.steps.ENGINES. accumulate: parts a batch is taken in, one after the other, to
     save memory. activation_checkpointing: compute blocks' activations again in the backward pass, which
     saves more of it and takes longer. distributed: whether all processes of torch.distributed's default
     group make this call together, with the same model and sets, each on a device of its own; each has
     the result.
-    Raises UserError (a ValueError) for sets that do not fit together or do not fit the model.
+    stream: read images while training, ahead of the steps, and hold none; otherwise all sets are held on
+    `device`. Both give the same where a Dataset's items stay the same. One thread calls the Datasets, which
+    so need not be safe for several; it is not the caller's. Labels are those in `targets` or `labels` of a
+    Dataset (or of the one that a Subset is of), as torchvision's have them; where there are none, or where
+    the first item differs from them, every item is read once before.
+    Raises UserError (a ValueError) for sets that do not fit together or do not fit the model, and for an
+    item that a Dataset raises an error for.
     """
     if method.startswith("retrain"):
         raise UserError(f"method '{method}' needs the recipe the model was trained by: retrain it yourself")
@@ -87,18 +92,19 @@ def unlearn(
     ranks = _ranks(distributed)
     runner = choose_engine(engine, place, None, ranks, accumulate, activation_checkpointing)
     given = {"forget": forget, "retain": retain, "validation": validation, "test": test}
-    sets = {name: _tensors(name, data) for name, data in given.items() if data is not None}
-    images = _images(sets).to(place)
+    # Forget first, so that its indices count from 0.
+    sets = {name: data for name, data in given.items() if data is not None}
+    images, counts = images_of(sets, stream, place)
     original = Classifier(ranks.prepare(copy.deepcopy(model).to(place)), classifier)
     _check_fits(original, images)
     if masks is not None:
         masks = masks.to(place)
         masks.apply_(original.network)
     if config:
-        check_sensitivity(config.sensitivity, original, images.pixels[:2])
+        check_sensitivity(config.sensitivity, original, _first_two(images))
 
-    roles = np.concatenate([np.full(len(sets[name][1]), _ROLES[name], dtype=np.int8) for name in sets])
-    indices = tuple(range(len(sets["forget"][1])))
+    roles = np.concatenate([np.full(counts[name], _ROLES[name], dtype=np.int8) for name in counts])
+    indices = tuple(range(counts["forget"]))
     split = make_split(roles, images.labels, Forget("the given set", indices=indices), seed).to(place)
     settings = {"dau": config} if config else {}
     task = Task(
@@ -111,9 +117,7 @@ def unlearn(
     def measured(classifier: Classifier) -> Measures | None:
         if test is None:
             return None
-        return measure(
-            classifier, images.batch, images.labels, split, task.generator("measures"), ranks=task.ranks
-        )
+        return measure(classifier, images, images.labels, split, task.generator("measures"), ranks=task.ranks)
 
     before, after = measured(original), measured(finished.model)
     network = copy.deepcopy(model)
@@ -135,47 +139,11 @@ def _ranks(distributed: bool) -> Ranks:
 _ROLES = {"forget": TRAINING, "retain": TRAINING, "validation": VALIDATION, "test": TEST}
 
 
-def _tensors(name: str, data: Labelled) -> tuple[Tensor, Tensor]:
-    """A set as (images [N, ...], labels int64 [N])."""
-    if isinstance(data, Dataset):
-        pairs = [data[i] for i in range(len(data))]  # type: ignore[arg-type]
-        if not pairs:
-            raise UserError(f"the {name} set is empty: give at least one image")
-        try:
-            data = torch.stack([image for image, _ in pairs]), torch.tensor([int(y) for _, y in pairs])
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"the {name} set's pairs do not fit together, all images need one shape: {error}"
-            ) from error
-    images, labels = data
-    if len(images) == 0 or len(images) != len(labels):
-        raise UserError(
-            f"the {name} set has {len(images)} images and {len(labels)} labels: expected as many of "
-            "both, at least one"
-        )
-    if not images.is_floating_point() or labels.dtype != torch.int64 or labels.ndim != 1:
-        raise UserError(
-            f"the {name} set has {images.dtype} images and {labels.dtype} labels: expected floating-point "
-            "images as the model takes them, and int64 labels"
-        )
-    return images, labels
-
-
-def _images(sets: dict[str, tuple[Tensor, Tensor]]) -> Images:
-    """All sets one after the other; forget first, so that its indices count from 0."""
-    shapes = {name: tuple(images.shape[1:]) for name, (images, _) in sets.items()}
-    if len(set(shapes.values())) > 1:
-        raise UserError(f"the sets hold images of different shapes {shapes}: give all the same shape")
-    pixels, labels = (torch.cat(column) for column in zip(*sets.values(), strict=True))
-    names = tuple(str(label) for label in range(int(labels.max()) + 1))
-    return Images(pixels, labels, names)
-
-
 def _check_fits(model: Classifier, images: Images) -> None:
     """One forward pass: (features, logits) of the right shapes, and a logit for every label."""
     try:
         with torch.no_grad():
-            features, logits = model.eval()(images.pixels[:2])
+            features, logits = model.eval()(_first_two(images))
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"the model cannot take images of shape {images.shape}: {reason}") from error
@@ -188,6 +156,10 @@ def _check_fits(model: Classifier, images: Images) -> None:
         raise UserError("a label is negative: labels count from 0")
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise UserError("no parameter of the model requires grad: unfreeze what may change")
+
+
+def _first_two(images: Images) -> Tensor:
+    return images.batch(torch.arange(2, device=images.device))
 
 
 def _device_of(model: nn.Module) -> torch.device:

@@ -2,82 +2,50 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from dau_fast.decoding import Encoded
 from dau_fast.errors import UserError
 
 
 class Source(Protocol):
-    """Images on a disk. shape: of each, (channels, H, W)."""
+    """Images that are not in memory."""
 
-    shape: tuple[int, int, int]
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of each, (channels, H, W) where they are uint8."""
 
     def __len__(self) -> int:
         """How many images there are."""
 
     def read(self, index: Tensor, out: Tensor) -> None:
-        """Write the pixels of images `index`, int64 [B], to `out`, uint8 [B, H, W, channels]; no others.
+        """Write the pixels of images `index`, int64 [B], to `out`; no others.
 
-        Both on the CPU. Raises UserError for an image that cannot be read. May be called by several threads.
+        out: uint8 [B, H, W, channels], or floating-point [B, ...]. Both on the CPU. May be called by several
+        threads. Raises UserError for an image that cannot be read.
         """
 
 
-class Files:
-    """Image files, decoded by as many threads as there are cores.
+class Files(Encoded):
+    """Image files."""
 
-    image_size: pixels; the shorter side is resized to it and the centre cropped. None for files that are
-    all of one size, that of the first.
-    """
-
-    def __init__(self, paths: Sequence[str], image_size: int | None) -> None:
-        self.paths, self.image_size = paths, image_size
-        height, width, channels = decode(paths[0], image_size).shape
-        self.shape = channels, height, width
-        self._pool = ThreadPoolExecutor(_cores(), "dau_fast decoder")
+    def __init__(self, paths: Sequence[str], image_size: int | None, threads: int) -> None:
+        self.paths = paths
+        super().__init__(image_size, threads)
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def read(self, index: Tensor, out: Tensor) -> None:
-        # A list, because errors come out where results are taken.
-        list(self._pool.map(self._read_one, index.tolist(), out.numpy()))
+    def content(self, number: int) -> str:
+        return self.paths[number]
 
-    def _read_one(self, number: int, out: np.ndarray) -> None:
-        pixels = decode(self.paths[number], self.image_size)
-        if pixels.shape != out.shape:
-            raise UserError(
-                f"images differ in size ('{self.paths[number]}' is not like '{self.paths[0]}'): "
-                "add --image-size PIXELS to resize them"
-            )
-        out[...] = pixels
-
-
-def _cores() -> int:
-    """Those this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def decode(path: str, image_size: int | None) -> np.ndarray:
-    """One image file as uint8 [H, W, 3]. Raises UserError where it is none."""
-    from PIL import Image
-    from torchvision.transforms import functional as transforms
-
-    try:
-        with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"'{path}' is not a readable image: remove or replace it") from error
-    if image_size is not None:
-        image = transforms.center_crop(transforms.resize(image, image_size), image_size)
-    return np.asarray(image)
+    def name(self, number: int) -> str:
+        return f"'{self.paths[number]}'"
 
 
 class Arrays:
@@ -95,7 +63,7 @@ class Arrays:
                     f"'{path}' holds images of shape {_said(array.shape[1:])} and '{paths[0]}' of "
                     f"{_said(arrays[0].shape[1:])}: give both the same shape"
                 )
-        self.parts = [torch.from_numpy(array) for array in arrays]
+        self.parts = arrays
         height, width, channels = arrays[0].shape[1:]
         self.shape = channels, height, width
 
@@ -103,18 +71,19 @@ class Arrays:
         return sum(len(part) for part in self.parts)
 
     def read(self, index: Tensor, out: Tensor) -> None:
-        start = 0
-        for part in self.parts:
-            rows = ((start <= index) & (index < start + len(part))).nonzero().flatten()
-            out.index_copy_(0, rows, part.index_select(0, index[rows] - start))
-            start += len(part)
+        # Row by row, as PyTorch's indexing takes ten times as long: it copies twice, and to new memory.
+        for number, pixels in zip(index.tolist(), out.numpy(), strict=True):
+            for part in self.parts:
+                if number < len(part):
+                    pixels[...] = part[number]
+                    break
+                number -= len(part)
 
 
 def mapped(path: Path) -> np.ndarray:
     """The array in the .npy file `path`, memory-mapped and not empty. Raises UserError where it is none."""
     try:
-        # Copy on write: PyTorch warns of memory that cannot be written, and the file stays as it is.
-        array: np.ndarray = np.lib.format.open_memmap(path, mode="c")
+        array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
         raise UserError(f"'{path}' is missing: expected a NumPy array, as numpy.save writes it") from error
     except (OSError, ValueError, EOFError) as error:

@@ -30,7 +30,8 @@ T = TypeVar("T")
 class StreamedImages(Images):
     """Images that a `source` reads when a batch needs them.
 
-    pixels: none of them, uint8 [0, channels, H, W] on the device that batches are made on.
+    pixels: none of them, [0, channels, H, W], or [0, ...] in floating point, on the device that batches are
+    made on.
     """
 
     source: Source = field(kw_only=True)
@@ -65,20 +66,24 @@ class StreamedImages(Images):
             yield _Sent(choice, pixels, arrived)
 
     def _read(self, index: Tensor) -> Tensor:
-        """Pixels [B, channels, H, W] of images `index` [B], on their way to the device."""
+        """Pixels [B, ...] of images `index` [B], on their way to the device."""
         rows = index.cpu()
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.source):
             raise IndexError(f"index outside 0 to {len(self.source) - 1}")
-        channels, height, width = self.shape
+        floating = self.pixels.is_floating_point()
+        channels_last = not floating or (self.pixels.ndim == 4 and self.pixels.stride(1) == 1)
         out = torch.empty(
-            (len(rows), height, width, channels),
-            dtype=torch.uint8,
+            (len(rows), *self.shape),
+            dtype=self.pixels.dtype,
             pin_memory=self.device.type == "cuda",
+            memory_format=torch.channels_last if channels_last else torch.contiguous_format,
         )
-        self.source.read(rows, out)
-        return out.to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        self.source.read(rows, out if floating else out.permute(0, 2, 3, 1))
+        return out.to(self.device, non_blocking=True)
 
     def _made(self, pixels: Tensor, draws: Draws | None) -> Tensor:
+        if pixels.is_floating_point():
+            return pixels
         return self._normalised(pixels, torch.arange(len(pixels), device=self.device), draws)
 
 

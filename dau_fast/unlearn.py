@@ -85,9 +85,11 @@ class Options:
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--dataset", default="digits", help=f"One of {', '.join(data.NAMES)}.")
-@click.option("--data", type=Path, help="Where the data set is; folder, arrays: holds train/ and test/.")
+@click.option(
+    "--data", type=Path, help=f"Where the data set is; {', '.join(data.STORED)}: holds train/ and test/."
+)
 @click.option("--download", is_flag=True, help="Fetch a data set that is missing.")
-@click.option("--image-size", type=_POSITIVE, help="Pixels; resize the images of folder to a square.")
+@click.option("--image-size", type=_POSITIVE, help="Pixels; resize the images of folder, arrow to a square.")
 @click.option(
     "--stream", default="auto", help="Read images while training: on, off, auto if memory is short."
 )
@@ -165,6 +167,7 @@ def pipeline(
             image_size=options.image_size,
             stream=options.stream,
             device=device,
+            processes=ranks.local_count,
             progress=progress,
         )
     if precision == torch.float64:

@@ -25,6 +25,7 @@ from dau_fast.engine.training import recompute_batchnorm, train
 from dau_fast.images import Augmentation, Images
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.ops import apply_masks_, attack_features, barlow_twins_loss, pack_mask
+from dau_fast.sets import images_of
 from dau_fast.streaming import StreamedImages
 
 
@@ -220,6 +221,18 @@ def test_streamed_images_train_as_those_in_memory(device: torch.device, engine: 
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     for one, other in zip(*(outputs for _, outputs in seen), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_streamed_images_in_floating_point_are_those_in_memory(device: torch.device) -> None:
+    pixels, labels = torch.randn(40, 3, 8, 8), torch.arange(40) % 4
+    for images in (pixels, pixels.to(memory_format=torch.channels_last)):
+        sets = {"forget": (images[:7], labels[:7]), "retain": (images[7:], labels[7:])}
+        held, streamed = (images_of(sets, stream, device)[0] for stream in (False, True))
+        assert isinstance(streamed, StreamedImages)
+        indices = torch.arange(40, device=device).flip(0).split(6)
+        for one, other in zip(held.batches(indices), streamed.batches(indices), strict=True):
+            assert torch.equal(one, other)
+            assert (one.stride(), one.device) == (other.stride(), other.device)
 
 
 @pytest.mark.parametrize("forget", ["random:0.1", "class:3"])

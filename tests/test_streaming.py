@@ -24,7 +24,7 @@ from checking import check_report, same_tensors
 from PIL import Image
 from torch import Tensor, nn
 
-from dau_fast import data
+from dau_fast import decoding, stored
 from dau_fast.config import TrainingRecipe
 from dau_fast.data import load
 from dau_fast.engine.batches import Batch
@@ -321,11 +321,13 @@ def test_streaming_a_folder_decodes_the_files_of_its_batches_alone(
     streamed = load("folder", pictures, stream="on")
     assert isinstance(streamed, StreamedImages)
     assert isinstance(streamed.source, Files)
-    opened: list[str] = []
-    open_image = Image.open
-    monkeypatch.setattr(Image, "open", lambda path: (opened.append(path), open_image(path))[1])
+    opened: list[int] = []
+    content = Files.content
+    monkeypatch.setattr(
+        Files, "content", lambda self, number: (opened.append(number), content(self, number))[1]
+    )
     streamed.batch(torch.tensor([7, 7, 40]))
-    assert sorted(opened) == sorted(streamed.source.paths[i] for i in (7, 7, 40))
+    assert sorted(opened) == [7, 7, 40]
 
 
 def test_a_file_that_is_damaged_ends_a_streamed_feed_with_its_name(tmp_path: Path) -> None:
@@ -408,7 +410,7 @@ TAKEN = 54 * 16 * 16 * 3
 def test_auto_streams_what_takes_more_than_half_of_the_free_memory_and_says_so_once(
     free: int, streamed: bool, arrays: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(data, "free_memory", lambda device: free)
+    monkeypatch.setattr(stored, "free_memory", lambda device: free)
     assert isinstance(load("arrays", arrays, stream="auto"), StreamedImages) == streamed
     said = [record.getMessage() for record in caplog.records]
     assert len(said) == streamed
@@ -418,9 +420,9 @@ def test_auto_streams_what_takes_more_than_half_of_the_free_memory_and_says_so_o
 def test_images_that_must_be_in_memory_and_do_not_fit_are_an_error(
     arrays: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(data, "free_memory", lambda device: TAKEN)
+    monkeypatch.setattr(stored, "free_memory", lambda device: TAKEN)
     assert type(load("arrays", arrays, stream="off")) is Images
-    monkeypatch.setattr(data, "free_memory", lambda device: TAKEN - 1)
+    monkeypatch.setattr(stored, "free_memory", lambda device: TAKEN - 1)
     with pytest.raises(UserError, match=r"do not fit into memory .*leave --stream off out"):
         load("arrays", arrays, stream="off")
     assert isinstance(load("arrays", arrays, stream="on"), StreamedImages)
@@ -429,16 +431,60 @@ def test_images_that_must_be_in_memory_and_do_not_fit_are_an_error(
 def test_the_smaller_of_two_memories_decides(arrays: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All images are read into the CPU's memory before they are on another device."""
     for small in ("cpu", "meta"):
-        monkeypatch.setattr(data, "free_memory", lambda device, small=small: 10**9 * (device.type != small))
+        monkeypatch.setattr(stored, "free_memory", lambda device, small=small: 10**9 * (device.type != small))
         source = Arrays([arrays / "train/images.npy"])
-        assert data._streams(source, "auto", torch.device("meta"))
+        assert stored.streams(source, "auto", torch.device("meta"), 1)
+
+
+@pytest.mark.parametrize(("processes", "streamed"), [(1, False), (3, False), (4, True)])
+def test_processes_of_one_machine_share_its_memory_but_not_that_of_their_gpus(
+    processes: int, streamed: bool, arrays: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    source = Arrays([arrays / "train/images.npy"])
+    taken = len(source) * 16 * 16 * 3
+    free = {"cpu": 6 * taken, "meta": 2 * taken}
+    monkeypatch.setattr(stored, "free_memory", lambda device: free[device.type])
+    assert stored.streams(source, "auto", torch.device("meta"), processes) == streamed
+    assert ("free for each of 4 processes" in caplog.text) == streamed
+    with pytest.raises(UserError, match="free for each of 7 processes"):
+        stored.streams(source, "off", torch.device("meta"), 7)
+
+
+def test_processes_of_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch, pictures: Path) -> None:
+    monkeypatch.setattr(decoding.os, "sched_getaffinity", lambda pid: set(range(8)), raising=False)
+    assert [decoding.decoder_threads(processes) for processes in (1, 2, 3, 8, 9)] == [8, 4, 2, 1, 1]
+    for processes in (1, 3):
+        images = load("folder", pictures, stream="on", processes=processes)
+        assert isinstance(images, StreamedImages)
+        assert isinstance(images.source, Files)
+        assert images.source.threads == 8 // processes
+
+
+@pytest.mark.parametrize("threads", [1, 3, 100])
+def test_files_are_decoded_by_as_many_threads_as_asked_for(
+    threads: int, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Files(sorted(map(str, pictures.glob("train/*/*.png"))), None, threads)
+    index, names = torch.arange(36).flip(0), set()
+    content = Files.content
+    monkeypatch.setattr(
+        Files,
+        "content",
+        lambda self, number: (names.add(threading.get_ident()), time.sleep(0.01), content(self, number))[2],
+    )
+    out = torch.empty((36, 16, 16, 3), dtype=torch.uint8)
+    source.read(index, out)
+    assert min(threads, 2) <= len(names) <= threads
+    expected = [np.asarray(Image.open(source.paths[number])) for number in index]
+    assert torch.equal(out, torch.from_numpy(np.stack(expected)))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ("--stream maybe", "unknown streaming 'maybe': expected one of auto, on, off"),
-        ("--stream on", "--stream on is for folder and arrays"),
+        ("--stream on", "--stream on is for folder, arrays, arrow"),
         ("--dataset arrays", "--dataset arrays needs --data DIR"),
         ("--dataset arrays --data {pictures}", "images.npy' is missing"),
     ],

@@ -16,6 +16,7 @@ import pytest
 import torch.distributed as dist
 from calling import call, environment
 
+from dau_fast.decoding import decoder_threads
 from dau_fast.engine.launch import Launch
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
@@ -167,5 +168,38 @@ def test_a_signal_to_all_ends_all_and_leaves_nothing(tmp_path: Path, number: int
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     launch = Launch()
-    assert (launch.rank, launch.local_rank) == (0, None)
+    assert (launch.rank, launch.local_rank, launch.local_count) == (0, None, 1)
     assert launch.speaks()
+
+
+def test_a_process_knows_how_many_its_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    launch = Launch()
+    assert (launch.rank, launch.local_rank, launch.local_count) == (5, 1, 4)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    assert Launch().local_count == 1
+
+
+# Says how many processes reading was told of, and how many threads decode.
+READING = """
+from dau_fast import data, unlearn
+LOAD = data.load
+def load(*arguments, processes, **named):
+    images = LOAD(*arguments, processes=processes, **named)
+    print("told", processes, images.source.threads, flush=True)
+    return images
+data.load = load
+unlearn.main()
+"""
+
+
+def test_processes_of_a_machine_share_it_when_they_read(
+    tmp_path: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    job = ["--dataset", "folder", "--data", str(pictures), "--stream", "on", "--methods", "ft"]
+    processes = start(2, ["-c", READING, *SHORT, *job, "--out", str(tmp_path / "out")])
+    for code, out, err in ended(processes):
+        assert code == 0, err
+        assert f"told 2 {decoder_threads(2)}\n" in out

@@ -21,12 +21,14 @@ class Launch:
     """What torchrun says in the environment: one process of several, or one alone without it.
 
     rank: this process's number, from 0, and local_rank: on its machine; None where it is alone.
+    local_count: how many processes its machine has.
     """
 
     def __init__(self) -> None:
         several = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
         self.rank = int(os.environ["RANK"]) if several else 0
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if several else None
+        self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1
         self._several = several
         self._store: Any = None
 
@@ -49,7 +51,7 @@ class Launch:
         self._store, rank, count = next(rendezvous("env://", timeout=patience))
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=self._store, rank=rank, world_size=count, timeout=patience)
-        return Ranks.all()
+        return Ranks(rank, count, self.local_count)
 
     def speaks(self) -> bool:
         """Whether this process is to tell why the run failed: the first one that asks, once they met."""

@@ -36,11 +36,15 @@ class MicroBatch:
 
 
 class Ranks:
-    """Process `rank` of `count`, which are all of torch.distributed's default group; or this one alone."""
+    """Process `rank` of `count`, which are all of torch.distributed's default group; or this one alone.
 
-    def __init__(self, rank: int = 0, count: int = 1) -> None:
+    local_count: how many of them share this machine's cores and memory, as far as it is known.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, local_count: int = 1) -> None:
         self.rank = rank
         self.count = count
+        self.local_count = local_count
 
     @classmethod
     def all(cls) -> Ranks:

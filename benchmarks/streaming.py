@@ -1,0 +1,27 @@
+"""The record of reading images while training: files, Arrow and arrays, against torchvision's loader.
+
+    python benchmarks/streaming.py                    on the CPU, a few minutes on 2 cores
+    python benchmarks/streaming.py --device cuda
+
+Writes benchmarks/records/<date>-streaming-<device>/: pytest-benchmark's raw numbers, a summary with ratios
+of medians, hardware, versions and commit.
+"""
+
+from __future__ import annotations
+
+import torch
+from speed import Cases, Target, command, faster, figure
+
+
+def targets(cases: Cases, device: torch.device) -> list[Target]:
+    """No rival reads more images a second, and decoding keeps the cores busy.
+
+    On the CPU less so: there new memory for a batch's float32 numbers costs about as much as decoding.
+    """
+    rivals = [faster(cases, case, "torchvision", 1) for case in cases]
+    busy = 70 if device.type == "cuda" else 40
+    return [*rivals, *(figure(cases, case, "percent_of_floor", busy) for case in ("files", "arrow"))]
+
+
+if __name__ == "__main__":
+    command("streaming", targets)()
