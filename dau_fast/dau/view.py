@@ -64,7 +64,7 @@ class View:
         """
         parts = []
         with _evaluating(defender):
-            batches = index[ranks.mine(len(index))].split(batch_size)
+            batches = ranks.batches(index, batch_size)
             for batch, images in zip(batches, load_each(load, batches), strict=True):
                 parts.append(self.of(defender, images, defender(images), labels[batch]))
         return ranks.gather(torch.cat(parts), ranks.rows(len(index)))

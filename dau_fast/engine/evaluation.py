@@ -25,7 +25,7 @@ def predict(
     batch_size: None for what suits the device. ranks: the processes that share the work; each has all
     outputs in the end.
     """
-    parts = _outputs(model, load, index[ranks.mine(len(index))], batch_size)
+    parts = _outputs(model, load, index, batch_size, ranks)
     columns = (torch.cat(column) for column in zip(*parts, strict=True))
     return Outputs(*(ranks.gather(column, ranks.rows(len(index))) for column in columns))
 
@@ -39,18 +39,21 @@ def predict_logits(
     ranks: Ranks = ALONE,
 ) -> Tensor:
     """Logits [N, C] over `index` [N], like predict's; no features, which at scale may not fit."""
-    parts = _outputs(model, load, index[ranks.mine(len(index))], batch_size)
+    parts = _outputs(model, load, index, batch_size, ranks)
     return ranks.gather(torch.cat([part.logits for part in parts]), ranks.rows(len(index)))
 
 
 @torch.no_grad()
-def _outputs(model: nn.Module, load: Load, index: Tensor, batch_size: int | None) -> Iterator[Outputs]:
+def _outputs(
+    model: nn.Module, load: Load, index: Tensor, batch_size: int | None, ranks: Ranks
+) -> Iterator[Outputs]:
+    """Of this rank's part of `index`, batch by batch."""
     # Few launches on CUDA; on a CPU activations that stay in the cache.
     batch_size = batch_size or (1024 if index.is_cuda else 256)
     mode = model.training
     model.eval()
     try:
-        for images in load_each(load, index.split(batch_size)):
+        for images in load_each(load, ranks.batches(index, batch_size)):
             yield model(images)
     finally:
         model.train(mode)
