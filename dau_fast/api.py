@@ -16,6 +16,7 @@ from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.dau.view import check_sensitivity
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import choose_device, warm_up
+from dau_fast.engine.sharding import check_shard, placed
 from dau_fast.engine.steps import choose_engine
 from dau_fast.errors import UserError
 from dau_fast.images import Images
@@ -63,6 +64,7 @@ def unlearn(
     accumulate: int = 1,
     activation_checkpointing: bool = False,
     distributed: bool = False,
+    shard: bool = False,
     progress: Progress = silent,
 ) -> Result:
     """Make a copy of `model` behave as if it had been trained without `forget`.
@@ -77,7 +79,8 @@ def unlearn(
     save memory. activation_checkpointing: compute blocks' activations again in the backward pass, which
     saves more of it and takes longer. distributed: whether all processes of torch.distributed's default
     group make this call together, with the same model and sets, each on a device of its own; each has
-    the result.
+    the result. shard: whether each of them holds no more than its share of what is trained: weights,
+    gradients and the optimiser's state.
     Raises UserError (a ValueError) for sets that do not fit together or do not fit the model.
     """
     if method.startswith("retrain"):
@@ -85,7 +88,8 @@ def unlearn(
     chosen = method_named(method)
     place = choose_device(device)
     ranks = _ranks(distributed)
-    runner = choose_engine(engine, place, None, ranks, accumulate, activation_checkpointing)
+    runner = choose_engine(engine, place, None, ranks, accumulate, activation_checkpointing, shard)
+    check_shard(shard, config.sensitivity if config else "classifier", pruned=masks is not None)
     given = {"forget": forget, "retain": retain, "validation": validation, "test": test}
     sets = {name: _tensors(name, data) for name, data in given.items() if data is not None}
     images = _images(sets).to(place)
@@ -96,6 +100,8 @@ def unlearn(
         masks.apply_(original.network)
     if config:
         check_sensitivity(config.sensitivity, original, images.pixels[:2])
+    if shard:
+        original.to("cpu")
 
     roles = np.concatenate([np.full(len(sets[name][1]), _ROLES[name], dtype=np.int8) for name in sets])
     indices = tuple(range(len(sets["forget"][1])))
@@ -111,9 +117,10 @@ def unlearn(
     def measured(classifier: Classifier) -> Measures | None:
         if test is None:
             return None
-        return measure(
-            classifier, images.batch, images.labels, split, task.generator("measures"), ranks=task.ranks
-        )
+        with placed(place, classifier):
+            return measure(
+                classifier, images.batch, images.labels, split, task.generator("measures"), ranks=task.ranks
+            )
 
     before, after = measured(original), measured(finished.model)
     network = copy.deepcopy(model)

@@ -177,9 +177,7 @@ class Game:
                             learn(*seen)
                     with section("forward"):
                         retain_labels = targets.chunk(3)[0]
-                        loss = objective(
-                            *sets, retain_labels, u_forget, judge, **weights, sizes=part.sizes
-                        )
+                        loss = objective(*sets, retain_labels, u_forget, judge, **weights, sizes=part.sizes)
                     with section("backward"):
                         (loss if part.weight == 1 else part.weight * loss).backward()
             with section(optimizer_section(self._defend)):
@@ -216,7 +214,7 @@ class Game:
 
 
 def _frozen(attacker: Attacker) -> Attacker:
-    """`attacker` with the weights it has at any time, but none that takes a gradient of the defender's loss."""
+    """`attacker` with the weights that it has at any time, which take no gradient of the defender's loss."""
     judge = copy.deepcopy(attacker).requires_grad_(False)
     for weight, learned in zip(judge.parameters(), attacker.parameters(), strict=True):
         weight.data = learned.data

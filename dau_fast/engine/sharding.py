@@ -52,7 +52,7 @@ def placed(device: torch.device, *modules: nn.Module) -> Iterator[None]:
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether `model` or a part of it is sharded."""
+    """Whether `model` or a part of it is `sharded`'s."""
     # Importing the class to look for takes half a second, which runs without it need not spend.
     return any(hasattr(module, "set_requires_gradient_sync") for module in model.modules())
 
@@ -65,7 +65,7 @@ def check_shard(shard: bool, sensitivity: str, *, pruned: bool) -> None:
             "or leave --shard out"
         )
     if shard and pruned:
-        raise UserError("masks of a pruned model cannot be shared out: leave --prune or --shard out")
+        raise UserError("--shard does not share out masks, and the model is pruned: leave --shard out")
 
 
 def _first_of(module: nn.Module) -> list[nn.Parameter]:
@@ -90,8 +90,9 @@ def _shard(network: nn.Module, device: torch.device) -> None:
 def _blocks(network: nn.Module) -> list[nn.Module]:
     """What is put together apart from the rest of `network`."""
     names = sum(1 for _ in network.named_parameters(remove_duplicate=False))
-    # A parameter of two modules must be in one unit with both.
-    return find_blocks(network) if names == len(list(network.parameters())) else []
+    if names > len(list(network.parameters())):
+        return []  # a parameter of two modules must be in one unit with both
+    return [block for block in find_blocks(network) if not isinstance(block, nn.ModuleList)]
 
 
 @torch.no_grad()

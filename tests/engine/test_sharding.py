@@ -1,0 +1,341 @@
+"""Models whose weights are shared out to the processes do what whole ones do, and nobody holds a whole one."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from calling import succeed
+from ranks import together
+from test_distributed import (
+    CLOSE,
+    KINDS,
+    SPREAD,
+    averaged,
+    exact,
+    first_turns,
+    measured,
+    same_on_every_rank,
+    shared,
+)
+from test_streaming import both
+from test_torchrun import SHORT, ended, rates, start
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.optimizer import register_optimizer_step_post_hook
+from toys import TENTH
+
+from dau_fast.api import unlearn
+from dau_fast.dau.view import View
+from dau_fast.engine.evaluation import predict, predict_logits
+from dau_fast.engine.optimizers import sgd
+from dau_fast.engine.ranks import Ranks
+from dau_fast.engine.sharding import check_shard, is_sharded, sharded
+from dau_fast.engine.steps import Engine, choose_engine
+from dau_fast.errors import UserError
+from dau_fast.methods import METHODS, run
+from dau_fast.models import Classifier, SmallResNet
+from dau_fast.prune import Masks
+from dau_fast.rivals import original
+from dau_fast.task import Task
+
+pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
+
+CPU = torch.device("cpu")
+
+
+class Block(nn.Module):
+    """A residual block: what is put together at a time. Its width is not to be shared evenly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch = nn.Sequential(nn.Linear(17, 17), nn.BatchNorm1d(17), nn.ReLU())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.branch(x)
+
+
+def residual(seed: int) -> Classifier:
+    torch.manual_seed(seed)
+    network = nn.Sequential(nn.Linear(6, 17), Block(), Block(), nn.Linear(17, 3))
+    return Classifier(network.double())
+
+
+def exact_residual(task: Task) -> Task:
+    """`task`, as `exact` makes it, on a network with blocks."""
+    task = replace(task, original=residual(0), fresh=residual)
+    original.train(task)
+    task.original.eval()
+    return task
+
+
+def split_up(task: Task, **options: Any) -> Task:
+    """The same task for all ranks together, each with its share."""
+    return replace(shared(task), engine=Engine(ranks=Ranks.all(), shard=True, **options))
+
+
+def plain(model: nn.Module) -> None:
+    """Nothing of `model` is sharded, and it can be copied."""
+    assert not is_sharded(model)
+    for name, tensor in copy.deepcopy(model).state_dict(keep_vars=True).items():
+        assert type(tensor) in (Tensor, nn.Parameter), name
+    assert not any("FSDP" in type(module).__name__ for module in model.modules())
+
+
+# ---- the game
+
+
+def sharded_turns(task: Task, monkeypatch: pytest.MonkeyPatch, turns: int) -> dict[str, Any]:
+    """What first_turns finds of a sharded defender, which it has whole in the end."""
+    whole = copy.deepcopy(task.original)
+    with sharded(whole, CPU) as part:
+        found = first_turns(replace(task, original=_Alias(part)), monkeypatch, turns)
+        assert is_sharded(found["defender"])
+    return {**found, "defender": whole}
+
+
+class _Alias(nn.Module):
+    """Stands for what cannot be copied."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def __deepcopy__(self, _: Any) -> nn.Module:
+        return self.model
+
+
+def compare_turns(rank: int, ranks: int) -> None:
+    for forget, config in KINDS:
+        for task in (exact(forget, config), exact_residual(exact(forget, config))):
+            with pytest.MonkeyPatch.context() as monkeypatch:
+                alone = first_turns(task, monkeypatch, 5)
+                found = sharded_turns(split_up(task), monkeypatch, 5)
+            weight = ranks * Ranks(rank, ranks).rows(32)[rank] / 32
+            torch.testing.assert_close(
+                averaged(found["defender_loss"], weight), torch.stack(alone["defender_loss"]), **CLOSE
+            )
+            torch.testing.assert_close(found["attacker_loss"], alone["attacker_loss"], **CLOSE)
+            for player in ("defender", "attacker"):
+                state = dict(found[player].state_dict())
+                torch.testing.assert_close(state, dict(alone[player].state_dict()), rtol=1e-8, atol=1e-9)
+                same_on_every_rank(state)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_first_turns_of_the_game_are_those_of_one_process(ranks: int) -> None:
+    together(ranks, compare_turns, ranks)
+
+
+# ---- whole methods
+
+
+def compare_methods(rank: int) -> None:
+    for forget, config in KINDS[:2]:
+        task = exact_residual(exact(forget, config))
+        before = copy.deepcopy(task.original.state_dict())
+        for name in ("dau", "retrain", "ft"):
+            settings = {**task.settings, "ft": replace(task.recipe, epochs=2)}
+            task = replace(task, settings=settings, recipe=replace(task.recipe, epochs=4))
+            expected, given = METHODS[name](task), split_up(task)
+            found = run(name, METHODS[name], given)
+            plain(found.model)
+            plain(given.original)
+            same_on_every_rank(found.model.state_dict())
+            assert_alike(found.model, expected.model)
+            torch.testing.assert_close(dict(given.original.state_dict()), dict(before), rtol=0, atol=0)
+            ours, theirs = measured(task, found.model, Ranks.all()), measured(task, expected.model, Ranks())
+            assert ours == theirs
+            if name == "dau":
+                assert found.history is not None
+                assert found.history["step"] == expected.history["step"]
+
+
+def assert_alike(one: nn.Module, other: nn.Module) -> None:
+    torch.testing.assert_close(dict(one.state_dict()), dict(other.state_dict()), rtol=1e-7, atol=1e-8)
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_whole_methods_and_measures_are_those_of_one_process(ranks: int) -> None:
+    together(ranks, compare_methods)
+
+
+def compare_savings(rank: int) -> None:
+    task = exact_residual(exact(*KINDS[0]))
+    for options in ({"accumulate": 2}, {"activation_checkpointing": True, "accumulate": 3}):
+        whole = replace(shared(task), engine=Engine(ranks=Ranks.all(), **options))
+        assert_alike(METHODS["dau"](split_up(task, **options)).model, METHODS["dau"](whole).model)
+
+
+def test_batches_in_parts_and_activation_checkpointing_change_nothing() -> None:
+    together(2, compare_savings)
+
+
+def call_from_python(rank: int) -> None:
+    task = exact_residual(exact(TENTH, SPREAD))
+    split, pixels, labels = task.split, task.images.pixels, task.labels
+    names = ("forget", "retain", "validation", "test")
+    sets = {name: (pixels[getattr(split, name)], labels[getattr(split, name)]) for name in names}
+    network = task.original.release()
+    found = unlearn(network, **sets, config=SPREAD, device="cpu", distributed=True, shard=True)
+    plain(found.model)
+    plain(network)
+    expected = unlearn(network, **sets, config=SPREAD, device="cpu")
+    assert (found.before, found.after) == (expected.before, expected.after)
+    assert_alike(found.model, expected.model)
+    with pytest.raises(UserError, match="--sensitivity full takes gradients that --shard does not"):
+        full = replace(SPREAD, sensitivity="full")
+        unlearn(network, **sets, config=full, device="cpu", distributed=True, shard=True)
+
+
+def test_a_call_from_python() -> None:
+    together(2, call_from_python)
+
+
+# ---- what a process holds
+
+
+@contextmanager
+def noting(note: Callable[[list[Tensor]], None]) -> Iterator[None]:
+    """After every step of SGD tell weights, gradients and momenta."""
+
+    def told(optimizer: Optimizer, *_: Any) -> None:
+        if "momentum" in optimizer.defaults:
+            weights = [weight for group in optimizer.param_groups for weight in group["params"]]
+            state = [optimizer.state[weight]["momentum_buffer"] for weight in weights]
+            note([*weights, *(weight.grad for weight in weights), *state])
+
+    handle = register_optimizer_step_post_hook(told)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def hold_shares(rank: int, ranks: int) -> None:
+    task = exact_residual(exact(TENTH, SPREAD))
+    whole = [weight.shape for weight in task.original.parameters()]
+    largest = sum(math.ceil(shape[0] / ranks) * math.prod(shape[1:]) for shape in whole)
+    seen = []
+
+    def note(held: list[Tensor]) -> None:
+        assert len(held) == 3 * len(whole)
+        own = [tensor.to_local().numel() for tensor in held]  # type: ignore[attr-defined]
+        for kind in range(3):
+            assert sum(own[kind * len(whole) : (kind + 1) * len(whole)]) <= largest
+        seen.append(sum(own))
+
+    for name in ("dau", "retrain"):
+        seen.clear()
+        with noting(note):
+            METHODS[name](split_up(task, accumulate=2))
+        assert len(seen) > 10
+        every = torch.tensor(seen)
+        dist.all_reduce(every)
+        # Every number is held once.
+        assert every.tolist() == [3 * sum(shape.numel() for shape in whole)] * len(seen)
+
+
+def test_a_process_holds_its_share_of_weights_gradients_and_momenta() -> None:
+    together(3, hold_shares, 3)
+
+
+def look(rank: int) -> None:
+    """Parts of sets that need different numbers of batches, and none at all."""
+    held, streamed, _ = both(40)
+    torch.manual_seed(0)
+    model = Classifier(SmallResNet(3, 4)).eval()
+    with sharded(copy.deepcopy(model), CPU) as part:
+        for count in (0, 1, 2, 4, 7, 40):
+            index = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:count]
+            for images in (held, streamed):
+                found = predict(part, images, index, batch_size=2, ranks=Ranks.all())
+                torch.testing.assert_close(found, predict(model, held, index))
+                logits = predict_logits(part, images, index, ranks=Ranks.all())
+                torch.testing.assert_close(logits, found.logits)
+                u = View().over(part, images, index, held.labels, batch_size=2, ranks=Ranks.all())
+                torch.testing.assert_close(u, View().over(model, held, index, held.labels))
+        # Looking leaves no weight whole.
+        assert all(hasattr(weight, "to_local") for weight in part.parameters())
+        assert not part.training
+
+
+def test_looking_at_sets_that_cannot_be_shared_evenly() -> None:
+    together(3, look)
+
+
+def tie_and_fail(rank: int) -> None:
+    """What cannot be shared out costs one line; the rest is left as it was."""
+    tied = nn.Sequential(nn.Linear(4, 4), Block(), nn.Linear(17, 4))
+    tied[2].weight, tied[1].branch[0].weight = tied[0].weight, tied[0].weight
+    with sharded(Classifier(tied), CPU) as part:
+        assert is_sharded(part)
+    odd = Classifier(SmallResNet(1, 4))
+    odd.network.scale = nn.Parameter(torch.tensor(1.0))
+    with pytest.raises(UserError, match="SmallResNet cannot take --shard: "), sharded(odd, CPU):
+        pass
+    model = Classifier(SmallResNet(1, 4))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(UserError, match="stop"), sharded(model, CPU) as part:
+        masks = Masks({"head.weight": torch.ones(4, 64) > 0})
+        with pytest.raises(UserError, match="--shard does not share out masks"):
+            sgd(part.network, masks, lr=0.1, momentum=0.9, weight_decay=0)
+        with torch.no_grad():
+            next(part.parameters()).zero_()
+        raise UserError("stop")
+    torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
+    plain(model)
+
+
+def test_what_cannot_be_shared_out() -> None:
+    together(2, tie_and_fail)
+
+
+# ---- the command line
+
+
+def test_two_processes_that_share_a_model_report_what_one_does(tmp_path: Path) -> None:
+    arguments = [*SHORT, "--precision", "fp64", "--methods", "dau,ft", "--forget", "class:3"]
+    command = ["-m", "dau_fast.unlearn", *arguments, "--shard", "--out", str(tmp_path / "two")]
+    found = ended(start(2, command))
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert all(err == "" for _, _, err in found)
+    one = succeed(tmp_path / "one", *arguments)
+    two = replace(one, folder=tmp_path / "two")
+    assert (one.report["run"]["sharded"], two.report["run"]["sharded"]) == (False, True)
+    assert (
+        two.report["run"]["engine"]["loops"]["game"] == "eager: steps of several processes are not compiled"
+    )
+    assert two.report["game"]["step"] == one.report["game"]["step"]
+    for name, entry in one.report["methods"].items():
+        assert rates(two.report["methods"][name]) == pytest.approx(rates(entry), abs=1e-6), name
+        torch.testing.assert_close(two.weights(name), one.weights(name), rtol=1e-5, atol=1e-6)
+
+
+def test_what_does_not_go_with_it_costs_one_line(tmp_path: Path) -> None:
+    command = ["-m", "dau_fast.unlearn", *SHORT, "--shard", "--prune", "omp", "--out", str(tmp_path)]
+    found = ended(start(2, command))
+    assert [code for code, _, _ in found] == [2, 2]
+    (line,) = "".join(err for _, _, err in found).splitlines()
+    assert line == "error: --shard does not share out masks, and the model is pruned: leave --shard out"
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_does_not_go_together_is_refused() -> None:
+    with pytest.raises(UserError, match="there is one: start them with torchrun, or leave it out"):
+        choose_engine("auto", CPU, shard=True)
+    with pytest.raises(UserError, match="--engine compiled is for one process"):
+        choose_engine("compiled", CPU, ranks=Ranks(0, 2), shard=True)
+    with pytest.raises(UserError, match="--sensitivity input takes gradients that --shard does not share"):
+        check_shard(True, "input", pruned=False)
+    check_shard(True, "classifier", pruned=False)
+    check_shard(False, "input", pruned=True)
