@@ -1,4 +1,4 @@
-"""Models whose weights are shared out to the processes do what whole ones do, and nobody holds a whole one."""
+"""Models shared out to several processes do what whole ones do, and no process holds a whole one."""
 
 from __future__ import annotations
 
@@ -8,15 +8,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-from calling import succeed
 from ranks import together
 from test_distributed import (
+    CLASSWISE,
     CLOSE,
     KINDS,
     SPREAD,
@@ -28,13 +27,13 @@ from test_distributed import (
     shared,
 )
 from test_streaming import both
-from test_torchrun import SHORT, ended, rates, start
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from toys import TENTH
+from toys import ONE_CLASS, TENTH
 
 from dau_fast.api import unlearn
+from dau_fast.config import DauConfig
 from dau_fast.dau.view import View
 from dau_fast.engine.evaluation import predict, predict_logits
 from dau_fast.engine.optimizers import sgd
@@ -46,6 +45,7 @@ from dau_fast.methods import METHODS, run
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.prune import Masks
 from dau_fast.rivals import original
+from dau_fast.split import Forget
 from dau_fast.task import Task
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
@@ -70,9 +70,9 @@ def residual(seed: int) -> Classifier:
     return Classifier(network.double())
 
 
-def exact_residual(task: Task) -> Task:
-    """`task`, as `exact` makes it, on a network with blocks."""
-    task = replace(task, original=residual(0), fresh=residual)
+def exact_residual(forget: Forget, config: DauConfig) -> Task:
+    """What `exact` makes, on a network with blocks."""
+    task = replace(exact(forget, config), original=residual(0), fresh=residual)
     original.train(task)
     task.original.eval()
     return task
@@ -115,90 +115,74 @@ class _Alias(nn.Module):
 
 
 def compare_turns(rank: int, ranks: int) -> None:
-    for forget, config in KINDS:
-        for task in (exact(forget, config), exact_residual(exact(forget, config))):
-            with pytest.MonkeyPatch.context() as monkeypatch:
-                alone = first_turns(task, monkeypatch, 5)
-                found = sharded_turns(split_up(task), monkeypatch, 5)
-            weight = ranks * Ranks(rank, ranks).rows(32)[rank] / 32
-            torch.testing.assert_close(
-                averaged(found["defender_loss"], weight), torch.stack(alone["defender_loss"]), **CLOSE
-            )
-            torch.testing.assert_close(found["attacker_loss"], alone["attacker_loss"], **CLOSE)
-            for player in ("defender", "attacker"):
-                state = dict(found[player].state_dict())
-                torch.testing.assert_close(state, dict(alone[player].state_dict()), rtol=1e-8, atol=1e-9)
-                same_on_every_rank(state)
-
-
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_first_turns_of_the_game_are_those_of_one_process(ranks: int) -> None:
-    together(ranks, compare_turns, ranks)
+    for make, (forget, config) in ((exact, KINDS[2]), (exact_residual, KINDS[0]), (exact_residual, KINDS[1])):
+        task = make(forget, config)
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            alone = first_turns(task, monkeypatch, 4)
+            found = sharded_turns(split_up(task), monkeypatch, 4)
+        weight = ranks * Ranks(rank, ranks).rows(32)[rank] / 32
+        torch.testing.assert_close(
+            averaged(found["defender_loss"], weight), torch.stack(alone["defender_loss"]), **CLOSE
+        )
+        torch.testing.assert_close(found["attacker_loss"], alone["attacker_loss"], **CLOSE)
+        for player in ("defender", "attacker"):
+            state = dict(found[player].state_dict())
+            torch.testing.assert_close(state, dict(alone[player].state_dict()), rtol=1e-8, atol=1e-9)
+            same_on_every_rank(state)
 
 
 # ---- whole methods
 
 
-def compare_methods(rank: int) -> None:
-    for forget, config in KINDS[:2]:
-        task = exact_residual(exact(forget, config))
-        before = copy.deepcopy(task.original.state_dict())
-        for name in ("dau", "retrain", "ft"):
-            settings = {**task.settings, "ft": replace(task.recipe, epochs=2)}
-            task = replace(task, settings=settings, recipe=replace(task.recipe, epochs=4))
-            expected, given = METHODS[name](task), split_up(task)
-            found = run(name, METHODS[name], given)
-            plain(found.model)
-            plain(given.original)
-            same_on_every_rank(found.model.state_dict())
-            assert_alike(found.model, expected.model)
-            torch.testing.assert_close(dict(given.original.state_dict()), dict(before), rtol=0, atol=0)
-            ours, theirs = measured(task, found.model, Ranks.all()), measured(task, expected.model, Ranks())
-            assert ours == theirs
-            if name == "dau":
-                assert found.history is not None
-                assert found.history["step"] == expected.history["step"]
+def compare_methods(forget: Forget, config: DauConfig, *names: str) -> None:
+    task = exact_residual(forget, replace(config, game_epochs=2, recovery_epochs=1))
+    short = replace(task.recipe, epochs=1)
+    task = replace(task, recipe=short, settings={**task.settings, "ga": short})
+    before = copy.deepcopy(task.original.state_dict())
+    for name in names:
+        expected, given = METHODS[name](task), split_up(task)
+        found = run(name, METHODS[name], given)
+        plain(found.model)
+        plain(given.original)
+        same_on_every_rank(found.model.state_dict())
+        assert_alike(found.model, expected.model)
+        torch.testing.assert_close(dict(given.original.state_dict()), dict(before), rtol=0, atol=0)
+        ours, theirs = measured(task, found.model, Ranks.all()), measured(task, expected.model, Ranks())
+        assert ours == theirs
+        if name == "dau":
+            assert found.history is not None
+            assert expected.history is not None
+            assert found.history["step"] == expected.history["step"]
 
 
 def assert_alike(one: nn.Module, other: nn.Module) -> None:
     torch.testing.assert_close(dict(one.state_dict()), dict(other.state_dict()), rtol=1e-7, atol=1e-8)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_whole_methods_and_measures_are_those_of_one_process(ranks: int) -> None:
-    together(ranks, compare_methods)
-
-
-def compare_savings(rank: int) -> None:
-    task = exact_residual(exact(*KINDS[0]))
+def compare_savings() -> None:
+    """Batches in parts, and activation checkpointing."""
+    task = exact_residual(TENTH, replace(SPREAD, game_epochs=1, recovery_epochs=1))
     for options in ({"accumulate": 2}, {"activation_checkpointing": True, "accumulate": 3}):
         whole = replace(shared(task), engine=Engine(ranks=Ranks.all(), **options))
         assert_alike(METHODS["dau"](split_up(task, **options)).model, METHODS["dau"](whole).model)
 
 
-def test_batches_in_parts_and_activation_checkpointing_change_nothing() -> None:
-    together(2, compare_savings)
-
-
-def call_from_python(rank: int) -> None:
-    task = exact_residual(exact(TENTH, SPREAD))
+def call_from_python() -> None:
+    config = replace(SPREAD, game_epochs=1, recovery_epochs=1)
+    task = exact_residual(TENTH, config)
     split, pixels, labels = task.split, task.images.pixels, task.labels
     names = ("forget", "retain", "validation", "test")
     sets = {name: (pixels[getattr(split, name)], labels[getattr(split, name)]) for name in names}
     network = task.original.release()
-    found = unlearn(network, **sets, config=SPREAD, device="cpu", distributed=True, shard=True)
+    found = unlearn(network, **sets, config=config, device="cpu", distributed=True, shard=True)
     plain(found.model)
     plain(network)
-    expected = unlearn(network, **sets, config=SPREAD, device="cpu")
+    expected = unlearn(network, **sets, config=config, device="cpu")
     assert (found.before, found.after) == (expected.before, expected.after)
     assert_alike(found.model, expected.model)
+    full = replace(config, sensitivity="full")
     with pytest.raises(UserError, match="--sensitivity full takes gradients that --shard does not"):
-        full = replace(SPREAD, sensitivity="full")
         unlearn(network, **sets, config=full, device="cpu", distributed=True, shard=True)
-
-
-def test_a_call_from_python() -> None:
-    together(2, call_from_python)
 
 
 # ---- what a process holds
@@ -221,8 +205,8 @@ def noting(note: Callable[[list[Tensor]], None]) -> Iterator[None]:
         handle.remove()
 
 
-def hold_shares(rank: int, ranks: int) -> None:
-    task = exact_residual(exact(TENTH, SPREAD))
+def hold_shares(ranks: int) -> None:
+    task = exact_residual(TENTH, replace(SPREAD, game_epochs=1, recovery_epochs=1))
     whole = [weight.shape for weight in task.original.parameters()]
     largest = sum(math.ceil(shape[0] / ranks) * math.prod(shape[1:]) for shape in whole)
     seen = []
@@ -234,22 +218,16 @@ def hold_shares(rank: int, ranks: int) -> None:
             assert sum(own[kind * len(whole) : (kind + 1) * len(whole)]) <= largest
         seen.append(sum(own))
 
-    for name in ("dau", "retrain"):
-        seen.clear()
-        with noting(note):
-            METHODS[name](split_up(task, accumulate=2))
-        assert len(seen) > 10
-        every = torch.tensor(seen)
-        dist.all_reduce(every)
-        # Every number is held once.
-        assert every.tolist() == [3 * sum(shape.numel() for shape in whole)] * len(seen)
+    with noting(note):
+        METHODS["dau"](split_up(task, accumulate=2))
+    assert len(seen) > 10
+    every = torch.tensor(seen)
+    dist.all_reduce(every)
+    # Every number is held once.
+    assert every.tolist() == [3 * sum(shape.numel() for shape in whole)] * len(seen)
 
 
-def test_a_process_holds_its_share_of_weights_gradients_and_momenta() -> None:
-    together(3, hold_shares, 3)
-
-
-def look(rank: int) -> None:
+def look() -> None:
     """Parts of sets that need different numbers of batches, and none at all."""
     held, streamed, _ = both(40)
     torch.manual_seed(0)
@@ -269,11 +247,10 @@ def look(rank: int) -> None:
         assert not part.training
 
 
-def test_looking_at_sets_that_cannot_be_shared_evenly() -> None:
-    together(3, look)
+# ---- what cannot be shared out
 
 
-def tie_and_fail(rank: int) -> None:
+def tie_and_fail() -> None:
     """What cannot be shared out costs one line; the rest is left as it was."""
     tied = nn.Sequential(nn.Linear(4, 4), Block(), nn.Linear(17, 4))
     tied[2].weight, tied[1].branch[0].weight = tied[0].weight, tied[0].weight
@@ -285,49 +262,41 @@ def tie_and_fail(rank: int) -> None:
         pass
     model = Classifier(SmallResNet(1, 4))
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(UserError, match="stop"), sharded(model, CPU) as part:
-        masks = Masks({"head.weight": torch.ones(4, 64) > 0})
-        with pytest.raises(UserError, match="--shard does not share out masks"):
-            sgd(part.network, masks, lr=0.1, momentum=0.9, weight_decay=0)
-        with torch.no_grad():
-            next(part.parameters()).zero_()
-        raise UserError("stop")
+    masks = Masks({"head.weight": torch.ones(4, 64) > 0})
+    with pytest.raises(UserError, match="does not share out masks"):
+        fail(model, masks)
     torch.testing.assert_close(dict(model.state_dict()), dict(before), rtol=0, atol=0)
     plain(model)
 
 
-def test_what_cannot_be_shared_out() -> None:
-    together(2, tie_and_fail)
+def fail(model: Classifier, masks: Masks) -> None:
+    with sharded(model, CPU) as part:
+        with torch.no_grad():
+            next(part.parameters()).zero_()
+        sgd(part.network, masks, lr=0.1, momentum=0.9, weight_decay=0)
 
 
-# ---- the command line
+# Processes take seconds to start: those of a test do all of these.
+TWO = (compare_savings, call_from_python, tie_and_fail)
 
 
-def test_two_processes_that_share_a_model_report_what_one_does(tmp_path: Path) -> None:
-    arguments = [*SHORT, "--precision", "fp64", "--methods", "dau,ft", "--forget", "class:3"]
-    command = ["-m", "dau_fast.unlearn", *arguments, "--shard", "--out", str(tmp_path / "two")]
-    found = ended(start(2, command))
-    assert [code for code, _, _ in found] == [0, 0], found
-    assert all(err == "" for _, _, err in found)
-    one = succeed(tmp_path / "one", *arguments)
-    two = replace(one, folder=tmp_path / "two")
-    assert (one.report["run"]["sharded"], two.report["run"]["sharded"]) == (False, True)
-    assert (
-        two.report["run"]["engine"]["loops"]["game"] == "eager: steps of several processes are not compiled"
-    )
-    assert two.report["game"]["step"] == one.report["game"]["step"]
-    for name, entry in one.report["methods"].items():
-        assert rates(two.report["methods"][name]) == pytest.approx(rates(entry), abs=1e-6), name
-        torch.testing.assert_close(two.weights(name), one.weights(name), rtol=1e-5, atol=1e-6)
+def two(rank: int) -> None:
+    compare_turns(rank, 2)
+    for work in TWO:
+        work()
 
 
-def test_what_does_not_go_with_it_costs_one_line(tmp_path: Path) -> None:
-    command = ["-m", "dau_fast.unlearn", *SHORT, "--shard", "--prune", "omp", "--out", str(tmp_path)]
-    found = ended(start(2, command))
-    assert [code for code, _, _ in found] == [2, 2]
-    (line,) = "".join(err for _, _, err in found).splitlines()
-    assert line == "error: --shard does not share out masks, and the model is pruned: leave --shard out"
-    assert not list(tmp_path.iterdir())
+def three(rank: int) -> None:
+    compare_turns(rank, 3)
+    compare_methods(TENTH, SPREAD, "dau", "retrain", "ga")
+    compare_methods(ONE_CLASS, CLASSWISE, "dau")
+    hold_shares(3)
+    look()
+
+
+@pytest.mark.parametrize(("ranks", "work"), [(2, two), (3, three)])
+def test_shared_models_do_what_whole_ones_do(ranks: int, work: Callable[[int], None]) -> None:
+    together(ranks, work)
 
 
 def test_what_does_not_go_together_is_refused() -> None:
