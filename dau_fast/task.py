@@ -77,8 +77,8 @@ class Task:
         if not self.engine.shard:
             yield model
             return
-        with sharded(model, self.images.device, self.original) as copy:
-            yield copy
+        with sharded(model, self.images.device, self.original) as part:
+            yield part
 
     def feed(self, purpose: str, batch_size: int, *sets: Tensor) -> Generator[Batch, None, None]:
         """Training batches for ever: `batch_size` augmented images of each of `sets`, one after the other.
