@@ -15,6 +15,7 @@ from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.dau.view import check_sensitivity
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import choose_device, warm_up
+from dau_fast.engine.sharding import check_shard, placed
 from dau_fast.engine.steps import choose_engine
 from dau_fast.errors import UserError
 from dau_fast.images import Images
@@ -61,6 +62,7 @@ def unlearn(
     accumulate: int = 1,
     activation_checkpointing: bool = False,
     distributed: bool = False,
+    shard: bool = False,
     stream: bool = False,
     progress: Progress = silent,
 ) -> Result:
@@ -76,7 +78,8 @@ def unlearn(
     save memory. activation_checkpointing: compute blocks' activations again in the backward pass, which
     saves more of it and takes longer. distributed: whether all processes of torch.distributed's default
     group make this call together, with the same model and sets, each on a device of its own; each has
-    the result.
+    the result. shard: whether each of them holds no more than its share of what is trained: weights,
+    gradients and the optimiser's state.
     stream: read images while training, ahead of the steps, and hold none; otherwise all sets are held on
     `device`. Both give the same where a Dataset's items stay the same. One thread calls the Datasets, which
     so need not be safe for several; it is not the caller's. Labels are those in `targets` or `labels` of a
@@ -90,7 +93,8 @@ def unlearn(
     chosen = method_named(method)
     place = choose_device(device)
     ranks = _ranks(distributed)
-    runner = choose_engine(engine, place, None, ranks, accumulate, activation_checkpointing)
+    runner = choose_engine(engine, place, None, ranks, accumulate, activation_checkpointing, shard)
+    check_shard(shard, config.sensitivity if config else "classifier", pruned=masks is not None)
     given = {"forget": forget, "retain": retain, "validation": validation, "test": test}
     # Forget first, so that its indices count from 0.
     sets = {name: data for name, data in given.items() if data is not None}
@@ -102,6 +106,8 @@ def unlearn(
         masks.apply_(original.network)
     if config:
         check_sensitivity(config.sensitivity, original, _first_two(images))
+    if shard:
+        original.to("cpu")
 
     roles = np.concatenate([np.full(counts[name], _ROLES[name], dtype=np.int8) for name in counts])
     indices = tuple(range(counts["forget"]))
@@ -117,7 +123,10 @@ def unlearn(
     def measured(classifier: Classifier) -> Measures | None:
         if test is None:
             return None
-        return measure(classifier, images, images.labels, split, task.generator("measures"), ranks=task.ranks)
+        with placed(place, classifier):
+            return measure(
+                classifier, images, images.labels, split, task.generator("measures"), ranks=task.ranks
+            )
 
     before, after = measured(original), measured(finished.model)
     network = copy.deepcopy(model)

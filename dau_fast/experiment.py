@@ -15,6 +15,7 @@ from dau_fast import models
 from dau_fast.config import DauConfig, PruneConfig, SplitConfig, TrainingRecipe
 from dau_fast.engine.batches import generator_for
 from dau_fast.engine.ranks import ALONE, Ranks
+from dau_fast.engine.sharding import placed
 from dau_fast.engine.steps import Engine
 from dau_fast.images import Images
 from dau_fast.methods import METHODS, Finished, run
@@ -113,6 +114,8 @@ def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progre
     settings = {"dau": replace(usual, sensitivity=experiment.sensitivity), **experiment.retraining}
     if given and pruning:
         start = copy.deepcopy(start)  # pruned in place below, and dense again for the next seed
+    if experiment.engine.shard:
+        start.to("cpu")  # where `run` leaves the others
     task = Task(
         images, split, seed, start, experiment.fresh, experiment.recipe,
         settings, progress, masks, pruning, experiment.engine,
@@ -128,7 +131,8 @@ def run_seed(experiment: Experiment, seed: int, *, twice: bool, progress: Progre
             finished[name] = run(name, method, task)
 
     def measured(model: Classifier) -> Measures:
-        return measure(model, images, images.labels, split, task.generator("measures"), ranks=task.ranks)
+        with placed(images.device, model):
+            return measure(model, images, images.labels, split, task.generator("measures"), ranks=task.ranks)
 
     trained = {"original": start} | {name: result.model for name, result in finished.items()}
     measures = {name: measured(model) for name, model in trained.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,12 +51,16 @@ def method_named(name: str) -> Method:
 def run(name: str, method: Method, task: Task) -> Finished:
     """Run `method`, called `name`, on `task` and time it. Raises UserError where it diverged.
 
-    What its steps took to be rehearsed, compiled and captured stands apart, as compile_seconds.
+    What its steps took to be rehearsed, compiled and captured stands apart, as compile_seconds. Where
+    models are sharded, the finished one rests on the CPU: a device may have no room for several.
     """
     before = task.engine.compile_seconds
     with flushed_denormals(), Stopwatch(task.images.device) as watch:
         result = method(task)
     compile_seconds = task.engine.compile_seconds - before
+    if task.engine.shard:
+        gc.collect()  # a sharded copy refers to itself
+        result.model.to("cpu")
     if not all(torch.isfinite(parameter).all() for parameter in result.model.state_dict().values()):
         raise UserError(
             f"{name} diverged, its weights are no longer finite: leave it out, or train the original longer"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.engine.batches import Batch, generator_for, index_stream
 from dau_fast.engine.ranks import Ranks
+from dau_fast.engine.sharding import sharded
 from dau_fast.engine.steps import Engine
 from dau_fast.images import Images
 from dau_fast.models import Classifier
@@ -65,6 +67,18 @@ class Task:
     def generator(self, purpose: str) -> torch.Generator:
         """Randomness for one purpose; it depends on the task's seed alone."""
         return generator_for(self.seed, purpose, self.images.device)
+
+    @contextmanager
+    def trainee(self, model: Classifier) -> Iterator[Classifier]:
+        """What a method trains to have `model` trained in the end: itself, or its sharded copy.
+
+        In the latter case all whole models of this task rest on the CPU inside.
+        """
+        if not self.engine.shard:
+            yield model
+            return
+        with sharded(model, self.images.device, self.original) as part:
+            yield part
 
     def feed(self, purpose: str, batch_size: int, *sets: Tensor) -> Generator[Batch, None, None]:
         """Training batches for ever: `batch_size` augmented images of each of `sets`, one after the other.

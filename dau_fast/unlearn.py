@@ -32,6 +32,7 @@ from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lo
 from dau_fast.engine.profiling import Profiler
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import choose_device, choose_precision, warm_up
+from dau_fast.engine.sharding import check_shard
 from dau_fast.engine.steps import ENGINES, choose_engine
 from dau_fast.errors import UserError
 from dau_fast.experiment import Checkpoint, Experiment, SeedResult, builder, run_seed
@@ -79,6 +80,7 @@ class Options:
     engine: str
     accumulate: int
     activation_checkpointing: bool
+    shard: bool
     timeout: float
     profile: bool
 
@@ -112,6 +114,7 @@ class Options:
 @click.option("--engine", default="auto", help=f"How training steps run: auto, {', '.join(ENGINES)}.")
 @click.option("--accumulate", type=_POSITIVE, default=1, help="Parts a batch is taken in, to save memory.")
 @click.option("--activation-checkpointing", is_flag=True, help="Keep fewer activations; takes longer.")
+@click.option("--shard", is_flag=True, help="Share weights and training state out to the processes.")
 @click.option("--timeout", type=click.FloatRange(1), default=600, help="Seconds processes wait for another.")
 @click.option("--profile", is_flag=True, help="Say where the time of training steps goes; traces in --out.")
 @click.option("--out", type=Path, default=Path("out"), help="For report.json, report.html and weights.")
@@ -157,8 +160,15 @@ def pipeline(
     precision = choose_precision(options.precision, device)
     profiler = Profiler(folder) if options.profile and folder else None
     engine = choose_engine(
-        options.engine, device, profiler, ranks, options.accumulate, options.activation_checkpointing
+        options.engine,
+        device,
+        profiler,
+        ranks,
+        options.accumulate,
+        options.activation_checkpointing,
+        options.shard,
     )
+    check_shard(options.shard, options.sensitivity, pruned=pruning is not None)
     with ranks.in_turn(options.download):
         images = data.load(
             options.dataset,
@@ -178,6 +188,7 @@ def pipeline(
     sensitivity_costs = _sensitivity_costs(network, images.batch(some), images.labels[some])
     if pruning:
         prunable_weights(network.network)
+    del network  # a device may have no room for it beside another one
     recipe = training_recipe(options.dataset, options.epochs)
     fast = fast_recipe(options.dataset, options.epochs)
     experiment = Experiment(
@@ -209,6 +220,7 @@ def pipeline(
         "repeats": options.repeats,
         "device": device.type,
         "processes": ranks.count,
+        "sharded": engine.shard,
         "hardware": record.hardware(device),
         "precision": {None: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}[precision],
         "engine": {"asked": options.engine, "loops": engine.chosen},

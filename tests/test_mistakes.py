@@ -98,6 +98,7 @@ MISTAKES = [
     ("--precision fp8", "precision 'fp8'"),
     ("--retrain-recipe slow", "unknown recipe 'slow': expected one of both, literature, fast"),
     ("--engine jit", "unknown engine 'jit': expected auto, eager, compiled, captured"),
+    ("--shard", "--shard shares a model out to several processes, and there is one"),
     ("--engine captured", "--engine captured needs a CUDA device"),
     ("--forget random:0", "'random:0'"),
     ("--forget random:1.5", "'random:1.5'"),

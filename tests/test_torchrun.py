@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.distributed as dist
-from calling import call, environment
+from calling import call, environment, succeed
 
 from dau_fast.decoding import decoder_threads
 from dau_fast.engine.launch import Launch
@@ -142,6 +144,31 @@ def test_one_line_for_bad_input(tmp_path: Path) -> None:
     assert [code for code, _, _ in found] == [2, 2]
     (line,) = "".join(err for _, _, err in found).splitlines()
     assert line.startswith("error: --forget 'class:x'")
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_processes_that_share_a_model_report_what_one_does(tmp_path: Path) -> None:
+    arguments = [*SHORT, "--precision", "fp64", "--methods", "dau", "--retain-sample", "2", "--epochs", "1"]
+    command = ["-m", "dau_fast.unlearn", *arguments, "--shard", "--out", str(tmp_path / "two")]
+    found = ended(start(2, command))
+    assert [code for code, _, _ in found] == [0, 0], found
+    assert all(err == "" for _, _, err in found)
+    one = succeed(tmp_path / "one", *arguments)
+    two = replace(one, folder=tmp_path / "two")
+    assert (one.report["run"]["sharded"], two.report["run"]["sharded"]) == (False, True)
+    assert two.report["run"]["engine"]["loops"]["game"].startswith("eager: ")
+    assert two.report["game"]["step"] == one.report["game"]["step"]
+    for name, entry in one.report["methods"].items():
+        assert rates(two.report["methods"][name]) == pytest.approx(rates(entry), abs=1e-6), name
+        torch.testing.assert_close(two.weights(name), one.weights(name), rtol=1e-5, atol=1e-6)
+
+
+def test_what_does_not_go_with_it_costs_one_line(tmp_path: Path) -> None:
+    command = ["-m", "dau_fast.unlearn", *SHORT, "--shard", "--prune", "omp", "--out", str(tmp_path)]
+    found = ended(start(2, command))
+    assert [code for code, _, _ in found] == [2, 2]
+    (line,) = "".join(err for _, _, err in found).splitlines()
+    assert line == "error: --shard does not share out masks, and the model is pruned: leave --shard out"
     assert not list(tmp_path.iterdir())
 
 

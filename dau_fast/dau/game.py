@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LinearLR
 from dau_fast.config import DauConfig, sample_size
 from dau_fast.dau.attacker import Attacker, attacker_loss
 from dau_fast.dau.defender import defender_loss
-from dau_fast.dau.referee import Referee
+from dau_fast.dau.referee import History, Referee
 from dau_fast.dau.view import View
 from dau_fast.engine.batches import steps_for
 from dau_fast.engine.optimizers import adam, sgd
@@ -36,8 +36,15 @@ def unlearn(task: Task) -> Unlearned:
     """Make a copy of the original forget task.split.forget; settings["dau"] may hold a DauConfig."""
     config = _config(task)
     task = _sampled(task, config)
-    retain = task.split.retain
     defender = copy.deepcopy(task.original)
+    with task.trainee(defender) as player:
+        history = _play(player, task, config)
+    return Unlearned(defender, asdict(history))
+
+
+def _play(defender: Classifier, task: Task, config: DauConfig) -> History:
+    """Game, recovery and statistics of `defender`, in place."""
+    retain = task.split.retain
     game_steps = steps_for(config.game_epochs, len(retain), config.batch_size)
     recovery_steps = steps_for(config.recovery_epochs, len(retain), config.batch_size)
     advance = task.progress("dau", game_steps + recovery_steps)
@@ -64,7 +71,7 @@ def unlearn(task: Task) -> Unlearned:
         name="recovery",
     )
     recompute_batchnorm(defender, task.images, retain, ranks=task.ranks)
-    return Unlearned(defender, asdict(game.referee.history))
+    return game.referee.history
 
 
 def _config(task: Task) -> DauConfig:
@@ -167,12 +174,11 @@ class Game:
 
     def _build(self, compile: Compile) -> Step:
         """The turn: images and labels of the three sets, one after the other, and which may be studied."""
-        config, defender, attacker, ranks = self.config, self.defender, self.attacker, self.task.ranks
+        config, defender, ranks = self.config, self.defender, self.task.ranks
         reveal, objective = compile(_reveal), compile(defender_loss)
         learn = self._learner(compile(attacker_loss))
         weights = {"alpha": config.alpha, "beta": config.beta, "lambd": config.lambd}
-        # Naming the leaves keeps the attacker's parameters out of the defender's backward pass.
-        leaves = [parameter for parameter in defender.parameters() if parameter.requires_grad]
+        judge = _frozen(self.attacker)
         called, parts, view = ranks.parallel(defender), self._parts(), self.referee.view
         forward = self.task.engine.forward(called, defender)
 
@@ -189,11 +195,9 @@ class Game:
                             learn(*seen)
                     with section("forward"):
                         retain_labels = targets.chunk(3)[0]
-                        loss = objective(
-                            *sets, retain_labels, u_forget, attacker, **weights, sizes=part.sizes
-                        )
+                        loss = objective(*sets, retain_labels, u_forget, judge, **weights, sizes=part.sizes)
                     with section("backward"):
-                        (loss if part.weight == 1 else part.weight * loss).backward(inputs=leaves)
+                        (loss if part.weight == 1 else part.weight * loss).backward()
             with section(optimizer_section(self._defend)):
                 self._defend.step()
 
@@ -230,6 +234,14 @@ class Game:
 def lesson_size(classes: int, config: DauConfig) -> int:
     """How many images of either set the attacker's warm-up sees at most: their u, and four hidden layers."""
     return max(1, _LESSON // (classes + 1 + 4 * config.attacker_hidden))
+
+
+def _frozen(attacker: Attacker) -> Attacker:
+    """`attacker` with the weights that it has at any time, which take no gradient of the defender's loss."""
+    judge = copy.deepcopy(attacker).requires_grad_(False)
+    for weight, learned in zip(judge.parameters(), attacker.parameters(), strict=True):
+        weight.data = learned.data
+    return judge
 
 
 def _rows(tensor: Tensor, rows: slice) -> Tensor:

@@ -66,7 +66,7 @@ class View:
         """
         parts = []
         with _evaluating(defender):
-            batches = index[ranks.mine(len(index))].split(batch_size)
+            batches = ranks.batches(index, batch_size)
             for batch, images in zip(batches, load_each(load, batches), strict=True):
                 u = self.of(defender, images, defender(images), labels[batch])
                 parts.append(keep(u, labels[batch]))

@@ -20,9 +20,19 @@ from dau_fast.models import Outputs
 def blocks_of(network: nn.Module) -> list[nn.Module]:
     """The parts of `network` that stand in a row: residual blocks, encoder layers and the like.
 
-    They are the innermost modules with parts of their own in a Sequential or ModuleList. Raises UserError
-    where there is none.
+    Raises UserError where there is none.
     """
+    blocks = find_blocks(network)
+    if not blocks:
+        raise UserError(
+            f"{type(network).__name__} has no blocks in a row whose activations could be computed again: "
+            "leave --activation-checkpointing out, or take --accumulate"
+        )
+    return blocks
+
+
+def find_blocks(network: nn.Module) -> list[nn.Module]:
+    """The innermost modules of `network` with parts of their own in a Sequential or ModuleList."""
     found = [
         part
         for row in network.modules()
@@ -30,14 +40,8 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
         for part in row
         if any(True for _ in part.children()) and any(True for _ in part.parameters())
     ]
-    known = set(found)
-    innermost = [part for part in found if known.isdisjoint(list(part.modules())[1:])]
-    if not innermost:
-        raise UserError(
-            f"{type(network).__name__} has no blocks in a row whose activations could be computed again: "
-            "leave --activation-checkpointing out, or take --accumulate"
-        )
-    return innermost
+    known = dict.fromkeys(found)  # a block may stand in several places
+    return [part for part in known if known.keys().isdisjoint(list(part.modules())[1:])]
 
 
 def checkpointed(model: nn.Module, blocks: Sequence[nn.Module]) -> Callable[[Tensor], Outputs]:

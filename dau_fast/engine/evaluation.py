@@ -25,7 +25,7 @@ def predict(
     batch_size: None for what suits the device. ranks: the processes that share the work; each has all
     outputs in the end.
     """
-    parts = [outputs for outputs, _ in _outputs(model, load, index[ranks.mine(len(index))], batch_size)]
+    parts = [outputs for outputs, _ in _outputs(model, load, index, batch_size, ranks)]
     columns = (torch.cat(column) for column in zip(*parts, strict=True))
     return Outputs(*(ranks.gather(column, ranks.rows(len(index))) for column in columns))
 
@@ -43,18 +43,18 @@ def predict_each(
 
     keep: gives [B, ...]. Nothing else stays of a batch: at scale all logits may not fit.
     """
-    parts = _outputs(model, load, index[ranks.mine(len(index))], batch_size)
+    parts = _outputs(model, load, index, batch_size, ranks)
     kept = [keep(outputs.logits, batch) for outputs, batch in parts]
     return ranks.gather(torch.cat(kept), ranks.rows(len(index)))
 
 
 @torch.no_grad()
 def _outputs(
-    model: nn.Module, load: Load, index: Tensor, batch_size: int | None
+    model: nn.Module, load: Load, index: Tensor, batch_size: int | None, ranks: Ranks
 ) -> Iterator[tuple[Outputs, Tensor]]:
-    """Outputs, and the part of `index` [N] that they are of."""
+    """Of this rank's part of `index`, batch by batch: outputs, and the indices that they are of."""
     # Few launches on CUDA; on a CPU activations that stay in the cache.
-    batches = index.split(batch_size or (1024 if index.is_cuda else 256))
+    batches = ranks.batches(index, batch_size or (1024 if index.is_cuda else 256))
     mode = model.training
     model.eval()
     try:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 
+from dau_fast.engine.sharding import check_shard, is_sharded
 from dau_fast.optim import MaskedSGD
 from dau_fast.prune import Masks
 
@@ -22,8 +23,12 @@ def sgd(
     """Stochastic gradient descent on all parameters of `model`.
 
     masks: weights to be zero, from now on and after every step, and their momenta with them, which
-    weight decay and momentum would otherwise move. Raises UserError for masks of another model.
+    weight decay and momentum would otherwise move. Raises UserError for masks of another model, and of
+    a sharded one.
     """
+    if is_sharded(model):
+        check_shard(True, "classifier", pruned=masks is not None)
+        return SGD(model.parameters(), lr, momentum, 0, weight_decay, nesterov, foreach=True)
     rate = _rate(model, lr)
     if masks is None:
         return SGD(model.parameters(), rate, momentum, 0, weight_decay, nesterov, fused=True)

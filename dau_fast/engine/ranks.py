@@ -2,11 +2,12 @@
 
 Every process draws the same global batches from the same seeds and works on its own rows of them, so
 what a run computes does not depend on how many processes there are. Gradients are averaged by
-DistributedDataParallel, which overlaps that with the backward pass.
+DistributedDataParallel, which overlaps that with the backward pass, or by a sharded model itself.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dau_fast.engine.global_batchnorm import synchronise_batchnorm
+from dau_fast.engine.sharding import is_sharded
 from dau_fast.errors import UserError
 
 
@@ -70,6 +72,16 @@ class Ranks:
         rows = self.rows(count)
         start = sum(rows[: self.rank])
         return slice(start, start + rows[self.rank])
+
+    def batches(self, index: Tensor, batch_size: int) -> list[Tensor]:
+        """This rank's part of `index` [N] in batches of at most `batch_size` rows, as many on every rank.
+
+        So ranks can call together what waits for all of them; where N is small, the last one may be empty.
+        """
+        if self.alone:
+            return list(index.split(batch_size))
+        mine = index[self.mine(len(index))]
+        return list(mine.tensor_split(max(1, math.ceil(self.rows(len(index))[0] / batch_size))))
 
     def positions(self, count: int, parts: int, device: torch.device) -> Tensor | None:
         """Where this rank's rows are in `parts` sets of `count` rows one after the other; None for all."""
@@ -142,7 +154,7 @@ class Ranks:
 
     def parallel(self, model: nn.Module) -> nn.Module:
         """What to call in place of `model`, so that its gradients are averaged over the ranks."""
-        if self.alone:
+        if self.alone or is_sharded(model):
             return model
         device = next(model.parameters()).device
         options: dict[str, Any] = {_BUFFERS: False, "gradient_as_bucket_view": True}
@@ -152,11 +164,13 @@ class Ranks:
 
     @contextmanager
     def sharing(self, model: nn.Module, share: bool) -> Iterator[None]:
-        """Backward passes inside average the gradients of `parallel`'s model, or leave them for later."""
-        if self.alone or share:
+        """Backward passes inside average the gradients of `parallel`'s model, or leave them for later.
+
+        Those of a sharded model are always averaged: to wait, every rank would hold all of them.
+        """
+        if self.alone or share or not isinstance(model, DistributedDataParallel):
             yield
             return
-        assert isinstance(model, DistributedDataParallel)
         with model.no_sync():
             yield
 

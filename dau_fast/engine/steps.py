@@ -59,10 +59,12 @@ def choose_engine(
     ranks: Ranks = ALONE,
     accumulate: int = 1,
     activation_checkpointing: bool = False,
+    shard: bool = False,
 ) -> Engine:
     """`auto` or one of ENGINES on `device`. Raises UserError for others, and for captured without CUDA.
 
     Several processes and activation checkpointing run eagerly: `compiled` and `captured` are refused.
+    One process has nothing to share a model with: `shard` is refused.
     """
     if name != "auto" and name not in ENGINES:
         raise UserError(f"unknown engine '{name}': expected auto, {', '.join(ENGINES)}")
@@ -72,7 +74,12 @@ def choose_engine(
         raise UserError(f"--engine {name} is for one process, and there are {ranks.count}: take eager")
     if name not in ("auto", "eager") and activation_checkpointing:
         raise UserError(f"--engine {name} does not go with --activation-checkpointing: take eager")
-    return Engine(name, profiler, ranks, accumulate, activation_checkpointing)
+    if shard and ranks.alone:
+        raise UserError(
+            "--shard shares a model out to several processes, and there is one: start them with torchrun, or "
+            "leave it out"
+        )
+    return Engine(name, profiler, ranks, accumulate, activation_checkpointing, shard)
 
 
 class Engine:
@@ -80,6 +87,7 @@ class Engine:
 
     ranks: the processes that take every step together. accumulate: parts of a batch, one after the other.
     activation_checkpointing: compute blocks' activations again in the backward pass, to save memory.
+    shard: whether each of the processes is to hold its share of a model that is trained.
     compile_seconds: spent so far on rehearsing, compiling and capturing. chosen: by loop, the engine
     that runs it and, for auto, why. waiting: by loop, how much of its steps' time went into waiting for data.
     """
@@ -91,8 +99,10 @@ class Engine:
         ranks: Ranks = ALONE,
         accumulate: int = 1,
         activation_checkpointing: bool = False,
+        shard: bool = False,
     ) -> None:
         self.name = name
+        self.shard = shard
         self.activation_checkpointing = activation_checkpointing
         self.ranks = ranks
         self.accumulate = accumulate

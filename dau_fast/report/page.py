@@ -137,13 +137,17 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
         ("retain images", _sample(run.get("retain_sample"))),
         ("device", run.get("device")),
-        ("processes", run.get("processes")),
+        ("processes", _processes(run)),
         ("engine", _engine(run.get("engine"))),
         ("versions", ", ".join(f"{name} {v}" for name, v in run.get("versions", {}).items())),
         ("started", run.get("started")),
         ("whole run", f"{seconds_text(run['wall_seconds'])} s" if run.get("wall_seconds") else None),
     ]
     return [(term, str(text)) for term, text in facts if text not in (None, "")]
+
+
+def _processes(run: dict[str, Any]) -> str:
+    return f"{run.get('processes', '')}{', which shared what was trained' if run.get('sharded') else ''}"
 
 
 def _sample(times: float | None) -> str | None:

@@ -35,25 +35,26 @@ def fit(
     """
     steps = steps_for(recipe.epochs, len(index), recipe.batch_size)
     first, last = (round(share * steps) for share in part)
-    optimizer = sgd(
-        model.network,
-        task.masks,
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.nesterov,
-    )
-    train(
-        model,
-        task.feed(name, recipe.batch_size, index),
-        steps=last - first,
-        optimizer=optimizer,
-        scheduler=_schedule(optimizer, recipe, steps, first),
-        loss=loss or partial(F.cross_entropy, label_smoothing=recipe.label_smoothing),
-        on_step=task.progress(name, last - first),
-        engine=task.engine,
-        name=name,
-    )
+    with task.trainee(model) as trainee:
+        optimizer = sgd(
+            trainee.network,
+            task.masks,
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+        )
+        train(
+            trainee,
+            task.feed(name, recipe.batch_size, index),
+            steps=last - first,
+            optimizer=optimizer,
+            scheduler=_schedule(optimizer, recipe, steps, first),
+            loss=loss or partial(F.cross_entropy, label_smoothing=recipe.label_smoothing),
+            on_step=task.progress(name, last - first),
+            engine=task.engine,
+            name=name,
+        )
     return model
 
 

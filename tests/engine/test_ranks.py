@@ -22,6 +22,19 @@ def test_every_row_belongs_to_one_rank_and_shares_are_even(count: int, rows: int
     assert max(sizes) - min(sizes) <= 1
 
 
+@given(count=counts, rows=st.integers(0, 60), batch_size=st.integers(1, 70))
+def test_every_rank_has_as_many_batches_of_its_rows(count: int, rows: int, batch_size: int) -> None:
+    index = torch.arange(rows) + 5
+    every = [Ranks(rank, count).batches(index, batch_size) for rank in range(count)]
+    assert len({len(batches) for batches in every}) == 1
+    for rank, batches in enumerate(every):
+        assert torch.equal(torch.cat(batches), index[Ranks(rank, count).mine(rows)])
+        assert all(len(batch) <= batch_size for batch in batches)
+        assert all(len(batch) > 0 for batch in batches[:-1])
+    if count == 1:
+        assert [batch.tolist() for batch in every[0]] == [part.tolist() for part in index.split(batch_size)]
+
+
 @settings(deadline=None)
 @given(count=counts, rows=st.integers(1, 20), sets=st.integers(1, 4))
 def test_positions_are_this_ranks_rows_of_every_set(count: int, rows: int, sets: int) -> None:
