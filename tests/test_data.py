@@ -179,7 +179,7 @@ def test_images_of_different_sizes_are_an_error_that_names_the_file_and_the_way_
     assert str(tmp_path / "train/dog/7.png") in str(raised.value)
 
 
-@pytest.mark.parametrize("image_size", [5, 8, 20])
+@pytest.mark.parametrize("image_size", [5, 8, 12, 20])
 def test_image_size_makes_images_of_different_sizes_alike(image_size: int, tmp_path: Path) -> None:
     make_tree(tmp_path, (8, 12))
     save(tmp_path / "train/dog/7.png", noise((30, 9), 0))
