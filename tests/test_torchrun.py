@@ -164,11 +164,11 @@ def test_two_processes_that_share_a_model_report_what_one_does(tmp_path: Path) -
 
 
 def test_what_does_not_go_with_it_costs_one_line(tmp_path: Path) -> None:
-    command = ["-m", "dau_fast.unlearn", *SHORT, "--shard", "--prune", "omp", "--out", str(tmp_path)]
+    command = ["-m", "dau_fast.unlearn", *SHORT, "--shard", "--sensitivity", "full", "--out", str(tmp_path)]
     found = ended(start(2, command))
     assert [code for code, _, _ in found] == [2, 2]
     (line,) = "".join(err for _, _, err in found).splitlines()
-    assert line == "error: --shard does not share out masks, and the model is pruned: leave --shard out"
+    assert line.startswith("error: --sensitivity full takes gradients that --shard does not share out: ")
     assert not list(tmp_path.iterdir())
 
 

@@ -354,6 +354,23 @@ def test_the_defenders_step_gives_the_attacker_no_gradient() -> None:
     assert not same(weights(defender), before)
 
 
+def test_the_defender_faces_the_attacker_as_it_is_in_that_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    faced: list[dict[str, Tensor]] = []
+
+    def noted(*arguments: Any, **named: Any) -> Tensor:
+        (attacker,) = (argument for argument in arguments if isinstance(argument, Attacker))
+        faced.append(weights(attacker))
+        return defender_loss(*arguments, **named)
+
+    monkeypatch.setattr(game, "defender_loss", noted)
+    task = trained(ONE_CLASS, CLASSWISE)
+    players = Game(copy.deepcopy(task.original), task, CLASSWISE)
+    for _ in range(3):
+        players.turn()
+        assert same(faced[-1], weights(players.attacker))
+    assert not same(faced[-1], faced[-2])
+
+
 def test_warming_up_moves_the_attacker_and_leaves_the_defender() -> None:
     task = trained(ONE_CLASS, CLASSWISE)
     defender = copy.deepcopy(task.original)
