@@ -111,11 +111,12 @@ def loop(suite: Suite) -> None:
     suite.run("loop", [*command, *(["--smoke"] if suite.smoke else [])])
 
 
-# ---- scale: ResNet-50 on images of ImageNet's shape
+# ---- scale: ResNet-50 on images of ImageNet's shape, and images that are read while training
 
 
 def scale(suite: Suite) -> None:
     """Images a second, utilisation and memory at 224x224, by batch size; memory as predicted beside it."""
+    _compare(suite, {"streaming": "scale-streaming"})
     out = suite.record / "scale"
     if (out / "summary.json").exists():
         return

@@ -109,9 +109,10 @@ class DauConfig:
         larger batches recover worse, on more images smaller ones only cost time.
         A pruned model needs a stronger push to forget images that are spread over classes. Where it forgets
         a whole class, it loses more of the others on the way: smaller steps and a longer recovery.
+        A sample of the retain set stands for images that are not seen again, and that large steps would lose.
         """
-        if retain_sample is not None:
-            retain_images = sample_size(retain_images, forget_images, retain_sample)
+        played_with = sample_size(retain_images, forget_images, retain_sample)
+        sampled, retain_images = played_with < retain_images, played_with
         batch_size = min(256, max(32, 1 << max(1, retain_images // 12).bit_length() - 1))
         alpha = 1.0 if pruned else 0.5
         shared = cls(
@@ -122,9 +123,12 @@ class DauConfig:
             retain_sample=retain_sample,
         )
         if not classwise:
-            return shared
+            return replace(shared, lr=0.01, recovery_lr=0.01) if sampled else shared
         shared = replace(shared, alpha=1.0, game_epochs=2, recovery_epochs=3)
-        return replace(shared, lr=0.01, recovery_epochs=5) if pruned else shared
+        if pruned:
+            shared = replace(shared, lr=0.01, recovery_epochs=5)
+        # Chosen on digits and on CIFAR-10 at 8x8, both on seeds 10 and 11.
+        return replace(shared, lr=0.003, recovery_lr=0.003) if sampled else shared
 
 
 def sample_size(retain_images: int, forget_images: int, retain_sample: float | None) -> int:

@@ -53,6 +53,8 @@ def test_smoke_runs_every_stage_leaves_a_record_and_does_not_repeat_finished_job
     scale = json.loads((tmp_path / "scale" / "summary.json").read_text())["steps"]
     assert {row["what"] for row in scale} == {"training", "game"}
     assert all(row["images_per_second"] > 0 and row["peak_bytes"] > 0 for row in scale)
+    streaming = json.loads((tmp_path / "scale-streaming" / "summary.json").read_text())["cases"]
+    assert streaming.keys() == {"files", "arrow", "arrays"}
     quality = json.loads((tmp_path / "quality.json").read_text())
     for job in ("quality-random-0.1", "quality-class-0"):
         assert set(quality[job]["methods"]) == {"original", "retrain", "retrain_fast", "dau", "ft", "ga"}

@@ -45,10 +45,13 @@ def test_the_tables_in_the_docs_are_those_that_the_command_prints() -> None:
 
 def test_figures_in_the_docs_are_those_of_the_record_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from scaling import between, measurements
+    from scaling import between, measurements, quality
 
     text = (ROOT / "docs" / "scaling.md").read_text()
-    records = sorted((ROOT / "benchmarks" / "records").glob("*-scaling-cpu"))
-    shown = text.partition("<!-- measurements -->\n")[2].partition("<!-- end of measurements -->")[0]
-    assert shown.strip() == (measurements(records[-1]) if records else "No record yet.")
+    for name, what, section in (
+        ("scaling", "measurements", measurements), ("retain-sample", "quality", quality)
+    ):  # fmt: skip
+        record = max((ROOT / "benchmarks" / "records").glob(f"*-{name}-cpu"))
+        shown = text.partition(f"<!-- {what} -->\n")[2].partition(f"<!-- end of {what} -->")[0]
+        assert shown.strip() == section(record)
     assert between("a<!-- x -->\nold<!-- end of x -->b", "x", "new") == "a<!-- x -->\nnew\n<!-- end of x -->b"

@@ -240,9 +240,20 @@ def test_the_batch_follows_the_sample() -> None:
     whole = DauConfig.default(classwise=False, retain_images=45_000)
     sampled = DauConfig.default(classwise=False, retain_images=45_000, forget_images=90, retain_sample=10.0)
     assert (whole.batch_size, sampled.batch_size) == (256, 64)
-    assert sampled == DauConfig.default(
-        classwise=False, retain_images=900, forget_images=90, retain_sample=10.0
+
+
+@pytest.mark.parametrize("classwise", [True, False])
+@pytest.mark.parametrize("pruned", [True, False])
+def test_steps_are_smaller_where_most_of_the_retain_set_is_not_seen(classwise: bool, pruned: bool) -> None:
+    usual, all_of_it, some = (
+        DauConfig.default(
+            classwise=classwise, pruned=pruned, retain_images=900, forget_images=90, retain_sample=times
+        )
+        for times in (None, 10.0, 9.0)
     )
+    assert all_of_it == replace(usual, retain_sample=10.0)
+    assert some.lr < usual.lr
+    assert some.recovery_lr < usual.recovery_lr
 
 
 def test_a_pruned_model_forgets_a_class_in_smaller_steps() -> None:
