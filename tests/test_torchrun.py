@@ -186,8 +186,9 @@ def test_a_signal_to_all_ends_all_and_leaves_nothing(tmp_path: Path, number: int
     # Who waits inside a collective hears of it from the other, who is gone. Python lets SIGINT itself end a
     # process that it met inside an import, after the message.
     assert {c for c, _, _ in found} <= {code, 1, -signal.SIGINT}, found
-    assert len("".join(err for _, _, err in found).splitlines()) == 1, found
-    line = "".join(err for _, _, err in found)
+    lines = "".join(err for _, _, err in found).splitlines()
+    # PyTorch's store may log that its other end is gone, before we can say anything.
+    (line,) = (told for told in lines if told.startswith(("error: ", "stopped: ", "interrupted: ")))
     assert "nothing was written" in line or "lost contact" in line
     assert not (tmp_path / "out").exists()
 
