@@ -24,16 +24,16 @@ from measuring import peak_memory
 
 from dau_fast import scaling
 from dau_fast.config import DauConfig, TrainingRecipe
-from dau_fast.dau import game, referee
+from dau_fast.data.images import Augmentation, Images
+from dau_fast.data.split import Split
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import warm_up
 from dau_fast.engine.steps import Engine
-from dau_fast.experiment import builder
-from dau_fast.images import Augmentation, Images
-from dau_fast.methods import run
+from dau_fast.job.experiment import builder
+from dau_fast.methods.dau import game, referee
+from dau_fast.methods.running import run
+from dau_fast.methods.task import Task
 from dau_fast.scaling import Job, Network
-from dau_fast.split import Split
-from dau_fast.task import Task
 
 ARCH, ROUNDS = "small", 3
 CPU = torch.device("cpu")

@@ -171,11 +171,11 @@ def _epochs(suite: Suite) -> int:
 
 def _images_per_second(device: torch.device, steps: int = 60) -> float:
     """Training speed of ResNet-18 at 32x32, batch 256, as this engine runs it, warm-up left out."""
+    from dau_fast.data.images import Images
     from dau_fast.engine.batches import Batch, generator_for, index_stream
     from dau_fast.engine.runtime import Stopwatch, choose_precision
     from dau_fast.engine.training import train
-    from dau_fast.experiment import builder
-    from dau_fast.images import Images
+    from dau_fast.job.experiment import builder
 
     pixels = torch.randint(0, 256, (4096, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (4096,))

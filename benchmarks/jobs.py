@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from dau_fast import data
 from dau_fast.config import DauConfig, fast_recipe, split_config, training_recipe
+from dau_fast.data import named as data
+from dau_fast.data.split import Forget, Split, make_split
 from dau_fast.engine.runtime import choose_precision
 from dau_fast.engine.steps import choose_engine
-from dau_fast.experiment import Experiment, builder
+from dau_fast.job.experiment import Experiment, builder
+from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
-from dau_fast.split import Forget, Split, make_split
-from dau_fast.task import Task
 
 
 def synthetic(count: int, size: int = 32, classes: int = 10) -> data.Images:

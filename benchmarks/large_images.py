@@ -17,12 +17,12 @@ from test_loop_speed import flops_an_image, playing, training
 
 from dau_fast import scaling
 from dau_fast.config import DauConfig, SplitConfig, TrainingRecipe
+from dau_fast.data.split import Forget
 from dau_fast.engine.runtime import choose_precision
 from dau_fast.engine.steps import choose_engine
-from dau_fast.experiment import Experiment, builder
+from dau_fast.job.experiment import Experiment, builder
+from dau_fast.methods.task import Task
 from dau_fast.scaling import Job
-from dau_fast.split import Forget
-from dau_fast.task import Task
 
 BATCHES, STEPS, ROUNDS = (32, 64, 128, 256), 10, 5
 

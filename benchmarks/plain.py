@@ -22,10 +22,10 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 from torchvision import transforms
 
 from dau_fast.config import DauConfig, TrainingRecipe
-from dau_fast.dau.attacker import Attacker
+from dau_fast.data.images import Images
+from dau_fast.data.split import Split
 from dau_fast.engine.batches import steps_for
-from dau_fast.images import Images
-from dau_fast.split import Split
+from dau_fast.methods.dau.attacker import Attacker
 
 Batch = tuple[Tensor, Tensor]
 

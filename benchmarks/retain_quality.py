@@ -16,13 +16,13 @@ from typing import Any
 
 import torch
 
-from dau_fast import data
 from dau_fast.config import FAST_RETRAINING, SplitConfig
+from dau_fast.data import named as data
+from dau_fast.data.images import Images
+from dau_fast.data.split import Forget
 from dau_fast.engine.runtime import warm_up
-from dau_fast.experiment import Experiment, builder, run_seed
-from dau_fast.images import Images
-from dau_fast.split import Forget
-from dau_fast.task import silent
+from dau_fast.job.experiment import Experiment, builder, run_seed
+from dau_fast.methods.task import silent
 
 # Images: forgotten, held out, tested on, and the small retain set; retain images for each forgotten one.
 FORGET, VALIDATION_IMAGES, TEST, RETAIN, TIMES, SAMPLE = 200, 600, 1500, 1800, 10, 9.0

@@ -21,7 +21,7 @@ from measuring import captured, record_row
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dau_fast.images import Augmentation, Draws, Images
+from dau_fast.data.images import Augmentation, Draws, Images
 from dau_fast.ops.reference import image_batch_reference
 
 # (N, C, H, W), and the augmentation of the augmented rows.

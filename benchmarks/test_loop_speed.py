@@ -26,12 +26,12 @@ from torch.optim.lr_scheduler import ConstantLR
 from torch.utils.flop_counter import FlopCounterMode
 
 from dau_fast.config import DauConfig
-from dau_fast.dau.game import Game
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.steps import Engine
 from dau_fast.engine.training import train
+from dau_fast.methods.dau.game import Game
+from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
-from dau_fast.task import Task
 
 BATCHES = (32, 64, 128, 256, 512)
 # engine, precision; the first is what a user gets.

@@ -35,8 +35,8 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from dau_fast import data
-from dau_fast.decoding import decoder_threads
+from dau_fast.data import named as data
+from dau_fast.data.decoding import decoder_threads
 from dau_fast.engine.waiting import Waiting
 
 BATCHES, ROUNDS, STEPS, STEP = 8, 5, 12, 0.1

@@ -17,12 +17,12 @@ import pytest
 import torch
 from jobs import experiment, settings, untrained
 
-from dau_fast import experiment as pipeline
-from dau_fast.dau import game
 from dau_fast.engine.runtime import flushed_denormals
-from dau_fast.methods import run
+from dau_fast.job import experiment as pipeline
+from dau_fast.methods.dau import game
+from dau_fast.methods.running import run
+from dau_fast.methods.task import silent
 from dau_fast.metrics.unlearning import measure
-from dau_fast.task import silent
 
 FORGET = ("random:0.01", "random:0.05", "random:0.1", "random:0.25", "random:0.5")
 ROUNDS = 3

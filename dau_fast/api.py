@@ -12,20 +12,20 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from dau_fast.config import DauConfig, TrainingRecipe
-from dau_fast.dau.view import check_sensitivity
+from dau_fast.data.images import Images
+from dau_fast.data.sets import Labelled, images_of
+from dau_fast.data.split import TEST, TRAINING, VALIDATION, Forget, make_split
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import choose_device, warm_up
 from dau_fast.engine.sharding import check_shard, placed
 from dau_fast.engine.steps import choose_engine
 from dau_fast.errors import UserError
-from dau_fast.images import Images
-from dau_fast.methods import method_named, run
+from dau_fast.methods.dau.view import check_sensitivity
+from dau_fast.methods.running import method_named, run
+from dau_fast.methods.task import Progress, Task, silent
 from dau_fast.metrics.unlearning import Measures, measure
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
-from dau_fast.sets import Labelled, images_of
-from dau_fast.split import TEST, TRAINING, VALIDATION, Forget, make_split
-from dau_fast.task import Progress, Task, silent
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from dau_fast.config import DauConfig, sample_size
-from dau_fast.dau.game import lesson_size
 from dau_fast.engine.batches import steps_for
+from dau_fast.methods.dau.game import lesson_size
 from dau_fast.models import Classifier
 
 # Images of a batch in evaluation: the defaults of View.over and recompute_batchnorm.

@@ -18,7 +18,7 @@ import click
 import torch
 from rich.console import Console
 
-from dau_fast import data, models
+from dau_fast import models
 from dau_fast.config import (
     PRUNERS,
     RETRAIN_RECIPES,
@@ -27,7 +27,9 @@ from dau_fast.config import (
     split_config,
     training_recipe,
 )
-from dau_fast.dau.view import SENSITIVITIES, check_sensitivity, costs
+from dau_fast.data import named as data
+from dau_fast.data.split import Forget, decode_roles, encode_roles
+from dau_fast.data.streaming import StreamedImages
 from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact
 from dau_fast.engine.profiling import Profiler
 from dau_fast.engine.ranks import Ranks
@@ -35,8 +37,11 @@ from dau_fast.engine.runtime import choose_device, choose_precision, warm_up
 from dau_fast.engine.sharding import check_shard
 from dau_fast.engine.steps import ENGINES, choose_engine
 from dau_fast.errors import UserError
-from dau_fast.experiment import Checkpoint, Experiment, SeedResult, builder, run_seed
-from dau_fast.methods import METHODS, method_named
+from dau_fast.job.experiment import Checkpoint, Experiment, SeedResult, builder, run_seed
+from dau_fast.methods.dau.view import SENSITIVITIES, check_sensitivity, costs
+from dau_fast.methods.retrain import check_clean
+from dau_fast.methods.running import METHODS, method_named
+from dau_fast.methods.task import Progress, silent
 from dau_fast.prune.prunable import prunable_weights
 from dau_fast.prune.select import check_sparsity
 from dau_fast.report import record
@@ -44,10 +49,6 @@ from dau_fast.report.output import OutputFolder
 from dau_fast.report.page import render
 from dau_fast.report.progress import progress_bars
 from dau_fast.report.table import profile_table, table
-from dau_fast.rivals.retrain import check_clean
-from dau_fast.split import Forget, decode_roles, encode_roles
-from dau_fast.streaming import StreamedImages
-from dau_fast.task import Progress, silent
 
 _POSITIVE = click.IntRange(min=1)
 # Images of the batch on which the report says what each sensitivity costs.

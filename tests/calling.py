@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
-from dau_fast.split import decode_roles
+from dau_fast.data.split import decode_roles
 from dau_fast.unlearn import main
 
 Report = dict[str, Any]

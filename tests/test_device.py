@@ -16,17 +16,17 @@ from toys import TENTH, batches_of, trained
 
 from dau_fast import prune, unlearn
 from dau_fast.config import DauConfig
-from dau_fast.dau.game import Game
+from dau_fast.data.images import Augmentation, Images
+from dau_fast.data.sets import images_of
+from dau_fast.data.streaming import StreamedImages
 from dau_fast.engine.batches import Batch, generator_for, index_stream
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.steps import Engine
 from dau_fast.engine.training import recompute_batchnorm, train
-from dau_fast.images import Augmentation, Images
+from dau_fast.methods.dau.game import Game
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.ops import apply_masks_, attack_features, barlow_twins_loss, pack_mask
-from dau_fast.sets import images_of
-from dau_fast.streaming import StreamedImages
 
 
 def some_images(device: torch.device) -> Images:

@@ -19,21 +19,21 @@ from toys import ONE_CLASS, TENTH, batches_of, trained
 
 from dau_fast.api import unlearn
 from dau_fast.config import PRUNERS, DauConfig, PruneConfig, TrainingRecipe
-from dau_fast.dau import game
-from dau_fast.dau.game import Game
-from dau_fast.dau.view import SENSITIVITIES
+from dau_fast.data.images import Images
+from dau_fast.data.split import Forget, hold_out, make_split
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.steps import Engine
 from dau_fast.engine.training import train
 from dau_fast.errors import UserError
-from dau_fast.experiment import builder
-from dau_fast.images import Images
-from dau_fast.methods import METHODS
+from dau_fast.job.experiment import builder
+from dau_fast.methods import original
+from dau_fast.methods.dau import game
+from dau_fast.methods.dau.game import Game
+from dau_fast.methods.dau.view import SENSITIVITIES
+from dau_fast.methods.running import METHODS
+from dau_fast.methods.task import Task
 from dau_fast.metrics.unlearning import measure
 from dau_fast.models import Classifier, SmallResNet
-from dau_fast.rivals import original
-from dau_fast.split import Forget, hold_out, make_split
-from dau_fast.task import Task
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
 

@@ -21,9 +21,9 @@ import torch
 from calling import LABELS, Called, call, contents, environment
 from safetensors.torch import save_file
 
+from dau_fast.data.split import VALIDATION
 from dau_fast.prune import Masks
 from dau_fast.prune.sparse_file import compress
-from dau_fast.split import VALIDATION
 
 
 class Malicious:

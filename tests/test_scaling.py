@@ -20,15 +20,15 @@ from toys import TENTH, trained
 
 from dau_fast import scaling
 from dau_fast.config import DauConfig
-from dau_fast.dau import game, referee
-from dau_fast.dau.attacker import Attacker
-from dau_fast.dau.game import lesson_size
+from dau_fast.data.split import Forget
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.steps import Engine, Step
+from dau_fast.methods.dau import game, referee
+from dau_fast.methods.dau.attacker import Attacker
+from dau_fast.methods.dau.game import lesson_size
+from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
 from dau_fast.scaling import Job, Machine, Network, Work
-from dau_fast.split import Forget
-from dau_fast.task import Task
 
 USUAL = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=2, batch_size=16)
 CONFIGS = {

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from calling import call, environment, succeed
 
-from dau_fast.decoding import decoder_threads
+from dau_fast.data.decoding import decoder_threads
 from dau_fast.engine.launch import Launch
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
@@ -37,7 +37,7 @@ def train(*arguments, **named):
     if os.environ["RANK"] == "1":
         {what}
     return RECOMPUTE(*arguments, **named)
-from dau_fast.rivals import _sgd
+from dau_fast.methods import supervised as _sgd
 _sgd.train = train
 unlearn.main()
 """
@@ -211,7 +211,8 @@ def test_a_process_knows_how_many_its_machine_has(monkeypatch: pytest.MonkeyPatc
 
 # Says how many processes reading was told of, and how many threads decode.
 READING = """
-from dau_fast import data, unlearn
+from dau_fast import unlearn
+from dau_fast.data import named as data
 LOAD = data.load
 def load(*arguments, processes, **named):
     images = LOAD(*arguments, processes=processes, **named)

@@ -22,9 +22,9 @@ from checking import ATTACKS, RATES, TIMES, check_report, same_tensors
 from sklearn.datasets import load_digits
 
 from dau_fast import models
+from dau_fast.data.split import TEST, TRAINING, VALIDATION
 from dau_fast.engine.evaluation import predict
 from dau_fast.report.page import render
-from dau_fast.split import TEST, TRAINING, VALIDATION
 
 
 def numbers(methods: dict[str, Any]) -> dict[str, Any]:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dau_fast.config import DauConfig, TrainingRecipe
+from dau_fast.data.images import Images
+from dau_fast.data.split import Forget, hold_out, make_split
 from dau_fast.engine.batches import Batch
-from dau_fast.images import Images
+from dau_fast.methods import original
+from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
-from dau_fast.rivals import original
-from dau_fast.split import Forget, hold_out, make_split
-from dau_fast.task import Task
 
 
 def blobs(count: int) -> Images:

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from dau_fast.data.split import Split
 from dau_fast.engine.batches import Load
 from dau_fast.engine.evaluation import predict_each
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.metrics.accuracy import percent
 from dau_fast.metrics.mia import ATTACKS, Answers, Attacks, confidence, correctness
-from dau_fast.split import Split
 
 _BINS = 20
 # Logits of members, and of non-members, that attacks are fitted to at most: half a GB in float32.

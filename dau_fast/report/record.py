@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dau_fast.config import PruneConfig
-from dau_fast.methods import Finished
+from dau_fast.data.split import Split
+from dau_fast.methods.running import Finished
 from dau_fast.metrics.unlearning import Measures, avg_gap
-from dau_fast.split import Split
 
 if TYPE_CHECKING:
-    from dau_fast.experiment import SeedResult
+    from dau_fast.job.experiment import SeedResult
 
 SCHEMA = 1
 

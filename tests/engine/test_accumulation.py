@@ -13,13 +13,13 @@ from torch.optim.lr_scheduler import ConstantLR
 from toys import ONE_CLASS, batches_of, blobs, trained
 
 from dau_fast.config import DauConfig
-from dau_fast.dau import game
-from dau_fast.dau.game import Game
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.steps import Engine
 from dau_fast.engine.training import train
 from dau_fast.errors import UserError
+from dau_fast.methods.dau import game
+from dau_fast.methods.dau.game import Game
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier
 

@@ -34,19 +34,19 @@ from toys import ONE_CLASS, TENTH
 
 from dau_fast.api import unlearn
 from dau_fast.config import DauConfig
-from dau_fast.dau.view import View
+from dau_fast.data.split import Forget
 from dau_fast.engine.evaluation import predict, predict_each
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.sharding import check_shard, is_sharded, placed, sharded
 from dau_fast.engine.steps import Engine, choose_engine
 from dau_fast.errors import UserError
-from dau_fast.methods import METHODS, run
+from dau_fast.methods import original
+from dau_fast.methods.dau.view import View
+from dau_fast.methods.running import METHODS, run
+from dau_fast.methods.task import Task
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.prune import Masks
-from dau_fast.rivals import original
-from dau_fast.split import Forget
-from dau_fast.task import Task
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
 

@@ -17,13 +17,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toys import TENTH, batches_of, blobs, perceptron, trained
 
 from dau_fast.config import DauConfig
-from dau_fast.dau import game
-from dau_fast.dau.game import Game
 from dau_fast.engine import steps
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.steps import ENGINES, Engine, Players, choose_engine
 from dau_fast.engine.training import train
 from dau_fast.errors import UserError
+from dau_fast.methods.dau import game
+from dau_fast.methods.dau.game import Game
 from dau_fast.models import Classifier
 
 SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=2, batch_size=32, recovery_epochs=1)

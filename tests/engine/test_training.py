@@ -14,8 +14,8 @@ from torch.optim import SGD
 from torch.optim.lr_scheduler import MultiStepLR
 from toys import batches_of
 
+from dau_fast.data.images import Images
 from dau_fast.engine.training import recompute_batchnorm, train
-from dau_fast.images import Images
 from dau_fast.models import Classifier
 
 COUNT, CLASSES = 24, ("a", "b", "c")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from dau_fast.data.split import Split
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.metrics.mia import Answers, Attacks
 from dau_fast.metrics.unlearning import Measures, avg_gap, measure
 from dau_fast.models import Outputs
-from dau_fast.split import Split
 
 
 class Identity(nn.Module):

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from dau_fast.config import PruneConfig
-from dau_fast.methods import Finished
+from dau_fast.data.split import Split
+from dau_fast.methods.running import Finished
 from dau_fast.metrics.unlearning import Measures
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
 from dau_fast.report.record import combine, method_entry, prune_facts, report
-from dau_fast.split import Split
 
 ROOT_7 = 7**0.5  # the sample standard deviation of 1, 2 and 6
 

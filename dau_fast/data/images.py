@@ -1,0 +1,136 @@
+"""Images that live on the device as uint8, and their batches.
+
+A subset is an index tensor; a batch is one gather, which crops, mirrors and normalises on its way. No
+loader or worker stands between the pixels and the step. Images that do not fit: `dau_fast.data.streaming`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from dau_fast.ops import image_batch
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random crop after zero padding by `pad` pixels, and mirroring with probability 1/2."""
+
+    pad: int = 0
+    flip: bool = False
+
+
+class Draws(NamedTuple):
+    """What chance decided for a batch, as `dau_fast.ops.image_batch` takes it; int64 [B] each."""
+
+    rows: Tensor
+    columns: Tensor
+    flip: Tensor | None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which images make a batch, int64 [B], and what chance decided for them; None for no augmentation."""
+
+    index: Tensor
+    draws: Draws | None = None
+
+
+@dataclass(frozen=True)
+class Images:
+    """All images of a data set on one device.
+
+    pixels: uint8 [N, channels, H, W], or floating point of any shape [N, ...] that is taken as it is.
+    labels: int64 [N].
+    test: int64 indices of the official test part, or None where the data set has none.
+    mean, std: float32 [channels], in units of pixel / 255. dtype: of batches that are made from uint8 pixels.
+    """
+
+    pixels: Tensor
+    labels: Tensor
+    class_names: tuple[str, ...]
+    test: Tensor | None = None
+    mean: Tensor = field(default_factory=lambda: torch.zeros(1))
+    std: Tensor = field(default_factory=lambda: torch.ones(1))
+    augmentation: Augmentation = Augmentation()
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image, (channels, H, W)."""
+        return tuple(self.pixels.shape[1:])
+
+    def to(self, device: torch.device) -> Self:
+        """The same images on `device`."""
+        return replace(
+            self,
+            pixels=self.pixels.to(device),
+            labels=self.labels.to(device),
+            test=None if self.test is None else self.test.to(device),
+            mean=self.mean.to(device),
+            std=self.std.to(device),
+        )
+
+    def batch(
+        self, index: Tensor, generator: torch.Generator | None = None, mine: Tensor | None = None
+    ) -> Tensor:
+        """Normalised images [B, ...] at `index` [B]; augmented when a `generator` is given.
+
+        mine: positions [b] in `index` of the images to return, [b, ...], with what chance decided for each
+        when it drew for all B.
+        """
+        choice = self.choose(index, generator, mine)
+        return self.at(choice.index, choice.draws)
+
+    def batches(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Normalised images [B, ...] at each of `indices`, one after the other."""
+        return (images for _, images in self.each(Choice(index) for index in indices))
+
+    def each(self, choices: Iterable[Choice]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Index [B] and normalised images [B, ...] of each of `choices`, one after the other."""
+        return ((choice.index, self.at(choice.index, choice.draws)) for choice in choices)
+
+    def choose(
+        self, index: Tensor, generator: torch.Generator | None = None, mine: Tensor | None = None
+    ) -> Choice:
+        """What `batch` makes a batch of."""
+        draws = None if generator is None else self.draw(len(index), generator)
+        if mine is None:
+            return Choice(index, draws)
+        if draws is not None:
+            rows, columns, flip = draws
+            draws = Draws(rows[mine], columns[mine], None if flip is None else flip[mine])
+        return Choice(index[mine], draws)
+
+    def draw(self, count: int, generator: torch.Generator) -> Draws | None:
+        """The crops and mirrorings of `count` images; None where nothing is to be augmented."""
+        if self.pixels.is_floating_point() or self.augmentation == Augmentation():
+            return None
+
+        def below(high: int) -> Tensor:
+            return torch.randint(high, (count,), device=self.device, generator=generator)
+
+        # The order of the draws decides what a seed gives.
+        starts = 2 * self.augmentation.pad + 1
+        rows = below(starts)
+        flip = below(2) if self.augmentation.flip else None
+        return Draws(rows, below(starts), flip)
+
+    def at(self, index: Tensor, draws: Draws | None = None) -> Tensor:
+        """Normalised images [B, ...] at `index` [B], augmented by `draws`: no chance."""
+        if self.pixels.is_floating_point():
+            return self.pixels[index]
+        return self._normalised(self.pixels, index, draws)
+
+    def _normalised(self, pixels: Tensor, index: Tensor, draws: Draws | None) -> Tensor:
+        chosen = {} if draws is None else draws._asdict()
+        pad = self.augmentation.pad
+        return image_batch(pixels, index, self.mean, self.std, pad=pad, dtype=self.dtype, **chosen)

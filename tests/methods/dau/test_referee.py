@@ -1,0 +1,232 @@
+"""The referee: what the attacker may learn from, what is written down, and when it is enough."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dau_fast.data.split import Split
+from dau_fast.methods.dau import referee
+from dau_fast.methods.dau.referee import Referee
+from dau_fast.methods.dau.view import View
+from dau_fast.models import Outputs
+
+
+class Identity(nn.Module):
+    """A defender whose images are its logits."""
+
+    def forward(self, images: Tensor) -> Outputs:
+        return Outputs(images, images)
+
+
+def a_split(forget: int, validation: int, classwise: bool = False) -> Split:
+    """Forget, retain (8 images), validation one after the other; no test set."""
+    index = torch.arange(forget + 8 + validation)
+    parts = index.split([forget, 8, validation])
+    return Split(
+        train=index[: forget + 8],
+        validation=parts[2],
+        test=index[:0],
+        forget=parts[0],
+        retain=parts[1],
+        classwise=classwise,
+    )
+
+
+class Match:
+    """A game whose outputs are set by hand before every look. All labels are 0 of 2."""
+
+    def __init__(
+        self,
+        forget: int = 20,
+        validation: int = 20,
+        classwise: bool = False,
+        share: float = 0.25,
+        seed: int = 0,
+    ) -> None:
+        self.split = a_split(forget, validation, classwise)
+        self.logits = torch.zeros(forget + 8 + validation, 2)
+        labels = torch.zeros(len(self.logits), dtype=torch.int64)
+        self.referee = Referee(
+            self.split,
+            labels,
+            lambda index: self.logits[index],
+            exam_share=share,
+            view=View("classifier", label_conditioned=True),
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def attacker(self, u: Tensor) -> Tensor:
+        """Scores a sample by its confidence in class 0."""
+        return u[:, 0]
+
+    def look(self, forget_right: int, validation_right: int, margin: float = 2.0) -> bool:
+        """A look at a defender that is right on so many images; `margin` is that of forget images."""
+        for index, right, m in (
+            (self.split.forget, forget_right, margin),
+            (self.split.validation, validation_right, 2.0),
+        ):
+            self.logits[index] = torch.tensor([0.0, m])
+            self.logits[index[:right]] = torch.tensor([m, 0.0])
+        return self.referee.look(Identity(), self.attacker, len(self.referee.history.step))
+
+    def exam(self) -> tuple[set[int], set[int]]:
+        """The forget and the validation images that the attacker is examined on."""
+        self.logits[:, 0] = torch.linspace(-2, 2, len(self.logits))
+        self.logits[:, 1] = 0
+        confidence = self.logits.softmax(1)[:, 0]
+        compared: list[Tensor] = []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(referee, "auc", lambda *scores: compared.extend(scores) or 0.5)
+            self.referee.look(Identity(), self.attacker, 0)
+        forget, validation = ({int((confidence - s).abs().argmin()) for s in scores} for scores in compared)
+        return forget, validation
+
+    def studied(self, index: Tensor) -> list[int]:
+        return index[self.referee.study(index).bool()].tolist()
+
+
+# ---- exam and study
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("forget", "validation", "share"), [(20, 40, 0.25), (100, 8, 0.5), (10, 10, 0.1)])
+def test_exam_and_study_share_no_image_and_are_all_there_is(
+    forget: int, validation: int, share: float, seed: int
+) -> None:
+    match = Match(forget, validation, share=share, seed=seed)
+    exams = match.exam()
+    for exam, index in zip(exams, (match.split.forget, match.split.validation), strict=True):
+        study = match.studied(index)
+        assert len(exam) == round(share * len(index))
+        assert not exam & set(study)
+        assert sorted(exam | set(study)) == index.tolist()
+
+
+def test_a_mixed_batch_loses_its_exam_images_and_keeps_the_order_of_the_others() -> None:
+    match = Match()
+    exam, _ = match.exam()
+    batch = torch.tensor([3, 19, 3, 7, 0, 11, 2, 16])
+    assert match.studied(batch) == [i for i in batch.tolist() if i not in exam]
+
+
+def test_a_batch_of_exam_images_alone_teaches_the_attacker_nothing() -> None:
+    match = Match()
+    exam, _ = match.exam()
+    assert match.studied(torch.tensor(sorted(exam))) == []
+
+
+def test_a_set_too_small_to_spare_any_image_is_its_own_exam() -> None:
+    match = Match(forget=1, validation=20)
+    forget, validation = match.exam()
+    assert forget == {0}
+    assert len(validation) == 5
+    assert match.studied(torch.tensor([0, 0, 0])) == [0, 0, 0]
+
+
+def test_the_exam_follows_the_generator() -> None:
+    first, again, other = (Match(100, 100, seed=seed).exam() for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+# ---- what is written down
+
+
+def test_a_look_writes_down_step_accuracies_and_auc() -> None:
+    match = Match()
+    match.look(15, 10)
+    match.look(5, 20)
+    seen = match.referee.history
+    assert seen.step == [0, 1]
+    assert seen.forget_accuracy == pytest.approx([75, 25])
+    assert seen.validation_accuracy == pytest.approx([50, 100])
+    assert len(seen.auc) == 2
+    assert seen.stopped == "the longest game was played"
+
+
+def test_auc_is_that_of_the_attacker_on_the_exam() -> None:
+    match = Match()
+    match.look(20, 0)
+    match.look(0, 20)
+    match.look(20, 20)
+    assert match.referee.history.auc == [1.0, 0.0, 0.5]
+    assert [len(scores) for scores in match.exam()] == [5, 5]
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_sensitivity_is_shown_at_the_true_or_at_the_predicted_label(conditioned: bool) -> None:
+    match = Match()
+    match.referee.view = View("classifier", conditioned)
+    match.look(0, 20, margin=5.0)
+    forget, validation = (
+        match.referee.shown(Identity(), i) for i in (match.split.forget, match.split.validation)
+    )
+    assert forget.shape == validation.shape == (20, 3)
+    # Confidently wrong on every forget image: a large pull at the true label, none at the predicted.
+    assert (forget[:, -1] > 5).all() if conditioned else (forget[:, -1] < 0.1).all()
+
+
+# ---- when it is enough
+
+
+def test_a_class_is_enough_forgotten_when_two_looks_in_a_row_find_it_gone() -> None:
+    match = Match(forget=200, classwise=True)
+    looks = [match.look(right, 20) for right in (200, 2, 3, 2, 0)]
+    assert looks == [False, False, False, False, True]
+    stopped = match.referee.history.stopped
+    assert "0.0 % of the forgotten class is still recognised" in stopped
+    assert "2 looks in a row" in stopped
+
+
+def test_one_percent_of_a_class_is_gone_and_more_is_not() -> None:
+    gone, not_gone = Match(forget=200, classwise=True), Match(forget=200, classwise=True)
+    assert [gone.look(2, 20) for _ in range(2)] == [False, True]
+    assert [not_gone.look(3, 20) for _ in range(4)] == [False] * 4
+
+
+def test_for_a_class_validation_and_the_attacker_do_not_matter() -> None:
+    match = Match(forget=200, classwise=True)
+    assert [match.look(0, 0, margin=3.0) for _ in range(2)] == [False, True]
+
+
+def forget_like_validation(match: Match) -> bool:
+    """A look at which both sets are right on every image, and forget images are less certain."""
+    return match.look(20, 20, margin=1.0)
+
+
+def test_both_accuracy_and_attacker_must_agree_that_forget_is_like_validation() -> None:
+    match = Match()
+    assert [forget_like_validation(match) for _ in range(2)] == [False, True]
+    assert "AUC 0.00" in match.referee.history.stopped
+    assert "no higher than validation's 100.0 %" in match.referee.history.stopped
+
+    certain = Match()
+    assert [certain.look(20, 20, margin=3.0) for _ in range(4)] == [False] * 4
+    assert certain.referee.history.auc == [1.0] * 4
+
+    recognised = Match()
+    assert [recognised.look(20, 19, margin=0.1) for _ in range(4)] == [False] * 4
+    assert max(recognised.referee.history.auc) <= 0.5
+
+
+def test_an_attacker_exactly_at_chance_is_enough() -> None:
+    match = Match()
+    assert [match.look(20, 20) for _ in range(2)] == [False, True]
+    assert match.referee.history.auc == [0.5, 0.5]
+
+
+def test_one_good_look_between_bad_ones_does_not_stop_the_game() -> None:
+    match = Match()
+    verdicts = []
+    for good in (True, False, True, False, True, True):
+        verdicts.append(forget_like_validation(match) if good else match.look(20, 20, margin=3.0))
+    assert verdicts == [False] * 5 + [True]
+
+
+def test_a_look_leaves_the_mode_of_the_defender() -> None:
+    match = Match()
+    defender = Identity().train()
+    match.referee.look(defender, match.attacker, 0)
+    assert defender.training
