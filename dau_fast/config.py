@@ -1,8 +1,56 @@
-"""Every setting of a run, with its unit and its source."""
+"""Every setting of a run, with its unit and its source, checked when it is made."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypeVar
+
+from dau_fast.errors import UserError
+
+S = TypeVar("S")
+
+
+def change(settings: S, asked: Mapping[str, Any], owner: str) -> S:
+    """`settings`, a dataclass, with the fields that `asked` names changed; lists become tuples, as in JSON.
+
+    owner: what messages call them. Raises UserError for an unknown field or a wrong value.
+    """
+    known = [field.name for field in fields(settings)]  # type: ignore[arg-type]
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise UserError(f"{owner} has no setting '{unknown[0]}': expected some of {', '.join(known)}")
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in asked.items()}
+    return replace(settings, **values)  # type: ignore[type-var]
+
+
+def _check(
+    settings: Any,
+    *names: str,
+    low: float = 0,
+    high: float = math.inf,
+    whole: bool = False,
+    open_low: bool = False,
+    open_high: bool = False,
+) -> None:
+    """UserError unless every field of `names` is a finite number from `low` to `high`, `whole` if asked for.
+
+    open_low, open_high: whether the borders are refused. None passes where it is a field's default.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is None and getattr(type(settings), name, value) is None:
+            continue
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        fits = number and math.isfinite(value) and low <= value <= high
+        if not fits or (open_low and value == low) or (open_high and value == high):
+            kind = "a whole number" if whole else "a number"
+            below = "" if high == math.inf else f" and {'below' if open_high else 'at most'} {high:g}"
+            raise UserError(
+                f"`{name}={value}`: expected {kind} {'above' if open_low else 'from'} {low:g}"
+                f"{'' if open_low or below else ' up'}{below}"
+            )
 
 
 @dataclass(frozen=True)
@@ -20,6 +68,16 @@ class TrainingRecipe:
     # None for the step decay at the milestones instead.
     nesterov: bool = False
     label_smoothing: float = 0.0  # share of the target that is spread over all classes
+
+    def __post_init__(self) -> None:
+        _check(self, "epochs", "batch_size", low=1, whole=True)
+        _check(self, "lr", open_low=True)
+        _check(self, "momentum", high=1, open_high=True)
+        _check(self, "label_smoothing", high=1, open_high=True)
+        _check(self, "weight_decay")
+        _check(self, "warm_up", high=1)
+        if not all(0 <= share <= 1 for share in self.milestones):
+            raise UserError(f"`milestones={self.milestones}`: expected shares of the steps, from 0 to 1")
 
 
 RETRAIN_RECIPES = ("both", "literature", "fast")
@@ -52,18 +110,20 @@ def fast_recipe(dataset: str, epochs: int | None = None) -> TrainingRecipe:
     return replace(FAST_RETRAINING, epochs=length)
 
 
-PRUNERS = ("omp", "imp", "synflow", "random")
-
-
 @dataclass(frozen=True)
 class PruneConfig:
     """Pruning of the original, and of what is retrained beside it. Defaults as Jia et al. 2023."""
 
-    method: str  # one of PRUNERS
+    method: str  # a pruner's name
     sparsity: float = 0.95  # share of the convolutions' weights that is masked, over all layers together
     rewind: float = 8 / 182  # share of the training after which omp and imp take up the weights again
     rate: float = 0.2  # share of the weights left that a round of imp masks
     iterations: int = 100  # of synflow (Tanaka et al. 2020, section 6)
+
+    def __post_init__(self) -> None:
+        _check(self, "sparsity", "rewind", high=1, open_high=True)
+        _check(self, "rate", high=1, open_low=True, open_high=True)
+        _check(self, "iterations", low=1, whole=True)
 
 
 @dataclass(frozen=True)
@@ -91,6 +151,15 @@ class DauConfig:
     looks_per_epoch: int = 3  # how often the referee looks at both sets
     exam_share: float = 0.25  # part of forget and validation that the attacker never trains on
 
+    def __post_init__(self) -> None:
+        _check(self, "batch_size", low=2, whole=True)
+        _check(self, "attacker_hidden", "looks_per_epoch", low=1, whole=True)
+        _check(self, "warmup_steps", "attacker_steps", whole=True)
+        _check(self, "game_epochs", "recovery_epochs", "retain_sample", open_low=True)
+        _check(self, "lr", "recovery_lr", "attacker_lr", open_low=True)
+        _check(self, "alpha", "beta", "lambd", "weight_decay")
+        _check(self, "momentum", "exam_share", high=1, open_high=True)
+
     @classmethod
     def default(
         cls,
@@ -112,16 +181,10 @@ class DauConfig:
         A sample of the retain set stands for images that are not seen again, and that large steps would lose.
         """
         played_with = sample_size(retain_images, forget_images, retain_sample)
-        sampled, retain_images = played_with < retain_images, played_with
-        batch_size = min(256, max(32, 1 << max(1, retain_images // 12).bit_length() - 1))
-        alpha = 1.0 if pruned else 0.5
-        shared = cls(
-            label_conditioned=not classwise,
-            alpha=alpha,
-            game_epochs=1,
-            batch_size=batch_size,
-            retain_sample=retain_sample,
-        )
+        sampled = played_with < retain_images
+        batch_size = min(256, max(32, 1 << max(1, played_with // 12).bit_length() - 1))
+        alpha, conditioned = 1.0 if pruned else 0.5, not classwise
+        shared = cls(conditioned, alpha, 1, batch_size, retain_sample=retain_sample)
         if not classwise:
             return replace(shared, lr=0.01, recovery_lr=0.01) if sampled else shared
         shared = replace(shared, alpha=1.0, game_epochs=2, recovery_epochs=3)
@@ -150,6 +213,9 @@ class SplitConfig:
 
     validation_share: float = 0.1  # of the training part: 45,000 + 5,000 on CIFAR
     test_share: float = 0.3  # where the data set has no official test part
+
+    def __post_init__(self) -> None:
+        _check(self, "validation_share", "test_share", high=1, open_low=True, open_high=True)
 
 
 def split_config(dataset: str) -> SplitConfig:

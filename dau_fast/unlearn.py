@@ -1,15 +1,15 @@
-"""The command line: `python -m dau_fast.unlearn`, the pipeline from top to bottom.
+"""The command line: `python -m dau_fast.unlearn` parses, calls and prints.
 
-data -> split -> original -> every method on the same task -> measures -> table, JSON, page, weights.
+Its request and runtime make an experiment, whose results become a report: table, JSON, page, weights.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,79 +18,55 @@ import click
 import torch
 from rich.console import Console
 
-from dau_fast import models
-from dau_fast.config import (
-    PRUNERS,
-    RETRAIN_RECIPES,
-    PruneConfig,
-    fast_recipe,
-    split_config,
-    training_recipe,
-)
-from dau_fast.data import named as data
-from dau_fast.data.split import Forget, decode_roles, encode_roles
-from dau_fast.data.streaming import StreamedImages
+from dau_fast import checkpoints
+from dau_fast.config import RETRAIN_RECIPES
+from dau_fast.data.named import NAMES, STORED
+from dau_fast.data.progress import Progress, silent
+from dau_fast.data.split import encode_roles
 from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact
-from dau_fast.engine.profiling import Profiler
 from dau_fast.engine.ranks import Ranks
-from dau_fast.engine.runtime import choose_device, choose_precision, warm_up
-from dau_fast.engine.sharding import check_shard
-from dau_fast.engine.steps import ENGINES, choose_engine
+from dau_fast.engine.runtime import ENGINES, Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError
-from dau_fast.job.experiment import Checkpoint, Experiment, SeedResult, builder, run_seed
-from dau_fast.methods.dau.view import SENSITIVITIES, check_sensitivity, costs
-from dau_fast.methods.retrain import check_clean
-from dau_fast.methods.running import METHODS, method_named
-from dau_fast.methods.task import Progress, silent
-from dau_fast.prune.prunable import prunable_weights
-from dau_fast.prune.select import check_sparsity
-from dau_fast.report import record
+from dau_fast.job.config_file import read_config
+from dau_fast.job.experiment import Experiment, SeedResult, run_experiment
+from dau_fast.job.request import Request, make_experiment
+from dau_fast.methods.dau.view import SENSITIVITIES, time_sensitivities
+from dau_fast.methods.registry import find_methods
+from dau_fast.prune.registry import find_pruners
+from dau_fast.report.facts import describe_run
 from dau_fast.report.output import OutputFolder
 from dau_fast.report.page import render
 from dau_fast.report.progress import progress_bars
+from dau_fast.report.record import build_report
 from dau_fast.report.table import profile_table, table
 
 _POSITIVE = click.IntRange(min=1)
-# Images of the batch on which the report says what each sensitivity costs.
+# Images of the batch on which a profile says what each sensitivity costs.
 _COSTED = 16
 
 
-@dataclass(frozen=True)
-class Options:
-    """The command line, as given; `unlearn` below explains each."""
+def _listed(names: Any) -> str:
+    return ", ".join(names)
 
-    dataset: str
-    data: Path | None
-    download: bool
-    image_size: int | None
-    stream: str
-    arch: str
-    checkpoint: Path | None
-    epochs: int | None
-    forget: str
-    methods: tuple[str, ...]
-    retrain_recipe: str
-    prune: str
-    sparsity: float | None
-    seed: int
-    repeats: int
-    sensitivity: str
-    retain_sample: float | None
-    device: str
-    precision: str
-    engine: str
-    accumulate: int
-    activation_checkpointing: bool
-    shard: bool
-    timeout: float
-    profile: bool
+
+def _read_config(context: click.Context, _: click.Parameter, path: Path | None) -> None:
+    """Let a file's options stand where the command line says nothing."""
+    if path is None:
+        return
+    options, settings = read_config(path)
+    known = {parameter.name for parameter in context.command.params} | {"loop_parts"}
+    unknown = sorted(options.keys() - known)
+    if unknown:
+        raise UserError(f"`config={path}` names the unknown option '{unknown[0]}': leave it out")
+    if isinstance(options.get("methods"), list):
+        options["methods"] = ",".join(options["methods"])
+    context.meta["settings"], context.meta["loop_parts"] = settings, options.pop("loop_parts", {})
+    context.default_map = {name: value for name, value in options.items() if value is not None}
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
-@click.option("--dataset", default="digits", help=f"One of {', '.join(data.NAMES)}.")
-@click.option(
-    "--data", type=Path, help=f"Where the data set is; {', '.join(data.STORED)}: holds train/ and test/."
-)
+@click.option("--dataset", default="digits", help=f"One of {_listed(NAMES)}.")
+@click.option("--data", type=Path, help=f"Where the data set is; {_listed(STORED)}: holds train/ and test/.")
 @click.option("--download", is_flag=True, help="Fetch a data set that is missing.")
 @click.option("--image-size", type=_POSITIVE, help="Pixels; resize the images of folder, arrow to a square.")
 @click.option(
@@ -100,11 +76,11 @@ class Options:
 @click.option("--checkpoint", type=Path, help="The trained model, .safetensors or a state_dict.")
 @click.option("--epochs", type=_POSITIVE, help="Training length of the original and of retraining.")
 @click.option("--forget", default="random:0.1", help="random:0.1, class:3 or indices:FILE.")
-@click.option("--methods", default="dau,retrain", help=f"Some of {','.join(METHODS)}.")
-@click.option("--retrain-recipe", default="both", help=f"One of {', '.join(RETRAIN_RECIPES)}.")
-@click.option("--prune", default="none", help=f"Prune the original: none, {', '.join(PRUNERS)}.")
+@click.option("--methods", default="dau,retrain", help=f"Some of {_listed(find_methods())}.")
+@click.option("--retrain-recipe", default="both", help=f"One of {_listed(RETRAIN_RECIPES)}.")
+@click.option("--prune", default="none", help=f"Prune the original: none, {_listed(find_pruners())}.")
 @click.option("--sparsity", type=float, help="Share of the convolutions' weights to prune; 0.95.")
-@click.option("--sensitivity", default="classifier", help=f"Of the game: {', '.join(SENSITIVITIES)}.")
+@click.option("--sensitivity", help=f"Of the game: {_listed(SENSITIVITIES)}; classifier.")
 @click.option(
     "--retain-sample", type=click.FloatRange(0, min_open=True), help="Retain images to use per forget image."
 )
@@ -112,197 +88,91 @@ class Options:
 @click.option("--repeats", type=_POSITIVE, default=1, help="Seeds; from 2 on with spread and noise floor.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", help="auto (bf16 on CUDA), fp32, bf16 or fp64.")
-@click.option("--engine", default="auto", help=f"How training steps run: auto, {', '.join(ENGINES)}.")
+@click.option("--engine", default="auto", help=f"How training steps run: auto, {_listed(ENGINES)}.")
 @click.option("--accumulate", type=_POSITIVE, default=1, help="Parts a batch is taken in, to save memory.")
 @click.option("--activation-checkpointing", is_flag=True, help="Keep fewer activations; takes longer.")
 @click.option("--shard", is_flag=True, help="Share weights and training state out to the processes.")
 @click.option("--timeout", type=click.FloatRange(1), default=600, help="Seconds processes wait for another.")
 @click.option("--profile", is_flag=True, help="Say where the time of training steps goes; traces in --out.")
+@click.option(
+    "--config", type=Path, is_eager=True, expose_value=False, callback=_read_config,
+    help="A report.json to run again, or a .toml file with options; those given here go first.",
+)  # fmt: skip
 @click.option("--out", type=Path, default=Path("out"), help="For report.json, report.html and weights.")
-@click.pass_obj
-def unlearn(launch: Launch, /, out: Path, methods: str, **given: Any) -> None:
+@click.pass_context
+def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) -> None:
     """Make a trained image classifier forget part of its training data, and compare with retraining."""
+    launch: Launch = context.obj
+    device = choose_device(given.pop("device"), launch.local_rank)
+    ranks = launch.join(device, given.pop("timeout"))
+    profiled = given.pop("profile")
+    computing = {name: given.pop(name) for name in _COMPUTING}
     names = tuple(dict.fromkeys(name.strip() for name in methods.split(",")))
-    options = Options(methods=names, **given)
-    device = choose_device(options.device, launch.local_rank)
-    ranks = launch.join(device, options.timeout)
+    request = Request(methods=names, settings=context.meta.get("settings", {}), **given)
+    parts = context.meta.get("loop_parts", {})
     if not ranks.first:
-        pipeline(options, device, ranks, silent, None)
+        _run(request, _make_runtime(device, ranks, computing, parts, None), silent)
         return
     with OutputFolder(out) as folder, progress_bars() as bars:
-        report, first = pipeline(options, device, ranks, bars, folder)
-        metadata = {key: report["run"][key] for key in ("dataset", "arch")}
-        metadata["split"] = encode_roles(first.roles)
-        for name, network in first.networks.items():
-            masks = first.masks.get(name)
-            models.save(folder / f"{name}.safetensors", network, metadata, masks)
-            if masks:
-                models.save_sparse(folder / f"{name}.sparse.safetensors", network, masks, metadata)
-        (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-        (folder / "report.html").write_text(render(report), encoding="utf-8")
+        traces = folder if profiled else None
+        report, result = _run(request, _make_runtime(device, ranks, computing, parts, traces), bars)
+        _write(folder, report, result)
+    _print(report, out)
+
+
+# Options of the runtime.
+_COMPUTING = ("precision", "engine", "accumulate", "activation_checkpointing", "shard")
+
+
+def _make_runtime(
+    device: torch.device, ranks: Ranks, computing: dict[str, Any], parts: dict[str, int], traces: Path | None
+) -> Runtime:
+    precision = choose_precision(computing["precision"], device)
+    settings = {**computing, "precision": precision, "loop_parts": parts, "traces": traces}
+    return Runtime(device, ranks=ranks, **settings)
+
+
+def _run(request: Request, runtime: Runtime, progress: Progress) -> tuple[dict[str, Any], SeedResult]:
+    """The report, and the first seed's result."""
+    began, started = time.perf_counter(), datetime.now(UTC)
+    experiment = make_experiment(request, runtime, progress)
+    results = run_experiment(experiment, progress)
+    run = describe_run(request, experiment, results, started, time.perf_counter() - began)
+    if runtime.traces:
+        run["sensitivity_costs"] = _time_sensitivities(experiment)
+    return build_report(run, results), results[0]
+
+
+def _time_sensitivities(experiment: Experiment) -> dict[str, Any]:
+    images = experiment.images
+    index = torch.arange(min(_COSTED, len(images.labels)), device=images.device)
+    model = experiment.fresh(experiment.seed).eval()
+    return {
+        "images": len(index),
+        "seconds": time_sensitivities(model, images.batch(index), images.labels[index]),
+    }
+
+
+def _write(folder: Path, report: dict[str, Any], result: SeedResult) -> None:
+    """Weights, report and page into `folder`."""
+    metadata = {key: report["run"][key] for key in ("dataset", "arch")}
+    metadata["split"] = encode_roles(result.roles)
+    masks = result.outcome.masks
+    for name, network in result.networks.items():
+        checkpoints.save(folder / f"{name}.safetensors", network, metadata, masks.get(name))
+        if name in masks:
+            checkpoints.save_sparse(folder / f"{name}.sparse.safetensors", network, masks[name], metadata)
+    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+    (folder / "report.html").write_text(render(report), encoding="utf-8")
+
+
+def _print(report: dict[str, Any], out: Path) -> None:
     console = Console()
     console.print(table(report))
     if "profile" in report["run"]:
         console.print(profile_table(report["run"]["profile"]))
     files = f"{out / 'report.html'} shows the pictures, {out / 'report.json'} has every number."
     console.print(files, markup=False, highlight=False, soft_wrap=True)
-
-
-def pipeline(
-    options: Options, device: torch.device, ranks: Ranks, progress: Progress, folder: Path | None
-) -> tuple[dict[str, Any], SeedResult]:
-    """Run `options` on `device`: the report, and the first seed's result.
-
-    ranks: the processes that run this together. folder: for traces of a profile, None for no profile.
-    """
-    began, started = time.perf_counter(), datetime.now(UTC)
-    methods = _methods(options)
-    pruning = _pruning(options)
-    precision = choose_precision(options.precision, device)
-    profiler = Profiler(folder) if options.profile and folder else None
-    engine = choose_engine(
-        options.engine,
-        device,
-        profiler,
-        ranks,
-        options.accumulate,
-        options.activation_checkpointing,
-        options.shard,
-    )
-    check_shard(options.shard, options.sensitivity, pruned=pruning is not None)
-    with ranks.in_turn(options.download):
-        images = data.load(
-            options.dataset,
-            options.data,
-            download=options.download,
-            image_size=options.image_size,
-            stream=options.stream,
-            device=device,
-            processes=ranks.local_count,
-            progress=progress,
-        )
-    if precision == torch.float64:
-        images = replace(images, dtype=precision)
-    fresh = builder(options.arch, images, precision, ranks)
-    network, some = fresh(options.seed), torch.arange(min(_COSTED, len(images.labels)), device=device)
-    check_sensitivity(options.sensitivity, network, images.batch(some[:2]))
-    sensitivity_costs = _sensitivity_costs(network, images.batch(some), images.labels[some])
-    if pruning:
-        prunable_weights(network.network)
-    del network  # a device may have no room for it beside another one
-    recipe = training_recipe(options.dataset, options.epochs)
-    fast = fast_recipe(options.dataset, options.epochs)
-    experiment = Experiment(
-        images,
-        Forget.parse(options.forget, images.class_names),
-        methods,
-        options.seed,
-        split_config(options.dataset),
-        recipe,
-        {"retrain": fast if options.retrain_recipe == "fast" else recipe, "retrain_fast": fast},
-        fresh,
-        _checkpoint(options.checkpoint, fresh(options.seed), len(images.labels)),
-        options.sensitivity,
-        pruning,
-        engine,
-        options.retain_sample,
-    )
-    warm_up(device)
-    results = [
-        run_seed(experiment, options.seed + i, twice=options.repeats > 1, progress=progress)
-        for i in range(options.repeats)
-    ]
-    first = results[0]
-    run = {
-        "dataset": options.dataset,
-        "arch": options.arch,
-        "forget": record.forget_facts(_readable(options.forget), first.split),
-        "seed": options.seed,
-        "repeats": options.repeats,
-        "device": device.type,
-        "processes": ranks.count,
-        "sharded": engine.shard,
-        "hardware": record.hardware(device),
-        "precision": {None: "fp32", torch.bfloat16: "bf16", torch.float64: "fp64"}[precision],
-        "engine": {"asked": options.engine, "loops": engine.chosen},
-        "streamed": isinstance(images, StreamedImages),
-        "waiting": {loop: waiting.share for loop, waiting in engine.waiting.items()},
-        "epochs": experiment.recipe.epochs,
-        "retrain_epochs": {name: r.epochs for name, r in experiment.retraining.items() if name in methods},
-        "prune": record.prune_facts(pruning, first, checkpoint=options.checkpoint is not None),
-        "sensitivity": options.sensitivity,
-        "retain_sample": options.retain_sample,
-        "sensitivity_costs": sensitivity_costs,
-        "sets": record.set_sizes(first.split),
-        "versions": record.versions(),
-        "started": started.isoformat(timespec="seconds"),
-        "wall_seconds": time.perf_counter() - began,
-    }
-    if profiler:
-        profiler.finish()
-        run["profile"] = {loop: asdict(found) for loop, found in profiler.loops.items()}
-    return record.report(run, results), first
-
-
-def _methods(options: Options) -> tuple[str, ...]:
-    """The methods that run: beside retraining also the faster one, where both recipes are asked for."""
-    for name in options.methods:
-        method_named(name)
-    if options.retrain_recipe not in RETRAIN_RECIPES:
-        known = ", ".join(RETRAIN_RECIPES)
-        raise UserError(f"unknown recipe '{options.retrain_recipe}': expected one of {known}")
-    both = options.retrain_recipe == "both" and "retrain" in options.methods
-    return tuple(dict.fromkeys((*options.methods, "retrain_fast") if both else options.methods))
-
-
-def _pruning(options: Options) -> PruneConfig | None:
-    """How to prune, None for not at all. Raises UserError for what does not go together."""
-    pruning = None
-    if options.prune != "none":
-        if options.prune not in PRUNERS:
-            raise UserError(f"unknown pruning '{options.prune}': expected none, {', '.join(PRUNERS)}")
-        pruning = PruneConfig(options.prune)
-        if options.checkpoint and options.prune != "omp":
-            raise UserError(
-                f"--prune {options.prune} begins at an untrained network: leave --checkpoint out, or take "
-                "--prune omp"
-            )
-    if options.sparsity is not None:
-        check_sparsity(options.sparsity)
-        if pruning is None:
-            raise UserError("--sparsity without pruning: add --prune, such as --prune omp")
-        pruning = replace(pruning, sparsity=options.sparsity)
-    if "retrain_clean" in options.methods:
-        check_clean(pruning)
-    return pruning
-
-
-def _sensitivity_costs(
-    model: models.Classifier, images: torch.Tensor, labels: torch.Tensor
-) -> dict[str, Any]:
-    return {"images": len(images), "seconds": costs(model.eval(), images, labels)}
-
-
-def _readable(text: str) -> str:
-    """`text` without what no file can hold: a file's name need not be valid Unicode."""
-    return text.encode(errors="replace").decode()
-
-
-def _checkpoint(path: Path | None, model: models.Classifier, images: int) -> Checkpoint | None:
-    """Weights from `path` in `model`, and the split they were trained on where the file says it."""
-    if path is None:
-        return None
-    metadata = models.load(path, model.network)
-    masks = models.load_masks(path)
-    masks = masks and masks.to(model.head.weight.device)
-    if "split" in metadata:
-        return Checkpoint(model.eval(), decode_roles(metadata["split"], images), masks)
-    logging.getLogger("dau_fast").warning(
-        "%s does not say which images it was trained on: taking this run's training images; if it "
-        "has seen the validation images too, the result is not to be trusted",
-        path,
-    )
-    return Checkpoint(model.eval(), None, masks)
 
 
 def main() -> None:
@@ -319,7 +189,7 @@ def main() -> None:
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except UserError as error:
-        sys.exit(_fail(launch, f"error: {error}", 2))
+        sys.exit(_fail(launch, f"error: {_as_flags(str(error))}", 2))
     except click.ClickException as error:
         sys.exit(_fail(launch, f"error: {error.format_message()}", 2))
     except KeyboardInterrupt:
@@ -332,6 +202,19 @@ def main() -> None:
             raise
         told = f"error: process {launch.rank} lost contact with another, which failed or hangs: {reason}"
         sys.exit(_fail(launch, told, 1))
+
+
+def _as_flags(message: str) -> str:
+    """`message` with the settings that stand in backquotes, as fields, written as options."""
+    options = {parameter.name: parameter.opts[0] for parameter in unlearn.params}
+
+    def flag(found: re.Match[str]) -> str:
+        name, value = found["name"], found["value"]
+        if name not in options:
+            return found[0]
+        return options[name] if value in (None, "True") else f"{options[name]} {value}"
+
+    return re.sub(r"`(?P<name>\w+)(=(?P<value>[^`]*))?`", flag, message)
 
 
 def _fail(launch: Launch, message: str, code: int) -> int:

@@ -1,1 +1,1 @@
-"""Images and their sets: named ones, a caller's, stored and streamed ones, and the split into sets of a run."""
+"""Images and their sets: named ones, a caller's, stored and streamed ones, and the split of a run."""

@@ -183,6 +183,14 @@ def make_split(roles: np.ndarray, labels: Tensor, forget: Forget, seed: int) -> 
     return Split(train=torch.from_numpy(train), classwise=bool(classwise), **as_tensor)
 
 
+def draw_sample(index: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """`count` of `index` [N] in their order, all of it where it has no more."""
+    if count >= len(index):
+        return index
+    order = torch.randperm(len(index), generator=generator, device=index.device)
+    return index[order[:count]].sort().values
+
+
 def _check_trained_on(chosen: np.ndarray, roles: np.ndarray) -> None:
     """Every index must exist and belong to the images the original was trained on."""
     if chosen[-1] >= len(roles):

@@ -16,7 +16,7 @@ from torch import Tensor
 from dau_fast.data.images import Augmentation, Images
 from dau_fast.data.sources import Arrays, Files, Source, mapped
 from dau_fast.data.streaming import StreamedImages
-from dau_fast.engine.runtime import free_memory
+from dau_fast.engine.device import free_memory
 from dau_fast.errors import UserError
 
 # Images that are read at once where all are.

@@ -13,6 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from dau_fast.engine.modes import batchnorm_momentum, find_batchnorms
 from dau_fast.errors import UserError
 from dau_fast.models import Outputs
 
@@ -26,7 +27,7 @@ def blocks_of(network: nn.Module) -> list[nn.Module]:
     if not blocks:
         raise UserError(
             f"{type(network).__name__} has no blocks in a row whose activations could be computed again: "
-            "leave --activation-checkpointing out, or take --accumulate"
+            "leave `activation_checkpointing` out, or take `accumulate`"
         )
     return blocks
 
@@ -79,16 +80,12 @@ def _contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractC
 @contextmanager
 def _counted_already(block: nn.Module) -> Iterator[None]:
     """BatchNorm layers keep their statistics, and their count of batches, as they are."""
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    norms = find_batchnorms(block)
     counts = [norm.num_batches_tracked for norm in norms if norm.num_batches_tracked is not None]
     before = [count.clone() for count in counts]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        for count, value in zip(counts, before, strict=True):
-            count.copy_(value)
+    with batchnorm_momentum(norms, 0.0):
+        try:
+            yield
+        finally:
+            for count, value in zip(counts, before, strict=True):
+                count.copy_(value)

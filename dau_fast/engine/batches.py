@@ -1,12 +1,10 @@
-"""Batches: streams of indices, what a step is given, and the random generators behind them."""
+"""Batches: streams of indices, and what a step is given."""
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, Protocol, runtime_checkable
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -34,13 +32,6 @@ Load = Callable[[Tensor], Tensor] | HasBatches
 def load_each(load: Load, indices: Iterable[Tensor]) -> Iterator[Tensor]:
     """What `load` gives for each of `indices`."""
     return load.batches(indices) if isinstance(load, HasBatches) else map(load, indices)
-
-
-def generator_for(seed: int, purpose: str, device: torch.device) -> torch.Generator:
-    """A generator on `device` that depends on `seed` and `purpose` alone, not on what ran before."""
-    # Mixed into 32 bits, because PyTorch's CPU generator ignores all others.
-    mixed = np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]).generate_state(1)
-    return torch.Generator(device).manual_seed(int(mixed[0]))
 
 
 def index_stream(index: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:

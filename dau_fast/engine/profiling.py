@@ -30,43 +30,40 @@ class LoopProfile:
 
 
 class Profiler:
-    """Takes a profile of every loop's first steps; writes profile-<loop>.json into `folder`.
+    """Takes a profile of a loop's first steps and writes profile-<loop>.json into `folder`; a context.
 
-    loops: what was found so far, by loop.
+    folder: None for no profile. A loop whose trace is there is not looked at again. found: what the steps
+    took, None without a profile; known once they are over, at the latest on leaving.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.loops: dict[str, LoopProfile] = {}
-        self._open: _Window | None = None
+    def __init__(self, loop: str, device: torch.device, folder: Path | None) -> None:
+        self.found: LoopProfile | None = None
+        self._trace = folder / f"profile-{loop.replace(' ', '-')}.json" if folder else None
+        self._window: _Window | None = None
+        if self._trace and not self._trace.exists():
+            self._window = _Window(device)
 
-    def watch(
-        self, loop: str, step: Callable[..., None], steps: int, device: torch.device
-    ) -> Callable[..., None]:
-        """`step`, whose first calls out of `steps` are profiled; each loop is looked at once."""
-        self.finish()
-        if loop in self.loops:
-            return step
-        window = _Window(loop, device)
+    def __enter__(self) -> Profiler:
+        return self
 
-        def watched(*inputs: torch.Tensor) -> None:
-            if window.steps == 0:
-                self._open = window
-                window.begin()
-            step(*inputs)
-            if self._open is window:
-                window.steps += 1
-                if window.steps == min(steps, STEPS):
-                    self.finish()
+    def __exit__(self, *_: object) -> None:
+        self._finish()
 
-        return watched
+    def run(self, step: Callable[[], None]) -> None:
+        """Take `step`, the loop's next one."""
+        if self._window and not self._window.steps:
+            self._window.begin()
+        step()
+        if self._window:
+            self._window.steps += 1
+            if self._window.steps == STEPS:
+                self._finish()
 
-    def finish(self) -> None:
-        """End the profile of a loop that took fewer steps than expected."""
-        window, self._open = self._open, None
-        if window:
-            path = self.folder / f"profile-{window.loop.replace(' ', '-')}.json"
-            self.loops[window.loop] = LoopProfile(window.steps, window.end(path))
+    def _finish(self) -> None:
+        window, self._window = self._window, None
+        if window and window.steps:
+            assert self._trace
+            self.found = LoopProfile(window.steps, window.end(self._trace))
 
 
 @contextmanager
@@ -94,8 +91,8 @@ class _Window:
 
     active: _Window | None = None
 
-    def __init__(self, loop: str, device: torch.device) -> None:
-        self.loop, self.steps = loop, 0
+    def __init__(self, device: torch.device) -> None:
+        self.steps = 0
         self._cuda = device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])]
         self._profile = profile(activities=activities)

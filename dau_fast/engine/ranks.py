@@ -26,12 +26,14 @@ from dau_fast.errors import UserError
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Part of a batch. rows: where this rank's are among its rows of the batch. sizes: rows by rank.
+    """Part `number` of `count` of a batch. sizes: its rows by rank.
 
-    weight: what a mean over this rank's rows counts, so that over all parts the sum, and over all ranks
-    the average, is the mean over the batch.
+    rows: where this rank's are among its rows of the batch. weight: what a mean over this rank's rows
+    counts, so that over all parts the sum, and over all ranks the average, is the mean over the batch.
     """
 
+    number: int
+    count: int
     rows: slice
     sizes: list[int]
     weight: float
@@ -67,7 +69,7 @@ class Ranks:
         """How many of `count` rows each rank holds: as even as possible, the larger parts first."""
         return [count // self.count + (rank < count % self.count) for rank in range(self.count)]
 
-    def mine(self, count: int) -> slice:
+    def own_rows(self, count: int) -> slice:
         """This rank's rows out of `count`."""
         rows = self.rows(count)
         start = sum(rows[: self.rank])
@@ -80,14 +82,16 @@ class Ranks:
         """
         if self.alone:
             return list(index.split(batch_size))
-        mine = index[self.mine(len(index))]
+        mine = index[self.own_rows(len(index))]
         return list(mine.tensor_split(max(1, math.ceil(self.rows(len(index))[0] / batch_size))))
 
-    def positions(self, count: int, parts: int, device: torch.device) -> Tensor | None:
+    def own_positions(self, count: int, parts: int, device: torch.device) -> Tensor | None:
         """Where this rank's rows are in `parts` sets of `count` rows one after the other; None for all."""
         if self.alone:
             return None
-        return torch.arange(parts * count, device=device).view(parts, count)[:, self.mine(count)].flatten()
+        return (
+            torch.arange(parts * count, device=device).view(parts, count)[:, self.own_rows(count)].flatten()
+        )
 
     def sizes(self, rows: int, device: torch.device) -> list[int]:
         """How many rows each rank has, where this one has `rows`. Waits for the others."""
@@ -104,14 +108,15 @@ class Ranks:
             shared = "" if self.alone else f"shared by {self.count} processes, each "
             raise UserError(
                 f"a batch of {sum(sizes)} images cannot be {shared}taken in {parts} parts: take a smaller "
-                "--accumulate, fewer processes or a larger batch"
+                "`accumulate`, fewer processes or a larger batch"
             )
         found = []
         for part in range(parts):
             borders = [(part * size // parts, (part + 1) * size // parts) for size in sizes]
             begin, end = borders[self.rank]
             weight = self.count * (end - begin) / sum(sizes)
-            found.append(MicroBatch(slice(begin, end), [stop - start for start, stop in borders], weight))
+            held = [stop - start for start, stop in borders]
+            found.append(MicroBatch(part, parts, slice(begin, end), held, weight))
         return found
 
     def gather(self, rows: Tensor, sizes: Sequence[int]) -> Tensor:

@@ -1,16 +1,74 @@
-"""The device of a run: choosing it, timing on it, and keeping denormal numbers off it."""
+"""How a run computes: the one place where device, precision, engine and processes are decided."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.errors import UserError
+
+ENGINES = ("eager", "compiled", "captured")
+_PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The settings of every loop and pass of a run. Raises UserError for what does not go together.
+
+    precision: dtype of convolutions and matrix products under autocast, float64 for whole networks, None
+    for float32. engine: how training steps run, "auto" or one of ENGINES. ranks: the processes that take
+    every step together. accumulate: parts that a batch is taken in, one after the other; loop_parts: the
+    same for single loops, by name. activation_checkpointing: compute blocks' activations again in the
+    backward pass. shard: each process holds its share of a model that is trained. traces: folder for
+    profiles of the first steps of every loop, None for none.
+    """
+
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    precision: torch.dtype | None = None
+    engine: str = "eager"
+    ranks: Ranks = ALONE
+    accumulate: int = 1
+    loop_parts: Mapping[str, int] = field(default_factory=dict)
+    activation_checkpointing: bool = False
+    shard: bool = False
+    traces: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.accumulate < 1:
+            raise UserError(
+                f"`accumulate={self.accumulate}`: expected the number of parts of a batch, from 1 up"
+            )
+        if self.engine != "auto" and self.engine not in ENGINES:
+            raise UserError(f"unknown engine '{self.engine}': expected auto, {', '.join(ENGINES)}")
+        if self.engine == "captured" and self.device.type != "cuda":
+            raise UserError("`engine=captured` needs a CUDA device: take eager or compiled here")
+        if self.engine not in ("auto", "eager"):
+            self._check_compilable()
+        if self.shard and self.ranks.alone:
+            raise UserError(
+                "`shard=True` shares a model out to several processes, and there is one: start them with "
+                "torchrun, or leave it out"
+            )
+
+    def _check_compilable(self) -> None:
+        asked = f"`engine={self.engine}`"
+        if not self.ranks.alone:
+            raise UserError(f"{asked} is for one process, and there are {self.ranks.count}: take eager")
+        if self.activation_checkpointing:
+            raise UserError(f"{asked} does not go with `activation_checkpointing=True`: take eager")
+
+    @property
+    def precision_name(self) -> str:
+        """The precision as `choose_precision` takes it."""
+        return next(name for name, dtype in _PRECISIONS.items() if dtype == self.precision)
+
+    def count_parts(self, loop: str) -> int:
+        """How many parts the batches of `loop` are to be taken in."""
+        return self.loop_parts.get(loop, self.accumulate)
 
 
 def choose_device(name: str, local_rank: int | None = None) -> torch.device:
@@ -21,7 +79,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"unknown device '{name}': expected auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: PyTorch finds no CUDA device here: use --device cpu")
+        raise UserError("`device=cuda`: PyTorch finds no CUDA device here: take `device=cpu`")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu" or local_rank is None:
@@ -29,7 +87,7 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"process {local_rank} has no GPU, as PyTorch finds {torch.cuda.device_count()} here: start as "
-            "many processes as there are GPUs, or take --device cpu"
+            "many processes as there are GPUs, or take `device=cpu`"
         )
     return torch.device("cuda", local_rank)
 
@@ -39,71 +97,8 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
 
     auto is bf16 on CUDA. fp64 is slow: it is for comparing runs without the effects of rounding.
     """
-    choices = {
-        "auto": torch.bfloat16 if device.type == "cuda" else None,
-        "fp32": None,
-        "bf16": torch.bfloat16,
-        "fp64": torch.float64,
-    }
-    if name not in choices:
-        raise UserError(f"unknown precision '{name}': expected {', '.join(choices)}")
-    return choices[name]
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on `device`; of a CPU's, no more than the control group allows."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), free)
-    with suppress(OSError, ValueError):
-        # Linux, control groups version 2; "max" stands for no limit, and files in the cache can go.
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        usage = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(usage.get("inactive_file", 0)))
-    return max(0, free)
-
-
-class Stopwatch:
-    """`seconds` of wall clock inside the `with` block, all work queued on `device` finished."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds = 0.0
-
-    def __enter__(self) -> Stopwatch:
-        self._synchronise()
-        self._start = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._synchronise()
-        self.seconds = time.perf_counter() - self._start
-
-    def _synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-
-@contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Treat denormal numbers as zero on this thread: some CPU steps run 50 times slower with them."""
-    # PyTorch can set the mode but not tell it; a product of normal numbers does.
-    before = bool(torch.tensor(1e-30) * torch.tensor(1e-10) == 0)
-    torch.set_flush_denormal(True)
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(before)
-
-
-def warm_up(device: torch.device) -> None:
-    """Pay PyTorch's one-time costs (lazy imports, thread pools, libraries) before anything is timed."""
-    with torch.random.fork_rng():
-        network = torch.nn.Sequential(torch.nn.Conv2d(1, 8, 3), torch.nn.BatchNorm2d(8)).to(device)
-        for optimizer in (torch.optim.SGD(network.parameters(), 0.1), torch.optim.Adam(network.parameters())):
-            network(torch.randn(4, 1, 8, 8, device=device)).square().sum().backward()
-            optimizer.step()
+    if name == "auto":
+        name = "bf16" if device.type == "cuda" else "fp32"
+    if name not in _PRECISIONS:
+        raise UserError(f"unknown precision '{name}': expected auto, {', '.join(_PRECISIONS)}")
+    return _PRECISIONS[name]

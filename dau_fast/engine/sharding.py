@@ -61,11 +61,11 @@ def check_shard(shard: bool, sensitivity: str, *, pruned: bool) -> None:
     """Raises UserError where `shard` does not go with the game's `sensitivity` or a pruned model."""
     if shard and sensitivity != "classifier":
         raise UserError(
-            f"--sensitivity {sensitivity} takes gradients that --shard does not share out: take classifier, "
-            "or leave --shard out"
+            f"`sensitivity={sensitivity}` takes gradients that `shard=True` does not share out: take "
+            "classifier, or leave `shard` out"
         )
     if shard and pruned:
-        raise UserError("--shard does not share out masks, and the model is pruned: leave --shard out")
+        raise UserError("`shard=True` does not share out masks, and the model is pruned: leave `shard` out")
 
 
 def _first_of(module: nn.Module) -> list[nn.Parameter]:
@@ -84,7 +84,7 @@ def _shard(network: nn.Module, device: torch.device) -> None:
             fully_shard(unit, mesh=mesh, reshard_after_forward=True)
     except (ValueError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{type(network).__name__} cannot take --shard: {reason}") from error
+        raise UserError(f"{type(network).__name__} cannot take `shard=True`: {reason}") from error
 
 
 def _blocks(network: nn.Module) -> list[nn.Module]:

@@ -1,8 +1,8 @@
 """How a training step runs: op by op, compiled, or compiled and replayed as one CUDA graph.
 
-A loop hands `Engine.prepare` a function that builds its step with a compiler for the pure functions
-inside, so one definition of a step serves all engines. Before its first use a step is rehearsed once,
-and what it changed is put back: kernels are then built, compiled and captured outside the loop's time.
+A loop hands `prepare` a function that builds its step with a compiler for the pure functions inside, so
+one definition of a step serves all engines. Before its first use a step is rehearsed once, and what it
+changed is put back: kernels are then built, compiled and captured outside the loop's time.
 """
 
 from __future__ import annotations
@@ -17,15 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dau_fast.engine.activation_checkpointing import blocks_of, checkpointed
-from dau_fast.engine.profiling import Profiler, section
-from dau_fast.engine.ranks import ALONE, Ranks
-from dau_fast.engine.runtime import Stopwatch
-from dau_fast.engine.waiting import Waiting
+from dau_fast.engine.device import Stopwatch
+from dau_fast.engine.profiling import section
+from dau_fast.engine.runtime import Runtime
 from dau_fast.errors import UserError
-from dau_fast.models import Outputs
-
-ENGINES = ("eager", "compiled", "captured")
 
 # What compiling is expected to cost and to gain on CUDA, where `auto` decides by it: seconds for one
 # step, and the eager step's time over the captured one's. Assumed, not measured.
@@ -37,6 +32,8 @@ _WARM_UPS = 3
 Step = Callable[..., None]
 Pure = Callable[..., Any]
 Compile = Callable[[Pure], Pure]
+# A compiler for the step's pure functions, and how many parts a batch is taken in.
+Build = Callable[[Compile, int], Step]
 
 
 @dataclass(frozen=True)
@@ -52,156 +49,99 @@ class Players:
         return found + [t for optimizer in self.optimizers for t in _state(optimizer)]
 
 
-def choose_engine(
-    name: str,
-    device: torch.device,
-    profiler: Profiler | None = None,
-    ranks: Ranks = ALONE,
-    accumulate: int = 1,
-    activation_checkpointing: bool = False,
-    shard: bool = False,
-) -> Engine:
-    """`auto` or one of ENGINES on `device`. Raises UserError for others, and for captured without CUDA.
+@dataclass(frozen=True)
+class Prepared:
+    """A step that is ready. engine: that runs it; reason: why, where nobody asked for it, else "".
 
-    Several processes and activation checkpointing run eagerly: `compiled` and `captured` are refused.
-    One process has nothing to share a model with: `shard` is refused.
-    """
-    if name != "auto" and name not in ENGINES:
-        raise UserError(f"unknown engine '{name}': expected auto, {', '.join(ENGINES)}")
-    if name == "captured" and device.type != "cuda":
-        raise UserError("--engine captured needs a CUDA device: take eager or compiled here")
-    if name not in ("auto", "eager") and not ranks.alone:
-        raise UserError(f"--engine {name} is for one process, and there are {ranks.count}: take eager")
-    if name not in ("auto", "eager") and activation_checkpointing:
-        raise UserError(f"--engine {name} does not go with --activation-checkpointing: take eager")
-    if shard and ranks.alone:
-        raise UserError(
-            "--shard shares a model out to several processes, and there is one: start them with torchrun, or "
-            "leave it out"
-        )
-    return Engine(name, profiler, ranks, accumulate, activation_checkpointing, shard)
-
-
-class Engine:
-    """Prepares steps. name: `auto` or one of ENGINES. profiler: looks at the first steps of every loop.
-
-    ranks: the processes that take every step together. accumulate: parts of a batch, one after the other.
-    activation_checkpointing: compute blocks' activations again in the backward pass, to save memory.
-    shard: whether each of the processes is to hold its share of a model that is trained.
-    compile_seconds: spent so far on rehearsing, compiling and capturing. chosen: by loop, the engine
-    that runs it and, for auto, why. waiting: by loop, how much of its steps' time went into waiting for data.
+    parts: that its batches are taken in. seconds: of rehearsing, compiling and capturing.
     """
 
-    def __init__(
-        self,
-        name: str = "eager",
-        profiler: Profiler | None = None,
-        ranks: Ranks = ALONE,
-        accumulate: int = 1,
-        activation_checkpointing: bool = False,
-        shard: bool = False,
-    ) -> None:
-        self.name = name
-        self.shard = shard
-        self.activation_checkpointing = activation_checkpointing
-        self.ranks = ranks
-        self.accumulate = accumulate
-        self.profiler = profiler
-        self.compile_seconds = 0.0
-        self.chosen: dict[str, str] = {}
-        self.waiting: dict[str, Waiting] = {}
+    step: Step
+    engine: str
+    reason: str
+    parts: int
+    seconds: float
 
-    def prepare(
-        self,
-        loop: str,
-        build: Callable[[Compile], Step],
-        inputs: tuple[Tensor, ...],
-        players: Players,
-        steps: int,
-        *,
-        compilable: str | None = None,
-    ) -> Step:
-        """The step that `build` makes, ready to be called with tensors like `inputs`, `steps` times.
 
-        build: takes a compiler, applies it to the pure functions of the step, and returns the step.
-        players: everything that the step changes; it is the same after this call as before.
-        compilable: why the step cannot be compiled, if so: it then runs eagerly.
-        """
-        device = inputs[0].device
-        if self.profiler:
-            self.profiler.finish()
-        with Stopwatch(device) as watch, _kept(players, device):
-            step = self._fitted(build, inputs, loop)
-            name, reason = self._choose(step, inputs, steps, compilable)
-            if name != "eager":
-                step = build(_compile)
-                self._rehearse(step, inputs, loop)
-            if name == "captured":
-                step = _capture(step, inputs)
-        self.compile_seconds += watch.seconds
-        self.chosen[loop] = f"{name}: {reason}" if reason else name
-        return self.profiler.watch(loop, step, steps, device) if self.profiler else step
+def prepare(
+    loop: str,
+    build: Build,
+    inputs: tuple[Tensor, ...],
+    players: Players,
+    steps: int,
+    runtime: Runtime,
+    *,
+    compilable: str | None = None,
+) -> Prepared:
+    """The step that `build` makes, ready to be called with tensors like `inputs`, `steps` times.
 
-    def waiting_of(self, loop: str) -> Waiting:
-        """What takes the time of `loop`, which begins."""
-        waiting = self.waiting.setdefault(loop, Waiting())
-        waiting.begin()
-        return waiting
+    loop: its name. players: everything that the step changes; it is the same after this call as before.
+    compilable: why the step cannot be compiled, if so: it then runs eagerly.
+    """
+    device = inputs[0].device
+    with Stopwatch(device) as watch, _kept(players, device):
+        step, parts = _fitted(loop, build, inputs, runtime)
+        engine, reason = _choose(step, inputs, steps, runtime, compilable)
+        if engine != "eager":
+            step = build(_compile, parts)
+            _rehearse(step, inputs, loop)
+        if engine == "captured":
+            step = _capture(step, inputs)
+    return Prepared(step, engine, reason, parts, watch.seconds)
 
-    def forward(self, called: nn.Module, network: nn.Module) -> Callable[[Tensor], Outputs]:
-        """How a step calls `called`, which runs `network` and perhaps averages its gradients."""
-        return checkpointed(called, blocks_of(network)) if self.activation_checkpointing else called
 
-    def _fitted(self, build: Callable[[Compile], Step], inputs: tuple[Tensor, ...], loop: str) -> Step:
-        """A step that has run once: with more and smaller parts of a batch where memory is short."""
-        while True:
-            step = build(_as_it_is)
-            try:
-                step(*inputs)
-            except torch.OutOfMemoryError as error:
-                if not self.ranks.alone:
-                    raise UserError(
-                        f"the GPU's memory does not hold a batch of {loop}: add --accumulate "
-                        f"{2 * self.accumulate}, or start more processes"
-                    ) from error
-                self.accumulate *= 2
-            else:
-                return step
-            torch.cuda.empty_cache()
-            logging.getLogger("dau_fast").warning(
-                "memory is short in %s: batches are taken in %d parts from here on", loop, self.accumulate
-            )
-
-    def _choose(
-        self, step: Step, inputs: tuple[Tensor, ...], steps: int, compilable: str | None
-    ) -> tuple[str, str]:
-        if compilable is not None:
-            return "eager", compilable
-        if self.name != "auto":
-            return self.name, ""
-        if not self.ranks.alone:
-            return "eager", "steps of several processes are not compiled"
-        if self.activation_checkpointing:
-            return "eager", "steps with activation checkpointing are not compiled"
-        device = inputs[0].device
-        if device.type != "cuda":
-            return "eager", "compiling takes longer than it saves on a CPU"
-        with Stopwatch(device) as watch:
-            step(*inputs)
-        predicted = steps * watch.seconds
-        saved = predicted * (1 - 1 / _GAIN)
-        if saved <= _COMPILE_SECONDS:
-            return "eager", f"{predicted:.0f} s of work are too few to compile for"
-        return "captured", f"{predicted:.0f} s of work are worth compiling for"
-
-    def _rehearse(self, step: Step, inputs: tuple[Tensor, ...], loop: str) -> None:
+def _fitted(loop: str, build: Build, inputs: tuple[Tensor, ...], runtime: Runtime) -> tuple[Step, int]:
+    """A step that has run once: with more and smaller parts of a batch where memory is short."""
+    parts = runtime.count_parts(loop)
+    while True:
+        step = build(_as_it_is, parts)
         try:
             step(*inputs)
-        except torch._dynamo.exc.TorchDynamoException as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"the steps of {loop} cannot be compiled ({reason}): take --engine eager"
-            ) from error
+        except torch.OutOfMemoryError as error:
+            parts *= 2
+            if not runtime.ranks.alone:
+                raise UserError(
+                    f"the GPU's memory does not hold a batch of {loop}: add `accumulate={parts}`, or start "
+                    "more processes"
+                ) from error
+        else:
+            return step, parts
+        torch.cuda.empty_cache()
+        logging.getLogger("dau_fast").warning(
+            "memory is short in %s: its batches are taken in %d parts", loop, parts
+        )
+
+
+def _choose(
+    step: Step, inputs: tuple[Tensor, ...], steps: int, runtime: Runtime, compilable: str | None
+) -> tuple[str, str]:
+    """The engine, and why it and no other where that was not asked for."""
+    if compilable is not None:
+        return "eager", compilable
+    if runtime.engine != "auto":
+        return runtime.engine, ""
+    if not runtime.ranks.alone:
+        return "eager", "steps of several processes are not compiled"
+    if runtime.activation_checkpointing:
+        return "eager", "steps with activation checkpointing are not compiled"
+    device = inputs[0].device
+    if device.type != "cuda":
+        return "eager", "compiling takes longer than it saves on a CPU"
+    with Stopwatch(device) as watch:
+        step(*inputs)
+    predicted = steps * watch.seconds
+    saved = predicted * (1 - 1 / _GAIN)
+    if saved <= _COMPILE_SECONDS:
+        return "eager", f"{predicted:.0f} s of work are too few to compile for"
+    return "captured", f"{predicted:.0f} s of work are worth compiling for"
+
+
+def _rehearse(step: Step, inputs: tuple[Tensor, ...], loop: str) -> None:
+    try:
+        step(*inputs)
+    except torch._dynamo.exc.TorchDynamoException as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"the steps of {loop} cannot be compiled ({reason}): take `engine=eager`") from error
 
 
 def _as_it_is(function: Pure) -> Pure:

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from dau_fast.engine.batches import Batch, Load, load_each
-from dau_fast.engine.profiling import optimizer_section, section
-from dau_fast.engine.ranks import ALONE, Ranks
-from dau_fast.engine.steps import Compile, Engine, Players, Step
+from dau_fast.engine.chance import seeded
+from dau_fast.engine.evaluation import EVALUATION_BATCH
+from dau_fast.engine.loop import Forward, Loop, LoopCost, PartLoss, run_loop
+from dau_fast.engine.modes import batchnorm_momentum, find_batchnorms
+from dau_fast.engine.profiling import section
+from dau_fast.engine.ranks import ALONE, MicroBatch, Ranks
+from dau_fast.engine.runtime import Runtime
+from dau_fast.engine.steps import Compile
+from dau_fast.errors import UserError
 
 
 def train(
@@ -26,53 +35,43 @@ def train(
     scheduler: LRScheduler,
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     on_step: Callable[[], None] = lambda: None,
-    engine: Engine | None = None,
+    runtime: Runtime | None = None,
     name: str = "training",
-) -> None:
-    """Take `steps` optimiser steps on loss(logits, labels), in place.
+    seed: int = 0,
+) -> tuple[LoopCost, ...]:
+    """Take `steps` optimiser steps on loss(logits, labels), in place; how they ran and what that cost.
 
     model: images [B, ...] -> (features, logits). batches: all of one size. loss: a mean over rows.
-    scheduler: advanced once a step. engine: how the steps run, and on how many processes; None for
-    eagerly and on one. name: what it calls this loop.
+    scheduler: advanced once a step. runtime: None for eagerly, on a CPU and in one process. name: what
+    reports call this loop. seed: of what the model itself draws, such as dropout.
     """
-    engine = engine or Engine()
-    ranks = engine.ranks
-    model.train()
-    if steps == 0:
-        return
-    called = ranks.parallel(model)
-    forward = engine.forward(called, model)
-    sizes: list[int] = []
 
-    def build(compile: Compile) -> Step:
+    def build_loss(compile: Compile, forward: Forward) -> PartLoss:
         objective = compile(lambda images, targets: loss(forward(images).logits, targets))
 
-        def step(images: Tensor, targets: Tensor) -> None:
-            optimizer.zero_grad(set_to_none=True)
-            parts = ranks.micro_batches(sizes, engine.accumulate)
-            for part in parts:
-                with ranks.sharing(called, part is parts[-1]):
-                    with section("forward"):
-                        value = objective(images[part.rows], targets[part.rows])
-                    with section("backward"):
-                        (value if part.weight == 1 else part.weight * value).backward()
-            with section(optimizer_section(optimizer)):
-                optimizer.step()
+        def part_loss(_: MicroBatch, images: Tensor, targets: Tensor) -> Tensor:
+            with section("forward"):
+                value: Tensor = objective(images, targets)
+            return value
 
-        return step
+        return part_loss
 
-    step: Step | None = None
-    waiting = engine.waiting_of(name)
-    for _ in range(steps):
-        images, targets, _index = waiting.batch(batches)
-        if step is None:
-            sizes += ranks.sizes(len(images), images.device)
-            players = Players((model,), (optimizer,))
-            step = engine.prepare(name, build, (images, targets), players, steps)
-        step(images, targets)
+    def after(_: int) -> None:
         scheduler.step()
         on_step()
-        waiting.done(images.device)
+
+    loop = Loop(
+        name,
+        model,
+        optimizer,
+        batches,
+        steps,
+        loss=build_loss,
+        inputs=lambda batch: (batch.images, batch.labels),
+        after=after,
+        seed=seed,
+    )
+    return run_loop(loop, runtime or Runtime())
 
 
 @torch.no_grad()
@@ -81,28 +80,60 @@ def recompute_batchnorm(
     load: Load,
     index: Tensor,
     *,
-    batch_size: int = 512,
+    batch_size: int = EVALUATION_BATCH,
     ranks: Ranks = ALONE,
+    seed: int = 0,
 ) -> None:
     """Replace every BatchNorm's running statistics by their mean over `index` [N], in place.
 
     The running averages of training still hold what the model is to forget; these do not.
-    A model without BatchNorm, and a set of one image, change nothing.
+    A model without BatchNorm, and a set of one image, change nothing; nor does a pass that fails. Where a
+    GPU's memory is short, smaller batches are taken, and a line says so. seed: of what the model itself
+    draws, such as dropout; PyTorch's global generators are as before afterwards.
     """
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    norms = [norm for norm in norms if norm.track_running_stats]
+    norms = [norm for norm in find_batchnorms(model) if norm.track_running_stats]
     if not norms or len(index) < 2:
         return
-    momenta = [norm.momentum for norm in norms]
-    mode = model.training
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's way to ask for the plain mean over batches
-    model.train()
-    # Batches of even size, because that mean weighs batches and not images.
+    # Batches of even size, because the mean over batches weighs batches and not images.
     parts = index.tensor_split(math.ceil(len(index) / batch_size))
-    for images in load_each(load, [part[ranks.mine(len(part))] for part in parts]):
-        model(images)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    model.train(mode)
+    try:
+        # No momentum is PyTorch's way to ask for the plain mean.
+        with (
+            seeded(seed + ranks.rank, index.device),
+            _statistics_or_nothing(model, norms),
+            batchnorm_momentum(norms, None),
+        ):
+            for norm in norms:
+                norm.reset_running_stats()
+            for images in load_each(load, [part[ranks.own_rows(len(part))] for part in parts]):
+                model(images)
+        return
+    except torch.OutOfMemoryError as error:
+        half = len(parts[0]) // 2
+        if half < 2 or not ranks.alone:
+            raise UserError(
+                "the GPU's memory does not hold the pass for BatchNorm statistics: start more processes, or "
+                "take a device with more memory"
+            ) from error
+    torch.cuda.empty_cache()
+    logging.getLogger("dau_fast").warning(
+        "memory is short in the pass for BatchNorm statistics: %d images are taken at a time", half
+    )
+    recompute_batchnorm(model, load, index, batch_size=half, ranks=ranks, seed=seed)
+
+
+@contextmanager
+def _statistics_or_nothing(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
+    """`model` in training mode, and back to its own; what an error leaves of the statistics is undone."""
+    before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
+    mode = model.training
+    model.train()
+    try:
+        yield
+    except BaseException:
+        for norm, values in zip(norms, before, strict=True):
+            for name, value in values.items():
+                norm.get_buffer(name).copy_(value)
+        raise
+    finally:
+        model.train(mode)

@@ -16,26 +16,18 @@ _QUEUED = 4
 
 
 class Waiting:
-    """The steps of one loop: `batch` begins each, `done` ends it. seconds: of all steps, and `data` of them.
+    """The clock of one loop: `take` begins each step, `finish` ends it. seconds: of all steps, data: waiting.
 
-    The first step since `begin` is left out: there compilers are waited for, and reading only begins.
+    The first step is left out: there compilers are waited for, and reading only begins.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.seconds = self.data = 0.0
-        self.begin()
-
-    @property
-    def share(self) -> float:
-        """Of the steps' time, the part spent waiting for data, 0 to 1."""
-        return self.data / self.seconds if self.seconds else 0.0
-
-    def begin(self) -> None:
-        """The loop begins, once more where it did before."""
         self._steps = 0
         self._queued: torch.cuda.Event | None = None
 
-    def batch(self, batches: Iterator[Batch]) -> Batch:
+    def take(self, batches: Iterator[Batch]) -> Batch:
         """The next of `batches`."""
         self._began = time.perf_counter()
         with section("data"):
@@ -43,10 +35,10 @@ class Waiting:
         self._ready = time.perf_counter()
         return batch
 
-    def done(self, device: torch.device) -> None:
-        """The step is over, or queued on a CUDA `device`."""
-        if device.type == "cuda" and self._steps % _QUEUED == 0:
-            before, self._queued = self._queued, torch.cuda.current_stream(device).record_event()
+    def finish(self) -> None:
+        """The step is over, or queued on a CUDA device."""
+        if self.device.type == "cuda" and self._steps % _QUEUED == 0:
+            before, self._queued = self._queued, torch.cuda.current_stream(self.device).record_event()
             if before is not None:
                 before.synchronize()
         if self._steps:

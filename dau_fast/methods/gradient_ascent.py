@@ -7,18 +7,32 @@ import copy
 from torch import Tensor
 from torch.nn import functional as F
 
-from dau_fast.config import GRADIENT_ASCENT_CLASSWISE, GRADIENT_ASCENT_RANDOM
+from dau_fast.config import GRADIENT_ASCENT_CLASSWISE, GRADIENT_ASCENT_RANDOM, TrainingRecipe
+from dau_fast.methods.method import Method, recipe_chooser
 from dau_fast.methods.supervised import fit
 from dau_fast.methods.task import Task, Unlearned
 
 
-def unlearn(task: Task) -> Unlearned:
-    """Maximise a copy's loss on the forget set; settings["ga"] replaces the recipe."""
-    usual = GRADIENT_ASCENT_CLASSWISE if task.split.classwise else GRADIENT_ASCENT_RANDOM
-    recipe = task.settings.get("ga", usual)
+def unlearn(task: Task, recipe: TrainingRecipe) -> Unlearned:
+    """Maximise a copy's loss on the forget set."""
     model = copy.deepcopy(task.original)
-    return Unlearned(fit(model, task.split.forget, task, recipe, "ga", loss=_negative_loss))
+    return Unlearned(model, fit(model, task.split.forget, task, recipe, "ga", loss=_negative_loss))
+
+
+def _usual(task: Task) -> TrainingRecipe:
+    return GRADIENT_ASCENT_CLASSWISE if task.split.classwise else GRADIENT_ASCENT_RANDOM
 
 
 def _negative_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return -F.cross_entropy(logits, labels)
+
+
+METHODS = (
+    Method(
+        name="ga",
+        label="GA",
+        about="gradient ascent on the forget set",
+        run=unlearn,
+        choose=recipe_chooser(_usual),
+    ),
+)

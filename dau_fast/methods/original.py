@@ -14,7 +14,7 @@ def train(task: Task) -> Unlearned:
     """
     if task.pruning is not None:
         return _prune(task, trained=False)
-    return Unlearned(fit(task.original, task.split.train, task, task.recipe, "original"))
+    return Unlearned(task.original, fit(task.original, task.split.train, task, task.recipe, "original"))
 
 
 def prune_trained(task: Task) -> Unlearned:
@@ -25,5 +25,7 @@ def prune_trained(task: Task) -> Unlearned:
 def _prune(task: Task, *, trained: bool) -> Unlearned:
     """Prune task.original itself, fresh or `trained`, and train it on the whole training set."""
     assert task.pruning is not None
-    masks = fit_pruned(task.original, task.split.train, task, task.pruning, "original", trained=trained)
-    return Unlearned(task.original, masks=masks)
+    masks, loops = fit_pruned(
+        task.original, task.split.train, task, task.pruning, task.recipe, "original", trained=trained
+    )
+    return Unlearned(task.original, loops, masks=masks)

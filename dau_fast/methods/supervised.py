@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, MultiStepLR
 
 from dau_fast.config import TrainingRecipe
 from dau_fast.engine.batches import steps_for
+from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.training import train
 from dau_fast.methods.task import Task
@@ -27,15 +29,16 @@ def fit(
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     *,
     part: tuple[float, float] = (0, 1),
-) -> Classifier:
+) -> tuple[LoopCost, ...]:
     """Train `model` on images `index` by `recipe`, in place, weights that task.masks masks at zero.
 
-    name: labels progress and randomness. loss: None for cross-entropy, with the recipe's label smoothing.
-    part: from and to which share of the recipe.
+    Returns how the loop ran, nothing where it had no step. name: labels progress and randomness. loss:
+    None for cross-entropy, with the recipe's label smoothing. part: from and to which share of the recipe.
     """
     steps = steps_for(recipe.epochs, len(index), recipe.batch_size)
     first, last = (round(share * steps) for share in part)
-    with task.trainee(model) as trainee:
+    feed = task.feed(name, recipe.batch_size, index)
+    with task.trainee(model) as trainee, closing(feed) as batches:
         optimizer = sgd(
             trainee.network,
             task.masks,
@@ -44,18 +47,18 @@ def fit(
             weight_decay=recipe.weight_decay,
             nesterov=recipe.nesterov,
         )
-        train(
+        return train(
             trainee,
-            task.feed(name, recipe.batch_size, index),
+            batches,
             steps=last - first,
             optimizer=optimizer,
             scheduler=_schedule(optimizer, recipe, steps, first),
             loss=loss or partial(F.cross_entropy, label_smoothing=recipe.label_smoothing),
             on_step=task.progress(name, last - first),
-            engine=task.engine,
+            runtime=task.runtime,
             name=name,
+            seed=task.derive_seed(f"{name} noise"),
         )
-    return model
 
 
 def _schedule(optimizer: Optimizer, recipe: TrainingRecipe, steps: int, first: int) -> LRScheduler:

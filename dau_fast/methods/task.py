@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.data.images import Images
+from dau_fast.data.progress import Progress, silent
 from dau_fast.data.split import Split
-from dau_fast.engine.batches import Batch, generator_for, index_stream
+from dau_fast.engine.batches import Batch, index_stream
+from dau_fast.engine.chance import derive_seed, generator_for
+from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.ranks import Ranks
+from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.sharding import sharded
-from dau_fast.engine.steps import Engine
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
-
-
-class Progress(Protocol):
-    """Announces long work and returns what is to be called after each step of it."""
-
-    def __call__(self, description: str, steps: int) -> Callable[[], None]: ...
-
-
-def silent(description: str, steps: int) -> Callable[[], None]:
-    """No progress shown."""
-    return lambda: None
 
 
 @dataclass(frozen=True)
 class Task:
     """A trained model, its data, and what is to be forgotten. Methods leave all of it unchanged.
 
-    original: the trained model. fresh: seed -> a newly initialised network of the same
-    architecture. recipe: how the original was trained, for retraining. settings: configurations
-    that replace a method's own, by the method's name. masks: of the original's network, whose masked
+    original: the trained model. fresh: seed -> a newly initialised network of the same architecture.
+    recipe: how the original was trained, for retraining. masks: of the original's network, whose masked
     weights every method keeps at zero; None for a dense one. pruning: how the masks were found.
-    engine: how training steps run, and on how many processes.
+    runtime: how everything computes.
     """
 
     images: Images
@@ -49,20 +40,28 @@ class Task:
     original: Classifier
     fresh: Callable[[int], Classifier]
     recipe: TrainingRecipe
-    settings: Mapping[str, Any] = field(default_factory=dict)
     progress: Progress = silent
     masks: Masks | None = None
     pruning: PruneConfig | None = None
-    engine: Engine = field(default_factory=Engine)
+    runtime: Runtime = field(default_factory=Runtime)
 
     @property
     def ranks(self) -> Ranks:
         """The processes that share the work."""
-        return self.engine.ranks
+        return self.runtime.ranks
 
     @property
     def labels(self) -> Tensor:
         return self.images.labels
+
+    @property
+    def pruned(self) -> bool:
+        """Whether the original is pruned, or will be before any method runs."""
+        return self.masks is not None or self.pruning is not None
+
+    def derive_seed(self, purpose: str) -> int:
+        """A number for one purpose; it depends on the task's seed alone."""
+        return derive_seed(self.seed, purpose)
 
     def generator(self, purpose: str) -> torch.Generator:
         """Randomness for one purpose; it depends on the task's seed alone."""
@@ -74,7 +73,7 @@ class Task:
 
         In the latter case all whole models of this task rest on the CPU inside.
         """
-        if not self.engine.shard:
+        if not self.runtime.shard:
             yield model
             return
         with sharded(model, self.images.device, self.original) as part:
@@ -88,22 +87,21 @@ class Task:
         """
         order, chance = self.generator(purpose), self.generator(f"{purpose} augmentation")
         streams = [index_stream(index, batch_size, order) for index in sets]
-        mine = self.ranks.positions(batch_size, len(sets), self.images.device)
-        choices = (self.images.choose(torch.cat(parts), chance, mine) for parts in zip(*streams, strict=True))
+        own = self.ranks.own_positions(batch_size, len(sets), self.images.device)
+        choices = (self.images.choose(torch.cat(parts), chance, own) for parts in zip(*streams, strict=True))
         for index, images in self.images.each(choices):
             yield Batch(images, self.labels[index], index)
 
 
 @dataclass(frozen=True)
 class Unlearned:
-    """A method's result. history: what the game recorded, by name, one entry a check.
+    """A method's result. loops: how its training loops ran, in their order.
 
-    masks: of the model, where the method found its own.
+    history: what the game recorded, by name, one entry a check. masks: of the model, where the method
+    found its own.
     """
 
     model: Classifier
+    loops: tuple[LoopCost, ...] = ()
     history: dict[str, Any] | None = None
     masks: Masks | None = None
-
-
-Method = Callable[[Task], Unlearned]

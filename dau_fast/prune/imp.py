@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from itertools import count
 
 from torch import nn
 
 from dau_fast.errors import UserError
 from dau_fast.prune.masks import Masks
 from dau_fast.prune.prunable import prunable_weights
+from dau_fast.prune.pruner import Pruner, Search
 from dau_fast.prune.select import check_scope, check_sparsity, keep_largest, warn_of_emptied
 
 
@@ -52,3 +54,21 @@ def schedule(sparsity: float, rate: float) -> list[float]:
     """The sparsity after each round, at least one; the last is `sparsity`."""
     rounds = max(1, math.ceil(math.log(1 - sparsity) / math.log(1 - rate) - 1e-9))
     return [1 - (1 - rate) ** done for done in range(1, rounds)] + [sparsity]
+
+
+def _find(search: Search) -> Masks:
+    rounds = count(1)
+
+    def train(_: nn.Module, masks: Masks | None) -> None:
+        search.train(f"round {next(rounds)}", masks)
+
+    return imp(search.network, search.sparsity, train, rate=search.rate)
+
+
+PRUNER = Pruner(
+    name="imp",
+    about="the smallest trained weights, in rounds of training",
+    find=_find,
+    source="the weights after each round of training on {images}",
+    trains=True,
+)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import nn
 
 from dau_fast.prune.masks import Masks
 from dau_fast.prune.prunable import prunable_weights
+from dau_fast.prune.pruner import Pruner, Search
 from dau_fast.prune.select import check_scope, check_sparsity, keep_largest, warn_of_emptied
 
 
@@ -35,3 +37,21 @@ def omp(
         model.load_state_dict(rewind)
         masks.apply_(model)
     return masks
+
+
+def _find(search: Search) -> Masks:
+    if search.trained:
+        return omp(search.network, search.sparsity)
+    early = copy.deepcopy(search.network.state_dict())
+    search.train("dense", None)
+    return omp(search.network, search.sparsity, rewind=early)
+
+
+PRUNER = Pruner(
+    name="omp",
+    about="the smallest trained weights, all at once",
+    find=_find,
+    source="the weights of {model}, trained on {images}",
+    trains=True,
+    takes_trained=True,
+)

@@ -7,6 +7,7 @@ from torch import nn
 
 from dau_fast.prune.masks import Masks
 from dau_fast.prune.prunable import prunable_weights
+from dau_fast.prune.pruner import Pruner, Search
 from dau_fast.prune.select import check_scope, check_sparsity, keep_largest, warn_of_emptied
 
 
@@ -25,3 +26,10 @@ def random(
         for name, weight in prunable_weights(model, linear).items()
     }
     return warn_of_emptied(keep_largest(scores, sparsity, scope))
+
+
+def _find(search: Search) -> Masks:
+    return random(search.network, search.sparsity, seed=search.seed)
+
+
+PRUNER = Pruner(name="random", about="by chance", find=_find, source="chance, no data")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from dau_fast.errors import UserError
 from dau_fast.prune.masks import Masks
 from dau_fast.prune.prunable import is_finite, prunable_weights
+from dau_fast.prune.pruner import Pruner, Search
 from dau_fast.prune.select import check_scope, check_sparsity, keep_largest, warn_of_emptied
 
 
@@ -73,3 +74,17 @@ def _scores(model: nn.Module, weights: dict[str, nn.Parameter], ones: Tensor) ->
             "BatchNorm statistics are damaged; prune an untrained network"
         )
     return scores
+
+
+def _find(search: Search) -> Masks:
+    return synflow(
+        search.network, search.sparsity, input_shape=search.input_shape, iterations=search.iterations
+    )
+
+
+PRUNER = Pruner(
+    name="synflow",
+    about="where least flows through untrained weights, without data",
+    find=_find,
+    source="its initial weights, no data",
+)

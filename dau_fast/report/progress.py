@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from dau_fast.methods.task import Progress
+from dau_fast.data.progress import Progress
 
 
 @contextmanager

@@ -1,15 +1,20 @@
-"""The game from start to end, on a copy of the original.
+"""The game (Sharma et al. 2024, arXiv 2402.06864), played on a copy of the original.
 
-(1) The attacker learns to tell forget from validation on the frozen original. (2) Attacker and
-defender take turns until the referee has seen enough. (3) The defender recovers what the game cost
-it, on the retain set alone, with the learning rate decayed to zero. (4) BatchNorm statistics are
-recomputed on the retain set, because the running ones still hold the forget set.
+    the attacker sees   u(x) = [softmax(z), sensitivity]                                              (1)
+    attacker step       maximise E_f log A(u) + E_v log(1 - A(u))                                     (2)
+    defender step       minimise CE(retain) + alpha E_f[-log(1 - A(u))] + beta L_BT(h_f, h_v)         (3)
+
+The attacker first learns on the frozen original. Then both take turns, each on one forward pass, until
+the referee has seen enough. The defender recovers what that cost it on the retain set alone, with the
+learning rate decayed to zero, and its BatchNorm statistics, which still hold the forget set, are
+recomputed.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, replace
 
 import torch
@@ -17,197 +22,149 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LinearLR
 
-from dau_fast.config import DauConfig, sample_size
-from dau_fast.engine.batches import steps_for
+from dau_fast.config import DauConfig
+from dau_fast.data.split import draw_sample
+from dau_fast.engine.batches import Batch
+from dau_fast.engine.chance import seeded
+from dau_fast.engine.loop import Forward, Loop, LoopCost, PartLoss, run_loop
 from dau_fast.engine.optimizers import adam, sgd
-from dau_fast.engine.profiling import optimizer_section, section
+from dau_fast.engine.profiling import section
 from dau_fast.engine.ranks import MicroBatch
-from dau_fast.engine.steps import Compile, Players, Step
+from dau_fast.engine.steps import Compile
 from dau_fast.engine.training import recompute_batchnorm, train
 from dau_fast.methods.dau.attacker import Attacker, attacker_loss
 from dau_fast.methods.dau.defender import defender_loss
 from dau_fast.methods.dau.referee import History, Referee
-from dau_fast.methods.dau.view import View
+from dau_fast.methods.dau.schedule import Schedule
+from dau_fast.methods.dau.view import View, reveal_turn
 from dau_fast.methods.task import Task, Unlearned
-from dau_fast.models import Classifier, Outputs
+from dau_fast.models import Classifier
 
 
-def unlearn(task: Task) -> Unlearned:
-    """Make a copy of the original forget task.split.forget; settings["dau"] may hold a DauConfig."""
-    config = _config(task)
-    task = _sampled(task, config)
+def unlearn(task: Task, config: DauConfig) -> Unlearned:
+    """Make a copy of the original forget task.split.forget."""
+    task, schedule = plan_game(task, config)
     defender = copy.deepcopy(task.original)
     with task.trainee(defender) as player:
-        history = _play(player, task, config)
-    return Unlearned(defender, asdict(history))
+        advance = task.progress("dau", schedule.turns + schedule.recovery_steps)
+        with Game(player, task, config, schedule) as game:
+            game.warm_up()
+            loops = game.play(advance)
+        loops += _recover(player, task, config, schedule, advance)
+    return Unlearned(defender, loops, asdict(game.history))
 
 
-def _play(defender: Classifier, task: Task, config: DauConfig) -> History:
-    """Game, recovery and statistics of `defender`, in place."""
-    retain = task.split.retain
-    game_steps = steps_for(config.game_epochs, len(retain), config.batch_size)
-    recovery_steps = steps_for(config.recovery_epochs, len(retain), config.batch_size)
-    advance = task.progress("dau", game_steps + recovery_steps)
-
-    game = Game(defender, task, config, turns=game_steps)
-    game.warm_up()
-    look_every = max(1, round(game_steps / (config.game_epochs * config.looks_per_epoch)))
-    for step in range(1, game_steps + 1):
-        game.turn()
-        advance()
-        if step % look_every == 0 and game.referee.look(defender, game.attacker, step):
-            break
-    game.end()
-
-    optimizer = _sgd(defender, task, config, config.recovery_lr)
-    train(
-        defender,
-        task.feed("recovery", config.batch_size, retain),
-        steps=recovery_steps,
-        optimizer=optimizer,
-        scheduler=LinearLR(optimizer, 1.0, 1 / recovery_steps, total_iters=recovery_steps),
-        on_step=advance,
-        engine=task.engine,
-        name="recovery",
+def plan_game(task: Task, config: DauConfig) -> tuple[Task, Schedule]:
+    """`task` with as much of the retain set as `config` asks for, and how long its game lasts."""
+    split, head = task.split, task.original.head
+    schedule = Schedule.plan(
+        config, retain=len(split.retain), forget=len(split.forget), classes=head.out_features
     )
-    recompute_batchnorm(defender, task.images, retain, ranks=task.ranks)
-    return game.referee.history
-
-
-def _config(task: Task) -> DauConfig:
-    given: DauConfig | None = task.settings.get("dau")
-    if given is not None:
-        return given
-    split = task.split
-    return DauConfig.default(
-        classwise=split.classwise, retain_images=len(split.retain), pruned=task.masks is not None
-    )
-
-
-def _sampled(task: Task, config: DauConfig) -> Task:
-    """`task` with as much of the retain set as `config` asks for."""
-    retain = task.split.retain
-    count = sample_size(len(retain), len(task.split.forget), config.retain_sample)
-    some = _some(retain, count, task.generator("retain sample"))
-    return replace(task, split=replace(task.split, retain=some))
-
-
-def _some(index: Tensor, count: int, chance: torch.Generator) -> Tensor:
-    """`count` of `index` [N] in their order, all of it where it has no more."""
-    if count >= len(index):
-        return index
-    order = torch.randperm(len(index), generator=chance, device=index.device)
-    return index[order[:count]].sort().values
-
-
-# Numbers that the attacker's warm-up holds of either set, half a GB in float32; of larger sets a sample.
-_LESSON = 2**27
+    retain = draw_sample(split.retain, schedule.retain_images, task.generator("retain sample"))
+    return replace(task, split=replace(split, retain=retain)), schedule
 
 
 class Game:
-    """Both players with their optimisers; a turn is one step of each, on one forward pass.
+    """Both players with their optimisers, and the referee; a context, whose batches end with it.
 
-    turns: how many will be played at most.
+    defender: the model that is changed in place. schedule: of this game, on the retain set of `task`.
     """
 
-    def __init__(self, defender: Classifier, task: Task, config: DauConfig, turns: int = 1) -> None:
-        self.config, self.task, self.defender, self.turns = config, task, defender, turns
-        self.referee = Referee(
-            task.split,
-            task.labels,
-            task.images,
-            exam_share=config.exam_share,
-            view=View(config.sensitivity, config.label_conditioned),
-            generator=task.generator("exam"),
-            ranks=task.ranks,
-        )
-        self._lesson = self._first_lesson()
-        with torch.random.fork_rng():
-            torch.manual_seed(task.generator("attacker").initial_seed())
-            seen = torch.cat(self._lesson[:2])
-            self.attacker = Attacker(seen, config.attacker_hidden).to(seen)
-        self._attack = adam(self.attacker, lr=config.attacker_lr)
-        self._defend = _sgd(defender, task, config, config.lr)
+    attacker: Attacker
+
+    def __init__(self, defender: Classifier, task: Task, config: DauConfig, schedule: Schedule) -> None:
+        self.defender, self.task, self.config, self.schedule = defender, task, config, schedule
         split = task.split
+        self.view = View(config.sensitivity, config.label_conditioned)
+        self.referee = Referee(
+            split, task.labels, task.images, exam_share=config.exam_share, view=self.view,
+            generator=task.generator("exam"), ranks=task.ranks,
+        )  # fmt: skip
+        self._defend = _sgd(defender, task, config, config.lr)
         self._batches = task.feed("game", config.batch_size, split.retain, split.forget, split.validation)
-        self._waiting = task.engine.waiting_of("game")
-        self._step: Step | None = None
+
+    def __enter__(self) -> Game:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._batches.close()
+
+    @property
+    def history(self) -> History:
+        """What the referee saw."""
+        return self.referee.history
 
     def warm_up(self) -> None:
-        """Train the attacker, once, on what the frozen original shows, and let the referee note it."""
+        """Make the attacker and train it on what the frozen original shows; the referee notes it."""
+        split, chance = self.task.split, self.task.generator("lesson")
+        sets = [
+            draw_sample(index, self.schedule.lesson_images, chance)
+            for index in (split.forget, split.validation)
+        ]
+        u_forget, u_validation = (self.referee.reveal(self.defender, index) for index in sets)
+        may_study = [self.referee.grant_study(index) for index in sets]
+        seen = torch.cat([u_forget, u_validation])
+        with seeded(self.task.derive_seed("attacker"), seen.device):
+            self.attacker = Attacker(seen, self.config.attacker_hidden).to(seen)
+        self._attack = adam(self.attacker, lr=self.config.attacker_lr)
         learn = self._learner(attacker_loss)
         for _ in range(self.config.warmup_steps):
-            learn(*self._lesson)
-        self._lesson = ()
+            learn(u_forget, u_validation, *may_study)
         self.referee.look(self.defender, self.attacker, 0)
 
-    def turn(self) -> None:
-        """One defender pass over retain, forget and validation; the attacker steps, then the defender."""
-        images, labels, index = self._waiting.batch(self._batches)
-        inputs = images, labels, self.referee.study(index)
-        self.defender.train()
-        if self._step is None:
-            self._step = self._prepared(inputs)
-        self._step(*inputs)
-        self._waiting.done(images.device)
+    def play(self, advance: Callable[[], None] = lambda: None) -> tuple[LoopCost, ...]:
+        """Take turns until the referee has seen enough, after `warm_up`; `advance` is called after each."""
 
-    def end(self) -> None:
-        """Let go of what only turns need: batches read ahead, buffers for gradients of several processes."""
-        self._batches.close()
-        self._step = None
+        def after(turn: int) -> bool:
+            advance()
+            due = turn % self.schedule.look_every == 0
+            return due and self.referee.look(self.defender, self.attacker, turn)
 
-    def _first_lesson(self) -> tuple[Tensor, ...]:
-        """u of forget and validation set, or of some of either, and which of them may be studied."""
-        chance, split = self.task.generator("lesson"), self.task.split
-        most = lesson_size(self.defender.head.out_features, self.config)
-        sets = [_some(index, most, chance) for index in (split.forget, split.validation)]
-        shown = [self.referee.shown(self.defender, index) for index in sets]
-        return *shown, *(self.referee.study(index) for index in sets)
-
-    def _prepared(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Step:
-        players = Players((self.defender, self.attacker), (self._attack, self._defend))
         # The other sensitivities take a gradient inside the pass.
         simple = self.config.sensitivity == "classifier"
-        why = None if simple else f"sensitivity '{self.config.sensitivity}' cannot be compiled"
-        engine = self.task.engine
-        return engine.prepare("game", self._build, inputs, players, self.turns, compilable=why)
+        loop = Loop(
+            "game",
+            self.defender,
+            self._defend,
+            self._batches,
+            self.schedule.turns,
+            loss=self._build_turn,
+            inputs=self._show,
+            after=after,
+            sets=3,
+            partners=(self.attacker,),
+            their_optimizers=(self._attack,),
+            compilable=None if simple else f"sensitivity '{self.config.sensitivity}' cannot be compiled",
+            seed=self.task.derive_seed("game noise"),
+        )
+        return run_loop(loop, self.task.runtime)
 
-    def _build(self, compile: Compile) -> Step:
-        """The turn: images and labels of the three sets, one after the other, and which may be studied."""
-        config, defender, ranks = self.config, self.defender, self.task.ranks
-        reveal, objective = compile(_reveal), compile(defender_loss)
-        learn = self._learner(compile(attacker_loss))
+    def _show(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Images and labels of retain, forget and validation, and which the attacker may learn from."""
+        return batch.images, batch.labels, self.referee.grant_study(batch.indices)
+
+    def _build_turn(self, compile: Compile, forward: Forward) -> PartLoss:
+        """One turn on a part of a batch: reveal, attacker steps, and the loss of the defender's step."""
+        config = self.config
+        reveal, objective = compile(reveal_turn), compile(defender_loss)
+        learn, judge = self._learner(compile(attacker_loss)), _frozen(self.attacker)
         weights = {"alpha": config.alpha, "beta": config.beta, "lambd": config.lambd}
-        judge = _frozen(self.attacker)
-        called, parts, view = ranks.parallel(defender), self._parts(), self.referee.view
-        forward = self.task.engine.forward(called, defender)
 
-        def step(images: Tensor, labels: Tensor, study: Tensor) -> None:
-            self._defend.zero_grad(set_to_none=True)
-            for number, part in enumerate(parts):
-                some, targets, may_study = (_rows(tensor, part.rows) for tensor in (images, labels, study))
-                with ranks.sharing(called, part is parts[-1]):
-                    with section("forward"):
-                        sets, u_forget, u_validation = reveal(forward, defender, view, some, targets)
-                    with section("attacker"):
-                        seen = self._seen_by_all(u_forget, u_validation, may_study, part.sizes)
-                        for _ in range(_share(config.attacker_steps, number, len(parts))):
-                            learn(*seen)
-                    with section("forward"):
-                        retain_labels = targets.chunk(3)[0]
-                        loss = objective(*sets, retain_labels, u_forget, judge, **weights, sizes=part.sizes)
-                    with section("backward"):
-                        (loss if part.weight == 1 else part.weight * loss).backward()
-            with section(optimizer_section(self._defend)):
-                self._defend.step()
+        def turn(part: MicroBatch, images: Tensor, labels: Tensor, study: Tensor) -> Tensor:
+            with section("forward"):
+                sets, u_forget, u_validation = reveal(forward, self.defender, self.view, images, labels)
+            with section("attacker"):
+                seen = self._gather(u_forget, u_validation, study, part.sizes)
+                for _ in range(_deal(config.attacker_steps, part.number, part.count)):
+                    learn(*seen)  # (2)
+            with section("forward"):
+                retain_labels = labels.chunk(3)[0]
+                loss: Tensor = objective(*sets, retain_labels, u_forget, judge, **weights, sizes=part.sizes)
+            return loss  # (3)
 
-        return step
+        return turn
 
-    def _parts(self) -> list[MicroBatch]:
-        ranks = self.task.ranks
-        return ranks.micro_batches(ranks.rows(self.config.batch_size), self.task.engine.accumulate)
-
-    def _seen_by_all(
+    def _gather(
         self, u_forget: Tensor, u_validation: Tensor, study: Tensor, sizes: Sequence[int]
     ) -> tuple[Tensor, ...]:
         """What the attacker learns from: u and study of forget and validation, of all processes' images."""
@@ -220,7 +177,7 @@ class Game:
         u_forget, u_validation, rest = self.task.ranks.gather(packed, sizes).split([width, width, 2], 1)
         return u_forget, u_validation, *rest.unbind(1)
 
-    def _learner(self, objective: Callable[..., Tensor]) -> Step:
+    def _learner(self, objective: Callable[..., Tensor]) -> Callable[..., None]:
         """A step of the attacker on the arguments of `attacker_loss` but the first, by its `objective`."""
 
         def learn(*seen: Tensor) -> None:
@@ -231,9 +188,27 @@ class Game:
         return learn
 
 
-def lesson_size(classes: int, config: DauConfig) -> int:
-    """How many images of either set the attacker's warm-up sees at most: their u, and four hidden layers."""
-    return max(1, _LESSON // (classes + 1 + 4 * config.attacker_hidden))
+def _recover(
+    defender: Classifier, task: Task, config: DauConfig, schedule: Schedule, advance: Callable[[], None]
+) -> tuple[LoopCost, ...]:
+    """Train `defender` on the retain set alone and recompute its statistics, in place."""
+    optimizer = _sgd(defender, task, config, config.recovery_lr)
+    steps = schedule.recovery_steps
+    with closing(task.feed("recovery", config.batch_size, task.split.retain)) as batches:
+        loops = train(
+            defender,
+            batches,
+            steps=steps,
+            optimizer=optimizer,
+            scheduler=LinearLR(optimizer, 1.0, 1 / steps, total_iters=steps),
+            on_step=advance,
+            runtime=task.runtime,
+            name="recovery",
+            seed=task.derive_seed("recovery noise"),
+        )
+    noise = task.derive_seed("statistics noise")
+    recompute_batchnorm(defender, task.images, task.split.retain, ranks=task.ranks, seed=noise)
+    return loops
 
 
 def _frozen(attacker: Attacker) -> Attacker:
@@ -244,36 +219,9 @@ def _frozen(attacker: Attacker) -> Attacker:
     return judge
 
 
-def _rows(tensor: Tensor, rows: slice) -> Tensor:
-    """`rows` of each of the three sets in `tensor` [3B, ...]."""
-    if (rows.start, rows.stop) == (0, len(tensor) // 3):
-        return tensor
-    return torch.cat([part[rows] for part in tensor.chunk(3)])
-
-
-def _share(steps: int, number: int, parts: int) -> int:
-    """How many of the attacker's steps fall to part `number`."""
+def _deal(steps: int, number: int, parts: int) -> int:
+    """How many of the attacker's `steps` fall to part `number` of a batch."""
     return steps * (number + 1) // parts - steps * number // parts
-
-
-def _reveal(
-    forward: Callable[[Tensor], Outputs], defender: Classifier, view: View, images: Tensor, labels: Tensor
-) -> tuple[tuple[Outputs, Outputs, Outputs], Tensor, Tensor]:
-    """One pass over as many images of retain, forget and validation: outputs, and what the attacker sees.
-
-    forward: how to call the defender. images [3B, ...], labels [3B]; u of forget with its graph, of
-    validation without.
-    """
-    outputs = forward(images)
-    retain, forget, validation = (
-        Outputs(*part) for part in zip(*(tensor.chunk(3) for tensor in outputs), strict=True)
-    )
-    _, images_forget, images_validation = images.chunk(3)
-    _, labels_forget, labels_validation = labels.chunk(3)
-    u_forget = view.of(defender, images_forget, forget, labels_forget)
-    with torch.no_grad():
-        u_validation = view.of(defender, images_validation, validation, labels_validation)
-    return (retain, forget, validation), u_forget, u_validation
 
 
 def _sgd(model: Classifier, task: Task, config: DauConfig, lr: float) -> Optimizer:

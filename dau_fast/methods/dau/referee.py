@@ -70,13 +70,13 @@ class Referee:
             order = torch.randperm(len(index), generator=generator, device=index.device)
             self._exam[index[order[: round(exam_share * len(index))]]] = True
 
-    def study(self, index: Tensor) -> Tensor:
+    def grant_study(self, index: Tensor) -> Tensor:
         """1 for each of the images `index` [B] that the attacker may learn from, 0 for the exam's."""
         return (~self._exam[index]).float()
 
-    def shown(self, defender: Classifier, index: Tensor) -> Tensor:
+    def reveal(self, defender: Classifier, index: Tensor) -> Tensor:
         """u [N, C + 1]: what the attacker sees of the images `index` [N]."""
-        return self.view.over(defender, self.load, index, self.labels, ranks=self.ranks)
+        return self.view.reveal_all(defender, self.load, index, self.labels, ranks=self.ranks)
 
     def look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
         """Write down where the game stands after `step`; true when it is enough."""
@@ -91,7 +91,7 @@ class Referee:
 
         sets = self.split.forget, self.split.validation
         (forget, forget_right), (validation, validation_right) = (
-            self.view.over(defender, self.load, index, self.labels, judged, ranks=self.ranks).unbind(1)
+            self.view.reveal_all(defender, self.load, index, self.labels, judged, ranks=self.ranks).unbind(1)
             for index in sets
         )
         seen = self.history

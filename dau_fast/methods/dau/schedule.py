@@ -13,7 +13,7 @@ _LESSON_NUMBERS = 2**27
 
 @dataclass(frozen=True)
 class Schedule:
-    """retain_images: those that are played with. turns: of the game, at most. look_every: turns between looks.
+    """retain_images: those played with. turns: of the game, at most. look_every: turns between looks.
 
     recovery_steps: after the game. lesson_images: of either set that the attacker warms up on, at most.
     """

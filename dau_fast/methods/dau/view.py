@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
 
@@ -11,9 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dau_fast.engine.batches import Load, load_each
+from dau_fast.engine.batches import Load
+from dau_fast.engine.device import Stopwatch
+from dau_fast.engine.evaluation import map_batches
+from dau_fast.engine.modes import evaluating
 from dau_fast.engine.ranks import ALONE, Ranks
-from dau_fast.engine.runtime import Stopwatch
 from dau_fast.errors import UserError
 from dau_fast.models import Classifier, Outputs
 from dau_fast.ops import attack_features, input_grad_norms, per_sample_grad_norms
@@ -34,7 +35,7 @@ class View:
     sensitivity: str = "classifier"
     label_conditioned: bool = True
 
-    def of(self, defender: Classifier, images: Tensor, outputs: Outputs, labels: Tensor) -> Tensor:
+    def reveal(self, defender: Classifier, images: Tensor, outputs: Outputs, labels: Tensor) -> Tensor:
         """u [B, C + 1] of `images` [B, ...] with `labels` [B]; outputs: the defender's, of the same images.
 
         Differentiable in the defender's parameters where gradients are enabled.
@@ -43,12 +44,11 @@ class View:
             known = labels if self.label_conditioned else None
             return attack_features(outputs.logits, outputs.features, known)
         given = labels if self.label_conditioned else outputs.logits.argmax(1)
-        with _evaluating(defender):
+        with evaluating(defender):
             s = _NORMS[self.sensitivity](defender, images, given, _loss, create_graph=torch.is_grad_enabled())
         return torch.cat([outputs.logits.softmax(1), s.unsqueeze(1).to(outputs.logits)], 1)
 
-    @torch.no_grad()
-    def over(
+    def reveal_all(
         self,
         defender: Classifier,
         load: Load,
@@ -56,7 +56,6 @@ class View:
         labels: Tensor,
         keep: Callable[[Tensor, Tensor], Tensor] = lambda u, labels: u,
         *,
-        batch_size: int = 512,
         ranks: Ranks = ALONE,
     ) -> Tensor:
         """u [N, C + 1] of the images `index` [N] in evaluation mode; labels: of all images.
@@ -64,29 +63,36 @@ class View:
         keep: what is made of u [B, C + 1] and labels [B] of each batch, [B, ...], where all of u may not
         fit. ranks: the processes that share the work, each of which has all rows in the end.
         """
-        parts = []
-        with _evaluating(defender):
-            batches = ranks.batches(index, batch_size)
-            for batch, images in zip(batches, load_each(load, batches), strict=True):
-                u = self.of(defender, images, defender(images), labels[batch])
-                parts.append(keep(u, labels[batch]))
-        return ranks.gather(torch.cat(parts), ranks.rows(len(index)))
+
+        def kept(images: Tensor, batch: Tensor) -> tuple[Tensor]:
+            targets = labels[batch]
+            return (keep(self.reveal(defender, images, defender(images), targets), targets),)
+
+        return map_batches(defender, load, index, kept, ranks=ranks)[0]
+
+
+def reveal_turn(
+    forward: Callable[[Tensor], Outputs], defender: Classifier, view: View, images: Tensor, labels: Tensor
+) -> tuple[tuple[Outputs, Outputs, Outputs], Tensor, Tensor]:
+    """One pass over as many images of retain, forget and validation: outputs, and what the attacker sees.
+
+    forward: how to call the defender. images [3B, ...], labels [3B]; u [B, C + 1] of forget with its
+    graph, of validation without.
+    """
+    outputs = forward(images)
+    retain, forget, validation = (
+        Outputs(*part) for part in zip(*(tensor.chunk(3) for tensor in outputs), strict=True)
+    )
+    _, images_forget, images_validation = images.chunk(3)
+    _, labels_forget, labels_validation = labels.chunk(3)
+    u_forget = view.reveal(defender, images_forget, forget, labels_forget)
+    with torch.no_grad():
+        u_validation = view.reveal(defender, images_validation, validation, labels_validation)
+    return (retain, forget, validation), u_forget, u_validation
 
 
 def _loss(outputs: Outputs, targets: Tensor) -> Tensor:
     return F.cross_entropy(outputs.logits, targets, reduction="none")
-
-
-@contextmanager
-def _evaluating(model: Classifier) -> Iterator[None]:
-    """Every module in evaluation mode, and back to the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def check_sensitivity(name: str, model: Classifier, images: Tensor) -> None:
@@ -95,15 +101,17 @@ def check_sensitivity(name: str, model: Classifier, images: Tensor) -> None:
         raise UserError(f"unknown sensitivity '{name}': expected one of {', '.join(SENSITIVITIES)}")
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     try:
-        with _evaluating(model):
-            u = View(name).of(model, images, model(images), labels)
+        with evaluating(model):
+            u = View(name).reveal(model, images, model(images), labels)
             torch.autograd.grad(u.sum(), _trained(model), allow_unused=True)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"this model has no sensitivity '{name}': {reason}") from error
 
 
-def costs(model: Classifier, images: Tensor, labels: Tensor, rounds: int = 3) -> dict[str, float | None]:
+def time_sensitivities(
+    model: Classifier, images: Tensor, labels: Tensor, rounds: int = 3
+) -> dict[str, float | None]:
     """Median seconds of each sensitivity of one batch, forward and backward; None where there is none.
 
     What the pass over the images themselves costs, forward and backward, is "none" and is contained
@@ -116,7 +124,11 @@ def costs(model: Classifier, images: Tensor, labels: Tensor, rounds: int = 3) ->
             for _ in range(rounds + 1):
                 with Stopwatch(images.device) as watch:
                     outputs = model(images)
-                    u = outputs.logits if name == "none" else View(name).of(model, images, outputs, labels)
+                    u = (
+                        outputs.logits
+                        if name == "none"
+                        else View(name).reveal(model, images, outputs, labels)
+                    )
                     torch.autograd.grad(u.sum(), _trained(model), allow_unused=True)
                 taken.append(watch.seconds)
             found[name] = median(taken[1:])

@@ -1,0 +1,117 @@
+"""Weights in files: safetensors with our metadata, and other people's files without running their code."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor, nn
+
+from dau_fast.errors import UserError, exists
+from dau_fast.prune import Masks
+from dau_fast.prune.sparse_file import compress, expand, note, recover
+
+# Metadata of pruned models alone: the shapes of a sparse file's masks, the note of a dense one's.
+_SPARSE, _MASKED = "sparse", "masked"
+
+
+def save(path: Path, network: nn.Module, metadata: dict[str, str], masks: Masks | None = None) -> None:
+    """Write the weights of `network` to `path` as safetensors, with `metadata`.
+
+    The metadata is one JSON text under "dau_fast": several keys would come out in any order.
+    masks: of a pruned network, whose zeros they are; the file is a dense one for every reader, and its
+    metadata says which tensors are masked, so that `load_masks` finds the masks again.
+    Raises UserError where the masks are of another model, or a masked weight is not zero.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    if masks is not None:
+        metadata = {**metadata, _MASKED: note(tensors, masks)}
+    path.write_bytes(serialize(tensors, metadata={"dau_fast": json.dumps(metadata)}))
+
+
+def save_sparse(path: Path, network: nn.Module, masks: Masks, metadata: dict[str, str]) -> None:
+    """Write `network` to `path` as `save` does, without the weights that `masks` mask: `load` reads it.
+
+    Raises UserError where the masks are of another model, or a masked weight is not zero.
+    """
+    tensors, shapes = compress(network.state_dict(), masks)
+    text = json.dumps({**metadata, _SPARSE: shapes})
+    path.write_bytes(serialize(tensors, metadata={"dau_fast": text}))
+
+
+def load(path: Path, network: nn.Module) -> dict[str, str]:
+    """Load weights from a safetensors file, or from a PyTorch one without running its code, in place.
+
+    Returns the metadata (empty for a PyTorch file). A file of `save_sparse` gives the weights that were
+    saved, zeros included; `load_masks` gives their masks. Raises UserError for a file that is missing,
+    damaged, executable or of another architecture; `network` is then unchanged.
+    """
+    if not exists(path, "file"):
+        raise UserError(f"checkpoint '{path}' does not exist: name a .safetensors or .pt file")
+    tensors, metadata, _ = _read(path)
+    wanted = network.state_dict()
+    wrong = [
+        name
+        for name in wanted.keys() | tensors.keys()
+        if name not in wanted or name not in tensors or wanted[name].shape != tensors[name].shape
+    ]
+    if wrong:
+        raise UserError(
+            f"checkpoint '{path}' is of another architecture ({len(wrong)} of its tensors differ, "
+            f"such as '{min(wrong)}'): name the one it was saved from with `arch`"
+        )
+    network.load_state_dict(tensors)
+    return metadata
+
+
+def load_masks(path: Path) -> Masks | None:
+    """The masks of a pruned model's file, None for any other. Raises UserError as `load` does.
+
+    Exact for files of `save_sparse`, and of `save` with masks: there all zeros of a masked tensor are
+    masked weights but for those that the metadata names.
+    """
+    return _read(path)[2]
+
+
+def _metadata(text: str) -> dict[str, str]:
+    """What `save` wrote; ValueError for anything else."""
+    found = json.loads(text)
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise ValueError("its dau_fast metadata is damaged")
+    return found
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Masks | None]:
+    """The tensors by name, the metadata, and the masks of a pruned model."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                metadata = _metadata((file.metadata() or {}).get("dau_fast", "{}"))
+            shapes, masked = metadata.pop(_SPARSE, None), metadata.pop(_MASKED, None)
+            masks = None if masked is None else recover(tensors, masked)
+            if shapes is not None:
+                tensors, masks = expand(tensors, shapes)
+            return tensors, metadata, masks
+        except (SafetensorError, OSError, ValueError) as error:
+            raise UserError(f"checkpoint '{path}' cannot be read: {error}") from error
+    try:
+        with warnings.catch_warnings(action="ignore"):  # on pickle protocols, before it refuses
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises whatever its unpickler meets in a strange file
+        raise UserError(
+            f"checkpoint '{path}' is damaged or holds more than weights, and nothing in it was run: "
+            "save the state_dict as .safetensors"
+        ) from error
+    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
+        content = content["state_dict"]
+    if not isinstance(content, dict) or not all(
+        isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+    ):
+        raise UserError(f"checkpoint '{path}' holds no state_dict: save model.state_dict()")
+    # DataParallel prefixes every name.
+    return {name.removeprefix("module."): tensor for name, tensor in content.items()}, {}, None

@@ -1,0 +1,146 @@
+"""One training loop, whoever is trained on what: batches in, optimiser steps, what they cost out.
+
+A loop says how its loss is built from a part of a batch; parts, processes, profiling and compiling are
+the same for all loops and live here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from dau_fast.engine.activation_checkpointing import blocks_of, checkpointed
+from dau_fast.engine.batches import Batch
+from dau_fast.engine.chance import seeded
+from dau_fast.engine.profiling import LoopProfile, Profiler, optimizer_section, section
+from dau_fast.engine.runtime import Runtime
+from dau_fast.engine.steps import Compile, Players, Prepared, Step, prepare
+from dau_fast.engine.waiting import Waiting
+from dau_fast.models import Outputs
+
+# Images [B, ...] -> outputs: how a step is to call the model.
+Forward = Callable[[Tensor], Outputs]
+# A part of a batch, and its rows of the loop's inputs -> the loss of these rows, a mean.
+PartLoss = Callable[..., Tensor]
+
+
+@dataclass(frozen=True)
+class Loop:
+    """`steps` optimiser steps of `model`, in place; `optimizer` holds what they change.
+
+    name: what reports call it. batches: all of one size, of `sets` sets one after the other. loss: from a
+    compiler for pure functions and a way to call the model makes what is minimised. inputs: what the loss
+    is given of a batch, tensors of its rows. partners, their_optimizers: what else a step changes.
+    after: called with the number of steps taken so far; true ends the loop. compilable: why its steps
+    cannot be compiled, if so. seed: of what the model itself draws, such as dropout.
+    """
+
+    name: str
+    model: nn.Module
+    optimizer: Optimizer
+    batches: Iterator[Batch]
+    steps: int
+    loss: Callable[[Compile, Forward], PartLoss]
+    inputs: Callable[[Batch], tuple[Tensor, ...]]
+    after: Callable[[int], bool | None]
+    sets: int = 1
+    partners: tuple[nn.Module, ...] = ()
+    their_optimizers: tuple[Optimizer, ...] = ()
+    compilable: str | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LoopCost:
+    """How a loop ran and what that cost.
+
+    engine: that ran it; reason: why, where nobody asked for it, else "". parts: that batches were taken in.
+    compile_seconds: of rehearsing, compiling and capturing. seconds: of its steps but the first one, and
+    data_seconds of them waiting for data. profile: of its first steps, where it was asked for.
+    """
+
+    loop: str
+    engine: str
+    reason: str
+    parts: int
+    compile_seconds: float
+    seconds: float
+    data_seconds: float
+    profile: LoopProfile | None = None
+
+
+def run_loop(loop: Loop, runtime: Runtime) -> tuple[LoopCost, ...]:
+    """Take the loop's steps; what they cost, nothing where there are none.
+
+    No more batches are taken than steps. PyTorch's global generators are as before afterwards.
+    """
+    if loop.steps == 0:
+        return ()
+    waiting, prepared = Waiting(runtime.device), None
+    # Processes draw apart from one another: each holds other rows.
+    with (
+        seeded(loop.seed + runtime.ranks.rank, runtime.device),
+        Profiler(loop.name, runtime.device, runtime.traces) as profiler,
+    ):
+        loop.model.train()
+        for number in range(1, loop.steps + 1):
+            inputs = loop.inputs(waiting.take(loop.batches))
+            if prepared is None:
+                prepared = _prepare(loop, inputs, runtime)
+            profiler.run(partial(prepared.step, *inputs))
+            waiting.finish()
+            if loop.after(number):
+                break
+    assert prepared is not None
+    cost = LoopCost(
+        loop.name,
+        prepared.engine,
+        prepared.reason,
+        prepared.parts,
+        prepared.seconds,
+        waiting.seconds,
+        waiting.data,
+        profiler.found,
+    )
+    return (cost,)
+
+
+def _prepare(loop: Loop, inputs: tuple[Tensor, ...], runtime: Runtime) -> Prepared:
+    ranks = runtime.ranks
+    rows = ranks.sizes(len(inputs[0]) // loop.sets, inputs[0].device)
+    called = ranks.parallel(loop.model)
+    forward: Forward = called
+    if runtime.activation_checkpointing:
+        forward = checkpointed(called, blocks_of(loop.model))
+
+    def build(compile: Compile, count: int) -> Step:
+        loss, parts = loop.loss(compile, forward), ranks.micro_batches(rows, count)
+
+        def step(*inputs: Tensor) -> None:
+            loop.optimizer.zero_grad(set_to_none=True)
+            for part in parts:
+                with ranks.sharing(called, part is parts[-1]):
+                    value = loss(part, *(_take_rows(tensor, part.rows, loop.sets) for tensor in inputs))
+                    with section("backward"):
+                        (value if part.weight == 1 else part.weight * value).backward()
+            with section(optimizer_section(loop.optimizer)):
+                loop.optimizer.step()
+
+        return step
+
+    players = Players((loop.model, *loop.partners), (loop.optimizer, *loop.their_optimizers))
+    return prepare(loop.name, build, inputs, players, loop.steps, runtime, compilable=loop.compilable)
+
+
+def _take_rows(tensor: Tensor, rows: slice, sets: int) -> Tensor:
+    """`rows` of each of the `sets` sets that lie one after the other in `tensor`."""
+    if (rows.start, rows.stop) == (0, len(tensor) // sets):
+        return tensor
+    if sets == 1:
+        return tensor[rows]
+    return torch.cat([part[rows] for part in tensor.chunk(sets)])

@@ -1,0 +1,47 @@
+"""The game among the methods: its settings, what it asks of a task, and its row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from dau_fast.config import DauConfig
+from dau_fast.engine.sharding import check_shard, placed
+from dau_fast.methods.dau.game import unlearn
+from dau_fast.methods.dau.view import check_sensitivity
+from dau_fast.methods.method import Method
+from dau_fast.methods.task import Task
+
+
+def choose(task: Task, asked: Mapping[str, Any]) -> DauConfig:
+    """The usual settings for `task`; they follow the sample of the retain set that `asked` may name."""
+    split = task.split
+    return DauConfig.default(
+        classwise=split.classwise,
+        retain_images=len(split.retain),
+        pruned=task.pruned,
+        forget_images=len(split.forget),
+        retain_sample=asked.get("retain_sample"),
+    )
+
+
+def check(task: Task, config: DauConfig) -> None:
+    """UserError where the original has no such sensitivity, or it does not go with how the task runs."""
+    check_shard(task.runtime.shard, config.sensitivity, pruned=task.pruned)
+    two = torch.arange(2, device=task.labels.device)
+    with placed(task.images.device, task.original):
+        check_sensitivity(config.sensitivity, task.original, task.images.batch(two))
+
+
+METHODS = (
+    Method(
+        name="dau",
+        label="DAU",
+        about="discriminative adversarial unlearning",
+        run=unlearn,
+        choose=choose,
+        check=check,
+    ),
+)
