@@ -20,6 +20,7 @@ from dau_fast.report.reading import (
     difference,
     factor_text,
     known,
+    method_about,
     method_name,
     method_order,
     number_text,
@@ -29,15 +30,6 @@ from dau_fast.report.reading import (
 from dau_fast.report.verdict import verdict
 
 _TEMPLATE = "page.html.jinja"
-_METHODS = {
-    "original": "the trained model, untouched",
-    "retrain": "trained from scratch on the retain set",
-    "retrain_fast": "the same by a recipe made for speed",
-    "retrain_clean": "the same with masks found on the retain set",
-    "dau": "discriminative adversarial unlearning",
-    "ft": "fine-tuning on the retain set",
-    "ga": "gradient ascent on the forget set",
-}
 _SENSITIVITY = {
     "classifier": "norm of the per-sample gradient with respect to the classifier layer",
     "input": "norm of the per-sample gradient with respect to the input",
@@ -87,8 +79,8 @@ def _row(report: Report, method: str) -> dict[str, Any]:
     gap, floor = measured.get("avg_gap"), report.get("noise_floor")
     compiling = measured.get("compile_seconds")
     return {
-        "name": method_name(method),
-        "about": _METHODS.get(method, ""),
+        "name": method_name(report, method),
+        "about": method_about(report, method),
         "color": method_color(report, method),
         "is_reference": is_reference,
         "cells": cells,
@@ -131,7 +123,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("seed", run.get("seed")),
         ("repeats", run.get("repeats")),
         ("training epochs", run.get("epochs")),
-        ("retraining epochs", _each(run.get("retrain_epochs", {}))),
+        ("retraining epochs", _each(report, run.get("retrain_epochs", {}))),
         *_pruning_facts(report),
         ("sensitivity", sensitivity and _explained(sensitivity)),
         ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
@@ -139,6 +131,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("device", run.get("device")),
         ("processes", _processes(run)),
         ("engine", _engine(run.get("engine"))),
+        ("batches taken in parts", _parts(run.get("loop_parts", {}))),
         ("versions", ", ".join(f"{name} {v}" for name, v in run.get("versions", {}).items())),
         ("started", run.get("started")),
         ("whole run", f"{seconds_text(run['wall_seconds'])} s" if run.get("wall_seconds") else None),
@@ -148,6 +141,10 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 
 def _processes(run: dict[str, Any]) -> str:
     return f"{run.get('processes', '')}{', which shared what was trained' if run.get('sharded') else ''}"
+
+
+def _parts(loops: dict[str, int]) -> str | None:
+    return ", ".join(f"{loop} {parts}" for loop, parts in loops.items() if parts > 1) or None
 
 
 def _sample(times: float | None) -> str | None:
@@ -162,7 +159,7 @@ def _pruning_facts(report: Report) -> list[tuple[str, str]]:
     methods = {name: report["methods"][name] for name in method_order(report)}
 
     def by_method(values: dict[str, str]) -> str:
-        return "; ".join(f"{method_name(name)}: {values[name]}" for name in methods if name in values)
+        return "; ".join(f"{method_name(report, name)}: {values[name]}" for name in methods if name in values)
 
     final = {name: _share(entry["sparsity"]) for name, entry in methods.items() if "sparsity" in entry}
     clean = {
@@ -183,8 +180,8 @@ def _pruning_facts(report: Report) -> list[tuple[str, str]]:
     ]
 
 
-def _each(values: dict[str, int]) -> str:
-    return ", ".join(f"{method_name(name)} {value}" for name, value in values.items())
+def _each(report: Report, values: dict[str, int]) -> str:
+    return ", ".join(f"{method_name(report, name)} {value}" for name, value in values.items())
 
 
 def _share(value: float) -> str:

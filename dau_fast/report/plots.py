@@ -14,9 +14,9 @@ from dau_fast.report.drawing import MUTED, SETS, house_style, look_of, note, pag
 from dau_fast.report.reading import (
     ATTACKS,
     MEASURES,
-    REFERENCES,
     Report,
     difference,
+    is_reference,
     known,
     method_name,
     method_order,
@@ -38,8 +38,8 @@ def comparison(report: Report) -> str:
             _differences(report, rows, axes)
         else:
             _rates(report, rows, axes)
-        _label_rows(axes[0], rows)
-        names = ", ".join(method_name(name) for name in rows)
+        _label_rows(report, axes[0], rows)
+        names = ", ".join(method_name(report, name) for name in rows)
         what = "distance to the retrained model" if has_reference else "the rates themselves"
         return to_svg(figure, "comparison", f"Dot plot of UA, RA, TA and MIA-efficacy, {what}: {names}")
 
@@ -60,7 +60,7 @@ def attacks(report: Report) -> str:
         axes.set_xlim(-0.5, len(ATTACKS) - 0.5)
         axes.set_ylim(0, max(1.0, axes.dataLim.y1 * 1.1))
         figure.legend(loc="outside upper left", ncols=min(len(methods), 6))
-        names = ", ".join(method_name(name) for name in methods)
+        names = ", ".join(method_name(report, name) for name in methods)
         return to_svg(figure, "attacks", f"Bar chart of five membership-inference attacks on {names}")
 
 
@@ -74,12 +74,12 @@ def confidences(report: Report) -> str:
         for axes, method in zip(panels, methods, strict=False):
             _histogram(axes, report["methods"][method]["confidence"], floor)
             before = " (before)" if method == "original" else ""
-            axes.set_title(method_name(method) + before, loc="left", weight="bold")
+            axes.set_title(method_name(report, method) + before, loc="left", weight="bold")
         panels[0].set_ylabel("share of the set (%), log scale")
         if methods:
             handles, labels = panels[0].get_legend_handles_labels()
             figure.legend(handles, labels, loc="outside upper left", ncols=len(SETS))
-        names = ", ".join(method_name(name) for name in methods) or "no method"
+        names = ", ".join(method_name(report, name) for name in methods) or "no method"
         text = f"Histograms of the confidence on forget, validation and test set: {names}"
         return to_svg(figure, "confidences", text)
 
@@ -189,8 +189,8 @@ def _dot(
     note(axes, signed_text(value) if signed else f"{value:.1f}", (end, row), (0, 6), ha=align)
 
 
-def _label_rows(axes: Axes, rows: Sequence[str]) -> None:
-    axes.set_yticks(range(len(rows)), [method_name(name) for name in rows])
+def _label_rows(report: Report, axes: Axes, rows: Sequence[str]) -> None:
+    axes.set_yticks(range(len(rows)), [method_name(report, name) for name in rows])
     axes.set_ylim(len(rows) - 0.6, -0.75)
     for panel in axes.figure.axes:
         panel.tick_params(axis="y", length=0, pad=10)
@@ -214,7 +214,7 @@ def _attack_bars(axes: Axes, report: Report, method: str, offset: float) -> None
     errors = [deviations.get(name) or 0 for name in ATTACKS]
     places = [place + offset for place in range(len(ATTACKS))]
     color, width = look_of(report, method)[0], 0.84 / len(methods)
-    axes.bar(places, heights, width, color=color, edgecolor="white", label=method_name(method))
+    axes.bar(places, heights, width, color=color, edgecolor="white", label=method_name(report, method))
     if any(errors):
         axes.errorbar(places, heights, errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)
     if len(methods) > 6:
@@ -239,7 +239,7 @@ def _attack_references(axes: Axes, report: Report) -> None:
 def _before_and_after(report: Report) -> list[str]:
     """The original, the retrained and DAU, or without it the closest other method."""
     measured = [name for name in method_order(report) if report["methods"][name].get("confidence")]
-    others = [name for name in measured if name not in REFERENCES]
+    others = [name for name in measured if not is_reference(report, name)]
     after = "dau" if "dau" in others else next(iter(others), None)
     return [name for name in measured if name in ("original", "retrain", after)]
 

@@ -16,13 +16,6 @@ ATTACKS = {
     "probability": "probability",
 }
 
-# What the methods start from and what they are compared with.
-REFERENCES = ("original", "retrain", "retrain_fast", "retrain_clean")
-
-_NAMES = {
-    "retrain": "retrained", "retrain_fast": "retrained fast", "retrain_clean": "retrained clean",
-    "dau": "DAU", "ft": "FT", "ga": "GA",
-}  # fmt: skip
 _UNKNOWN = "\u2013"
 
 
@@ -34,15 +27,38 @@ def known(value: object) -> TypeGuard[float]:
 def method_order(report: Report) -> list[str]:
     """The report's methods: the original, the retrained ones, then the others from the closest on."""
     methods = report["methods"]
-    others = [name for name in methods if name not in REFERENCES]
+    references = [name for name in methods if is_reference(report, name)]
+    others = [name for name in methods if name not in references]
     gaps = {name: methods[name].get("avg_gap") for name in others}
     others.sort(key=lambda name: gaps[name] if known(gaps[name]) else math.inf)
-    return [name for name in REFERENCES if name in methods] + others
+    references.sort(key=lambda name: (name != "original", name != "retrain"))
+    return references + others
 
 
-def method_name(method: str) -> str:
-    """What the page calls `method`."""
-    return _NAMES.get(method, method)
+def is_reference(report: Report, method: str) -> bool:
+    """Whether the others start from `method` or are held to it."""
+    row = _row(report, method)
+    return bool(row["reference"]) if row else method == "original" or method.startswith("retrain")
+
+
+def method_name(report: Report, method: str) -> str:
+    """What people read for `method`."""
+    row = _row(report, method)
+    return str(row["label"]) if row else method
+
+
+def method_about(report: Report, method: str) -> str:
+    """What `method` does, one phrase."""
+    if method == "original":
+        return "the trained model, untouched"
+    row = _row(report, method)
+    return str(row["about"]) if row else ""
+
+
+def _row(report: Report, method: str) -> dict[str, Any] | None:
+    """What the run says of `method`; None of the original."""
+    found: dict[str, Any] | None = report["run"].get("methods", {}).get(method)
+    return found
 
 
 def difference(report: Report, method: str, measure: str) -> float | None:

@@ -37,7 +37,7 @@ def table(report: dict[str, Any]) -> Table:
     for heading in ("UA", "RA", "TA", "MIA-efficacy", "avg gap", "seconds", "speedup"):
         rows.add_column(heading, justify="right", no_wrap=True)
     for name, entry in report["methods"].items():
-        rows.add_row(method_name(name), *_cells(name, entry), style=_style(name))
+        rows.add_row(method_name(report, name), *_cells(name, entry), style=_style(name))
     return rows
 
 

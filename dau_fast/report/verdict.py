@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from dau_fast.report.reading import (
-    REFERENCES,
     Report,
     factor_text,
+    is_reference,
     known,
     method_name,
     method_order,
@@ -32,7 +32,7 @@ def verdict(report: Report) -> Verdict:
     gaps = {
         name: methods[name].get("avg_gap")
         for name in method_order(report)
-        if name not in REFERENCES and known(methods[name].get("avg_gap"))
+        if not is_reference(report, name) and known(methods[name].get("avg_gap"))
     }
     if "retrain" not in methods:
         return _without_reference(report)
@@ -43,21 +43,21 @@ def verdict(report: Report) -> Verdict:
     if known(before) and gap >= before:
         headline = (
             "No method brought the model closer to one retrained from scratch than it was when "
-            f"untouched: avg gap {gap:.2f} points at best ({method_name(closest)}), "
+            f"untouched: avg gap {gap:.2f} points at best ({method_name(report, closest)}), "
             f"{before:.2f} before."
         )
-        return Verdict(headline, _others(gaps), "bad")
+        return Verdict(headline, _others(report, gaps), "bad")
     headline = (
-        f"{method_name(closest)} comes closest to a model retrained from scratch: avg gap "
+        f"{method_name(report, closest)} comes closest to a model retrained from scratch: avg gap "
         f"{gap:.2f} points{_speed(methods[closest])}."
     )
     tone, noise = _against_noise(report, gap)
-    return Verdict(headline, (noise, _basis(methods, closest), *_others(gaps)), tone)
+    return Verdict(headline, (noise, _basis(report, closest), *_others(report, gaps)), tone)
 
 
 def _without_reference(report: Report) -> Verdict:
     details = [
-        f"{method_name(name)}: forget-set accuracy {100 - measured['ua']:.1f} %, test accuracy "
+        f"{method_name(report, name)}: forget-set accuracy {100 - measured['ua']:.1f} %, test accuracy "
         f"{number_text(measured.get('ta'))} %{_after(measured.get('seconds'))}."
         for name, measured in report["methods"].items()
         if known(measured.get("ua"))
@@ -95,15 +95,14 @@ def _speed(measured: dict[str, Any]) -> str:
     return f", but it takes {factor_text(1 / speedup)} times as long as retraining"
 
 
-def _basis(methods: Report, closest: str) -> str:
+def _basis(report: Report, closest: str) -> str:
     """What the closest method is compared with, and what it cost."""
+    methods = report["methods"]
     before, compiling = methods["original"].get("avg_gap"), methods[closest].get("compile_seconds")
     start = f"The untouched original's avg gap is {before:.2f}. " if known(before) else ""
     more = f" (and {seconds_text(compiling)} s compiling)" if known(compiling) and compiling else ""
-    return (
-        f"{start}{method_name(closest)} took {seconds_text(methods[closest].get('seconds'))} s{more}, "
-        f"retraining {seconds_text(methods['retrain'].get('seconds'))} s."
-    )
+    taken, retraining = (seconds_text(methods[name].get("seconds")) for name in (closest, "retrain"))
+    return f"{start}{method_name(report, closest)} took {taken} s{more}, retraining {retraining} s."
 
 
 def _against_noise(report: Report, gap: float) -> tuple[str, str]:
@@ -120,6 +119,6 @@ def _against_noise(report: Report, gap: float) -> tuple[str, str]:
     return "open", f"That is above the noise floor: {two}, so the difference is still measurable."
 
 
-def _others(gaps: dict[str, float]) -> tuple[str, ...]:
-    rest = [f"{method_name(name)} {gap:.2f}" for name, gap in list(gaps.items())[1:]]
+def _others(report: Report, gaps: dict[str, float]) -> tuple[str, ...]:
+    rest = [f"{method_name(report, name)} {gap:.2f}" for name, gap in list(gaps.items())[1:]]
     return (f"The other methods' avg gaps: {', '.join(rest)}.",) if rest else ()
