@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextvars
+import ctypes
 import os
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from dau_fast.engine.chance import seeded
+
+T = TypeVar("T")
 
 
 def free_memory(device: torch.device) -> int:
@@ -51,16 +58,59 @@ class Stopwatch:
             torch.cuda.synchronize(self.device)
 
 
-@contextmanager
-def flushed_denormals() -> Iterator[None]:
-    """Treat denormal numbers as zero on this thread: some CPU steps run 50 times slower with them."""
-    # PyTorch can set the mode but not tell it; a product of normal numbers does.
+def run_flushed(work: Callable[[], T], device: torch.device) -> T:
+    """Do `work` with denormal numbers treated as zero on every thread that takes part in it.
+
+    On a CPU some steps run 50 times slower with them. The mode belongs to a thread and is inherited by the
+    worker threads that it starts: where those of this thread have started without it, `work` is done on
+    another one, whose workers have it. This thread's mode is as before afterwards.
+    """
+    # PyTorch can set the mode but not tell it; products of normal numbers do.
     before = bool(torch.tensor(1e-30) * torch.tensor(1e-10) == 0)
     torch.set_flush_denormal(True)
     try:
-        yield
+        if device.type != "cpu" or _workers_flush():
+            return work()
     finally:
         torch.set_flush_denormal(before)
+    return _run_on_fresh_thread(work)
+
+
+def _workers_flush() -> bool:
+    return not (torch.full((_SPREAD * torch.get_num_threads(),), 1e-30) * 1e-10).any()
+
+
+# Numbers that give each worker thread some of them (PyTorch's own grain is 32,768).
+_SPREAD = 2**16
+
+
+def _run_on_fresh_thread(work: Callable[[], T]) -> T:
+    result: Future[T] = Future()
+
+    def run() -> None:
+        torch.set_flush_denormal(True)
+        try:
+            result.set_result(work())
+        except BaseException as error:
+            result.set_exception(error)
+
+    context = contextvars.copy_context()
+    thread = threading.Thread(target=context.run, args=(run,), name="dau_fast work")
+    thread.start()
+    try:
+        thread.join()
+    except BaseException as error:  # Ctrl-C reaches this thread only
+        while thread.is_alive():
+            _raise_in(thread, type(error))
+            thread.join(0.1)
+        raise
+    return result.result()
+
+
+def _raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
+    """Let `error` come up in `thread`, between two of its Python instructions."""
+    raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    raise_in(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(error))
 
 
 def warm_up(device: torch.device) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import nn
 from dau_fast import models
 from dau_fast.data.images import Images
 from dau_fast.engine.chance import seeded
-from dau_fast.engine.device import warm_up
+from dau_fast.engine.device import run_flushed, warm_up
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.sharding import check_shard, placed
 from dau_fast.methods.method import Method
@@ -95,6 +96,16 @@ def carry_out(
     asked: settings by method, whole or some fields; see Method.resolve. make_original: trains or prunes the
     original in place before all others. Raises UserError for what does not go together before anything runs.
     """
+    work = partial(_carry_out, task, methods, asked, make_original)
+    return run_flushed(work, task.runtime.device)
+
+
+def _carry_out(
+    task: Task,
+    methods: Sequence[Method[Any]],
+    asked: Mapping[str, Any],
+    make_original: Callable[[Task], Unlearned] | None,
+) -> Outcome:
     settings = {method.name: method.resolve(task, asked.get(method.name)) for method in methods}
     _check(task, methods, settings)
     warm_up(task.runtime.device)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from dau_fast.data.images import Images
 from dau_fast.data.progress import Progress, silent
 from dau_fast.data.split import Forget, Split, hold_out, make_split
 from dau_fast.engine.chance import derive_seed
+from dau_fast.engine.device import run_flushed
 from dau_fast.engine.runtime import Runtime
 from dau_fast.job.assembly import Outcome, carry_out, measure_model
 from dau_fast.methods import original, retrain
@@ -122,7 +124,9 @@ def run_seed(
     if pruning or not given:
         make_original = original.prune_trained if given else original.train
     outcome = carry_out(task, experiment.methods, experiment.asked, make_original)
-    gap = _retraining_gap(outcome) if twice and "retrain" in outcome.measures else None
+    gap = None
+    if twice and "retrain" in outcome.measures:
+        gap = run_flushed(partial(_retraining_gap, outcome), experiment.runtime.device)
     return SeedResult(seed, roles, outcome, gap)
 
 

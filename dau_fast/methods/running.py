@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dau_fast.engine.device import Stopwatch, flushed_denormals
+from dau_fast.engine.device import Stopwatch
 from dau_fast.engine.loop import LoopCost
 from dau_fast.errors import UserError
 from dau_fast.methods.task import Task, Unlearned
@@ -39,7 +39,7 @@ def run_timed(name: str, work: Callable[[Task], Unlearned], task: Task) -> Finis
     What its steps took to be rehearsed, compiled and captured stands apart, as compile_seconds. Where
     models are sharded, the finished one rests on the CPU: a device may have no room for several.
     """
-    with flushed_denormals(), Stopwatch(task.images.device) as watch:
+    with Stopwatch(task.images.device) as watch:
         result = work(task)
     compile_seconds = sum(loop.compile_seconds for loop in result.loops)
     if task.runtime.shard:
