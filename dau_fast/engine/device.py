@@ -8,7 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -96,13 +96,15 @@ def _run_on_fresh_thread(work: Callable[[], T]) -> T:
 
     context = contextvars.copy_context()
     thread = threading.Thread(target=context.run, args=(run,), name="dau_fast work")
-    thread.start()
     try:
-        thread.join()
+        thread.start()
+        # Not `join`, which takes a thread that Ctrl-C interrupted it at for ended (CPython issue 90882).
+        wait([result])
     except BaseException as error:  # Ctrl-C reaches this thread only
-        while thread.is_alive():
-            _raise_in(thread, type(error))
-            thread.join(0.1)
+        # Once: another one would come up in the midst of what the first one lets run.
+        _raise_in(thread, type(error))
+        while thread.is_alive() and not result.done():
+            wait([result], timeout=0.1)
         raise
     return result.result()
 

@@ -1,0 +1,107 @@
+"""Denormal numbers: zero on every thread that takes part, and the caller's mode as before."""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from dau_fast.engine import device
+from dau_fast.engine.device import run_flushed
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def on_fresh_thread(work: Callable[[], None]) -> None:
+    """Do `work` where no worker thread has started yet."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
+
+
+def denormals() -> int:
+    """How many of a million products stay denormal, on all threads that share the work."""
+    return int((torch.full((2**20,), 1e-30) * 1e-10).count_nonzero())
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_workers_that_started_before_are_no_exception() -> None:
+    def check() -> None:
+        assert denormals() == 2**20  # and so two workers have started
+        torch.set_flush_denormal(True)
+        assert 0 < denormals() < 2**20
+        torch.set_flush_denormal(False)
+        assert run_flushed(denormals, CPU) == 0
+        assert denormals() == 2**20
+
+    on_fresh_thread(check)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_where_all_threads_flush_nothing_is_moved_to_another_one() -> None:
+    def check() -> None:
+        torch.set_flush_denormal(True)
+        here = threading.get_ident()
+        assert run_flushed(lambda: (denormals(), threading.get_ident()), CPU) == (0, here)
+        assert denormals() == 0
+
+    on_fresh_thread(check)
+
+
+@pytest.mark.parametrize("flush", [True, False])
+def test_the_callers_mode_is_as_before(flush: bool) -> None:
+    def check() -> None:
+        torch.set_flush_denormal(flush)
+        with pytest.raises(KeyError):
+            run_flushed(lambda: {}[1], CPU)
+        assert bool(torch.tensor(1e-30) * torch.tensor(1e-10) == 0) == flush
+
+    on_fresh_thread(check)
+
+
+def test_an_error_on_another_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_workers_flush", lambda: False)
+    with pytest.raises(KeyError):
+        run_flushed(lambda: {}[1], CPU)
+
+
+def test_ctrl_c_ends_the_work_on_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_workers_flush", lambda: False)
+    ended: list[type[BaseException]] = []
+    begun = threading.Event()
+    threading.Thread(target=lambda: begun.wait(60) and _thread.interrupt_main()).start()
+
+    def work() -> None:
+        try:
+            begun.set()
+            for _ in range(2000):
+                time.sleep(0.005)
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        run_flushed(work, CPU)
+    assert ended == [KeyboardInterrupt]
