@@ -45,7 +45,7 @@ def test_the_tables_in_the_docs_are_those_that_the_command_prints() -> None:
 
 def test_figures_in_the_docs_are_those_of_the_record_they_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from scaling import between, measurements, quality
+    from support.scaling_docs import between, measurements, quality
 
     text = (ROOT / "docs" / "scaling.md").read_text()
     for name, what, section in (
