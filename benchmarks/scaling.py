@@ -27,7 +27,7 @@ from support.scaling_docs import write_docs
 from support.scaling_plots import CORES, ERROR, Rows, draw, series_named
 from support.speed import Target, start
 
-from dau_fast.cost import Machine, fit_machine, predict, predict_memory
+from dau_fast.cost import Cost, fit_machine, predict, predict_memory
 
 # Limit of growth at 10 times the retain set.
 GROWTH = 1.3
@@ -42,16 +42,16 @@ def measure_costs(folder: Path, smoke: bool) -> tuple[list[Target], dict[str, An
     seconds = costs.measured(cases, 1 if smoke else costs.ROUNDS)
     write_json(folder / "seconds.json", seconds)
     typical = costs.typical(seconds)
-    seen = [(costs.job_of(case), typical[case.name]) for case in cases if not case.held_out]
+    jobs = {case.name: costs.job_of(case) for case in cases}
+    seen = [(jobs[case.name], typical[case.name]) for case in cases if not case.held_out]
     machine = fit_machine(seen, CORES)
-    rows = [_cost_row(case, typical[case.name], machine) for case in cases]
+    rows = [_cost_row(case, typical[case.name], predict(jobs[case.name], machine)) for case in cases]
     memory = [_memory_row(case) for case in costs.memory_cases(smoke)]
     draw(rows, folder)
     return targets(rows, memory), {"constants": machine.constants, "cases": rows, "memory": memory}
 
 
-def _cost_row(case: costs.Case, seconds: float, machine: Machine) -> dict[str, Any]:
-    cost = predict(costs.job_of(case), machine)
+def _cost_row(case: costs.Case, seconds: float, cost: Cost) -> dict[str, Any]:
     return asdict(case) | {
         "seconds": seconds,
         "predicted": cost.total_seconds,

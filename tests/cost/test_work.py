@@ -78,7 +78,11 @@ def compare_processes(rank: int, ranks: int, config: DauConfig) -> None:
 
 @pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
 @pytest.mark.parametrize(
-    ("ranks", "config"), [(2, USUAL), (3, CONFIGS["sampled"])], ids=["gathered views", "reduced correlation"]
+    ("ranks", "config"),
+    [
+        pytest.param(2, USUAL, id="gathered views"),
+        pytest.param(3, CONFIGS["sampled"], id="reduced correlation", marks=pytest.mark.slow),
+    ],
 )
 def test_the_work_of_several_processes_and_what_they_tell_each_other(ranks: int, config: DauConfig) -> None:
     together(ranks, compare_processes, ranks, config)
