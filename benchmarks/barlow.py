@@ -14,9 +14,9 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from measuring import seconds
-from recording import write_json
-from speed import Cases, Target, command, faster, largest, share
+from support.measuring import seconds
+from support.recording import write_json
+from support.speed import Cases, Target, command, faster, largest, share
 
 from dau_fast.ops.barlow_twins import backward_op, forward_op
 from dau_fast.ops.reference import barlow_twins_reference

@@ -10,17 +10,14 @@ The seeds are not those the settings were chosen on (0 to 33).
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
-import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import click
 import torch
-from recording import ROOT, environment, record_folder, write_json
+from support.main_job import unlearn
+from support.recording import environment, record_folder, write_json
 
 from dau_fast.report.plots import comparison
 
@@ -46,20 +43,6 @@ def judge(report: dict[str, Any], classwise: bool) -> dict[str, Any]:
         nearest = min(others.values())
         targets["below original, ft and ga"] = (dau["avg_gap"], nearest, dau["avg_gap"] < nearest)
     return {"noise_floor": floor, "avg_gap": {"dau": dau["avg_gap"], **others}, "targets": targets}
-
-
-def unlearn(report_file: Path, arguments: list[str], processes: int = 1) -> str:
-    """Run the main job on the CPU, keep its report, and return what it printed."""
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "out"
-        launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        launch = launch if processes > 1 else []
-        command = [sys.executable, *launch, "-m", "dau_fast.unlearn", "--device", "cpu", *arguments]
-        done = subprocess.run(
-            [*command, "--out", str(out)], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True
-        )
-        shutil.copy(out / "report.json", report_file)
-        return done.stdout.replace(str(out), "out")
 
 
 @click.command()

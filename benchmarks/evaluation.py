@@ -10,7 +10,7 @@ of medians, hardware, versions and commit.
 from __future__ import annotations
 
 import torch
-from speed import Cases, Target, command, figure, largest
+from support.speed import Cases, Target, command, figure, largest
 
 
 def targets(cases: Cases, _: torch.device) -> list[Target]:

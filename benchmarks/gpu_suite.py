@@ -24,7 +24,8 @@ from pathlib import Path
 
 import click
 import torch
-from recording import ROOT, environment, record_folder, write_json
+from support.loops import measure_training_rate
+from support.recording import ROOT, environment, record_folder, write_json
 
 from dau_fast.config import TrainingRecipe
 from dau_fast.engine.runtime import choose_device
@@ -160,35 +161,13 @@ def _epochs(suite: Suite) -> int:
         return full
     remembered = suite.record / "quality-epochs.json"
     if not remembered.exists():
-        rate = _images_per_second(suite.device)
+        rate = measure_training_rate(suite.device)
         # Four trainings in all: the original, and retrained for both forget sets with room to spare.
         affordable = int(60 * suite.minutes / 4 * rate / 45_000)
         write_json(
             remembered, {"images_per_second": rate, "epochs": max(1, min(full, affordable)), "of": full}
         )
     return int(json.loads(remembered.read_text())["epochs"])
-
-
-def _images_per_second(device: torch.device, steps: int = 60) -> float:
-    """Training speed of ResNet-18 at 32x32, batch 256, as this engine runs it, warm-up left out."""
-    from dau_fast.data.images import Images
-    from dau_fast.engine.batches import Batch, generator_for, index_stream
-    from dau_fast.engine.runtime import Stopwatch, choose_precision
-    from dau_fast.engine.training import train
-    from dau_fast.job.experiment import builder
-
-    pixels = torch.randint(0, 256, (4096, 3, 32, 32), dtype=torch.uint8)
-    labels = torch.randint(0, 10, (4096,))
-    images = Images(pixels, labels, tuple("0123456789")).to(device)
-    model = builder("resnet18", images, choose_precision("auto", device))(0)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    order = index_stream(torch.arange(4096, device=device), 256, generator_for(0, "speed", device))
-    batches = (Batch(images.batch(index), images.labels[index], index) for index in order)
-    for count in (20, steps):
-        with Stopwatch(device) as watch:
-            train(model, batches, steps=count, optimizer=optimizer, scheduler=scheduler)
-    return steps * 256 / watch.seconds
 
 
 def _summarise(suite: Suite) -> None:

@@ -10,7 +10,7 @@ of medians, hardware, versions and commit.
 from __future__ import annotations
 
 import torch
-from speed import Cases, Target, command, faster
+from support.speed import Cases, Target, command, faster
 
 
 def targets(cases: Cases, device: torch.device) -> list[Target]:

@@ -20,8 +20,8 @@ from typing import Any
 import click
 import torch
 from matplotlib.figure import Figure
-from recording import ROOT
-from speed import OURS, Cases, Target, faster, figure, finish, run_rows, start
+from support.recording import ROOT
+from support.speed import OURS, Cases, Target, faster, figure, finish, run_rows, start
 
 from dau_fast.config import TrainingRecipe
 

@@ -15,8 +15,8 @@ from typing import Any
 
 import click
 import torch
-from digits import unlearn
-from recording import environment, record_folder, write_json
+from support.main_job import unlearn
+from support.recording import environment, record_folder, write_json
 
 FORGET = ("random:0.1", "class:3")
 MEASURES = ("ua", "ra", "ta", "mia_efficacy", "avg_gap")

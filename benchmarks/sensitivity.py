@@ -10,7 +10,7 @@ of medians, hardware, versions and commit. BackPACK and Opacus take part where t
 from __future__ import annotations
 
 import torch
-from speed import OURS, Cases, Target, command, faster, figure, share
+from support.speed import OURS, Cases, Target, command, faster, figure, share
 
 PASS = "forward and backward"
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from measuring import record_row, relative_error
+from support.measuring import record_row, relative_error
 from torch import Tensor, nn
 
 from dau_fast.ops import barlow_twins_loss

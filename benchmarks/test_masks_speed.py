@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import torch
-from measuring import captured, record_row
+from support.measuring import captured, record_row
 from torch import Tensor, nn
 from torch.nn.utils import prune
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import pytest
 import torch
-from measuring import captured, record_row, relative_error
+from support.measuring import captured, record_row, relative_error
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.nn import functional as F

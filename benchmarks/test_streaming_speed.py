@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from measuring import bytes_per_second, seconds, synchronise
 from PIL import Image
+from support.measuring import bytes_per_second, seconds, synchronise
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 

@@ -12,10 +12,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import plain
 import pytest
 import torch
-from jobs import experiment, settings, untrained
+from support import plain
+from support.jobs import experiment, settings, untrained
 
 from dau_fast.engine.runtime import flushed_denormals
 from dau_fast.job import experiment as pipeline

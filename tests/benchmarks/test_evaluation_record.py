@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "evaluation.py"
+from scripts import succeed
 
 
 def test_smoke_leaves_a_record_in_which_the_attacks_agree(tmp_path: Path) -> None:
-    command = [sys.executable, str(SCRIPT), "--smoke", "--record", str(tmp_path)]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=one_thread, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    succeed("evaluation.py", "--smoke", "--record", tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert len(summary["cases"]) == 4
     for case, entries in summary["cases"].items():

@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from calling import environment
-
-ROOT = Path(__file__).parents[2]
+from scripts import succeed
 
 
+@pytest.mark.slow
 def test_smoke_leaves_a_record_of_all_rows(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
-    command = [sys.executable, "benchmarks/streaming.py", "--smoke", "--record", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
+    succeed("streaming.py", "--smoke", "--record", tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["cases"].keys() == {"files", "arrow", "arrays"}
     for case, entries in summary["cases"].items():

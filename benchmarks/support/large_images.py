@@ -11,18 +11,17 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jobs import synthetic, untrained
-from measuring import flops_per_second, peak_memory, seconds
-from test_loop_speed import flops_an_image, playing, training
 
-from dau_fast import scaling
 from dau_fast.config import DauConfig, SplitConfig, TrainingRecipe
+from dau_fast.cost import Job, Network, count_memory, count_network
 from dau_fast.data.split import Forget
 from dau_fast.engine.runtime import choose_precision
 from dau_fast.engine.steps import choose_engine
 from dau_fast.job.experiment import Experiment, builder
 from dau_fast.methods.task import Task
-from dau_fast.scaling import Job
+from support.jobs import synthetic, untrained
+from support.loops import flops_an_image, playing, training
+from support.measuring import flops_per_second, peak_memory, seconds
 
 BATCHES, STEPS, ROUNDS = (32, 64, 128, 256), 10, 5
 
@@ -60,7 +59,7 @@ def _row(device: torch.device, engine: str, batch: int, what: str, smoke: bool) 
     chosen = task(device, engine, smoke)
     config = replace(chosen.settings["dau"], batch_size=batch)
     model = chosen.original
-    network = scaling.count(model, chosen.images.batch(chosen.split.train[:8]))
+    network = count_network(model, chosen.images.batch(chosen.split.train[:8]))
     expected = {"predicted_bytes": predicted(chosen, network, config, what)}
     flops = flops_an_image(model, chosen)
     peak = flops_per_second(device, 256 if smoke else 8192, model.precision or torch.float32)
@@ -90,7 +89,7 @@ def most_held(work: Callable[[], None], device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device)
 
 
-def predicted(task: Task, network: scaling.Network, config: DauConfig, what: str) -> float:
+def predicted(task: Task, network: Network, config: DauConfig, what: str) -> float:
     """Bytes that the model of memory expects in a whole job's phase."""
     split, pixels = task.split, task.images.pixels
     number = 2 if task.original.precision == torch.bfloat16 else 4
@@ -98,4 +97,4 @@ def predicted(task: Task, network: scaling.Network, config: DauConfig, what: str
         network, config, len(split.forget), len(split.retain), len(split.validation),
         pixels[0].nbytes, number_bytes=number,
     )  # fmt: skip
-    return sum(scaling.memory(job)["game" if what == "game" else "recovery"].values())
+    return sum(count_memory(job)["game" if what == "game" else "recovery"].values())

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dau_fast import models, scaling
+from dau_fast import models
 from dau_fast.config import DauConfig
+from dau_fast.cost import Job, Machine, Network, count_network, predict, predict_memory, what_breaks_first
 from dau_fast.models import Classifier
-from dau_fast.scaling import Job, Machine, Network, predict, what_breaks_first
 
 # NVIDIA H100 SXM, its data sheet: dense bf16, float32, memory, NVLink in one direction. Between machines
 # one 400 Gbit/s InfiniBand port a GPU, as in NVIDIA's DGX H100.
@@ -68,7 +68,7 @@ def network(arch: str, classes: int) -> Network:
     # Initialising a transformer looks at values, which fake tensors do not have.
     with FakeTensorMode(), mock.patch("torch.nn.init.trunc_normal_", as_it_is):
         model = Classifier(models.build(arch, classes, (3, SIDE, SIDE)), precision=torch.bfloat16)
-        return scaling.count(model, torch.zeros(8, 3, SIDE, SIDE))
+        return count_network(model, torch.zeros(8, 3, SIDE, SIDE))
 
 
 def job(scenario: Scenario, processes: int, *, sampled: bool = False, streamed: bool = False) -> Job:
@@ -153,7 +153,7 @@ def _limits() -> str:
             cells = [scenario.title, f"{100 * scenario.share:g} %", str(processes)]
             for streamed in (False, True):
                 one = job(scenario, processes, streamed=streamed)
-                total = scaling.predict_memory(one)[1]
+                total = predict_memory(one)[1]
                 first = what_breaks_first(one, MEMORY)
                 cells += [f"{total / 1e9:.0f}", f"{first.part} ({first.phase}), {_times(first.growth)}"]
             rows.append(tuple(cells))

@@ -13,7 +13,7 @@ import torch
 
 from dau_fast.report.record import hardware, versions
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "benchmarks" / "records"
 
 

@@ -98,21 +98,10 @@ def record_row(
     reaches. Memory: the most that `lean`, or else `work`, holds beyond its inputs and `gradient_bytes`.
     smoke: few rounds.
     """
-    began = time.perf_counter()
-    work()
-    synchronise(device)
-    first = time.perf_counter() - began
-    began = time.perf_counter()
-    work()
-    synchronise(device)
-    rounds = 2 if smoke else max(5, min(200, int(1 / (time.perf_counter() - began))))
-
-    def timed() -> None:
-        work()
-        synchronise(device)
-
+    first = _clock(work, device)
+    rounds = 2 if smoke else max(5, min(200, int(1 / _clock(work, device))))
     benchmark.group = case
-    benchmark.pedantic(timed, rounds=rounds, warmup_rounds=2)
+    benchmark.pedantic(_finish, args=(work, device), rounds=rounds, warmup_rounds=2)
     floor = moved / bytes_per_second(device, max(1, int(moved) // 8)) if moved else 0.0
     floor += flops / flops_per_second(device, size) if flops else 0.0
     benchmark.extra_info.update(
@@ -124,6 +113,18 @@ def record_row(
         extra_memory_bytes=max(0, peak_memory(lean or work, device) - gradient_bytes),
         first_call_seconds=first,
     )
+
+
+def _clock(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds of one call."""
+    began = time.perf_counter()
+    _finish(work, device)
+    return time.perf_counter() - began
+
+
+def _finish(work: Callable[[], object], device: torch.device) -> None:
+    work()
+    synchronise(device)
 
 
 def captured(work: Callable[[], object]) -> Callable[[], object]:

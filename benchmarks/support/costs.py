@@ -1,7 +1,7 @@
 """The jobs whose cost is measured, on random images: in one process, or in several with Gloo.
 
 Quality does not matter for cost, so nothing is trained first, and the referee is kept from ending a game:
-every run does the work that dau_fast.scaling predicts.
+every run does the work that dau_fast.cost predicts.
 """
 
 from __future__ import annotations
@@ -20,10 +20,9 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from measuring import peak_memory
 
-from dau_fast import scaling
 from dau_fast.config import DauConfig, TrainingRecipe
+from dau_fast.cost import Job, Network, count_network
 from dau_fast.data.images import Augmentation, Images
 from dau_fast.data.split import Split
 from dau_fast.engine.ranks import ALONE, Ranks
@@ -33,7 +32,7 @@ from dau_fast.job.experiment import builder
 from dau_fast.methods.dau import game, referee
 from dau_fast.methods.running import run
 from dau_fast.methods.task import Task
-from dau_fast.scaling import Job, Network
+from support.measuring import peak_memory
 
 ARCH, ROUNDS = "small", 3
 CPU = torch.device("cpu")
@@ -131,7 +130,7 @@ def task_of(case: Case, ranks: Ranks = ALONE) -> Task:
 
 def network_of(case: Case) -> Network:
     task = task_of(replace(case, forget=4, retain=4, validation=4))
-    return scaling.count(task.original, task.images.batch(torch.arange(8)))
+    return count_network(task.original, task.images.batch(torch.arange(8)))
 
 
 def job_of(case: Case) -> Job:

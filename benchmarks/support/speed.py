@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 import torch
-from recording import ROOT, environment, record_folder, write_json
 
 from dau_fast.engine.runtime import choose_device
+from support.recording import ROOT, environment, record_folder, write_json
 
 OURS = "dau_fast"
 # Case -> implementation -> what was measured.

@@ -1,0 +1,74 @@
+"""The game beside retraining, in image equivalents: no clock and no machine, passes alone.
+
+One equivalent is an image forward and backward, the unit of training; an image forward costs a third of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from dau_fast.config import DauConfig, TrainingRecipe
+from dau_fast.cost.passes import FORWARDS_A_STEP, Passes, count_passes
+from dau_fast.engine.batches import steps_for
+
+
+@dataclass(frozen=True)
+class Equivalents:
+    """What a run's methods cost, on all processes together.
+
+    game: played to its last turn. retraining: image equivalents, by method. step_images: images of the
+    largest step, by method, whose activations are held at once unless steps are taken in parts.
+    """
+
+    game: Passes
+    retraining: Mapping[str, int]
+    step_images: Mapping[str, int]
+
+    def list_totals(self) -> dict[str, float]:
+        """Image equivalents by method, the game's as "dau"."""
+        return {"dau": self.game.equivalents, **self.retraining}
+
+    def describe(self) -> str:
+        """All of it in one line."""
+        game = self.game
+        looks = (game.looks + game.lesson) / FORWARDS_A_STEP
+        parts = {"turns": game.turns, "recovery": game.recovery, "looks": looks}
+        parts["BatchNorm"] = game.batchnorm / FORWARDS_A_STEP
+        within = ", ".join(f"{name} {count:,.0f}" for name, count in parts.items())
+        costs = [f"dau {game.equivalents:,.0f} ({within})"]
+        costs += [f"{name} {count:,}" for name, count in self.retraining.items()]
+        steps = ", ".join(f"{name} {count:,}" for name, count in self.step_images.items())
+        line = f"image equivalents: {', '.join(costs)}; images of a step: {steps}"
+        if not self.retraining:
+            return line
+        faster = " and ".join(
+            f"{count / game.equivalents:.1f} times as fast as {name}"
+            for name, count in self.retraining.items()
+        )
+        return f"{line}; by passes alone, a game played to its last turn is at most {faster}"
+
+
+def count_equivalents(
+    config: DauConfig,
+    recipes: Mapping[str, TrainingRecipe],
+    *,
+    forget: int,
+    retain: int,
+    validation: int,
+    classes: int,
+    batchnorm: bool,
+) -> Equivalents:
+    """For a game by `config` and retraining by `recipes`, by method, on sets of as many images.
+
+    batchnorm: whether the network has any.
+    """
+    game = count_passes(
+        config, forget=forget, retain=retain, validation=validation, classes=classes, batchnorm=batchnorm
+    )
+    retraining = {
+        name: steps_for(recipe.epochs, retain, recipe.batch_size) * recipe.batch_size
+        for name, recipe in recipes.items()
+    }
+    steps = {name: recipe.batch_size for name, recipe in recipes.items()}
+    return Equivalents(game, retraining, {"dau": 3 * config.batch_size, **steps})

@@ -1,0 +1,149 @@
+"""What one process's device holds in each phase of a job, and how far the sets may grow until it is full."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from dau_fast.cost.passes import EVALUATION_BATCH, share_rows
+from dau_fast.cost.work import Job
+
+# Of an image, on every process: its label, its places in the split and in the order of a pass, its exam.
+_IMAGE_BYTES = 5 * 8 + 1
+# Results of a residual block's layers that are there at once, where no graph keeps them.
+_LIVE = 4
+# Numbers a row of logits takes in a step beside the network's own: in float32, as softmax, in u and as
+# gradients of these.
+_LOGIT_COPIES = 6
+# The same at a look, without gradients: logits, u, and two of the attacker's forms of it.
+_JUDGED_COPIES = 4
+
+Parts = dict[str, float]
+
+
+def count_memory(job: Job) -> dict[str, Parts]:
+    """Bytes by part of what one process's device holds, in each phase of `job`."""
+    return {
+        "warm-up of the attacker": _hold_lesson(job),
+        "game": _hold_step(job, 3 * share_rows(job.config.batch_size, job.processes), optimisers=1)
+        | _hold_turn_logits(job),
+        "looks": _hold_look(job),
+        # The game's optimiser state is still there.
+        "recovery": _hold_step(job, share_rows(job.config.batch_size, job.processes), optimisers=2),
+        "BatchNorm statistics": _hold_norm_batch(job),
+    }
+
+
+def predict_memory(job: Job) -> tuple[str, float]:
+    """The phase that needs most memory, and its bytes."""
+    totals = {phase: sum(parts.values()) for phase, parts in count_memory(job).items()}
+    phase = max(totals, key=lambda name: totals[name])
+    return phase, totals[phase]
+
+
+def _hold_always(job: Job) -> Parts:
+    images = job.forget + job.retain + job.validation
+    return {
+        "weights": 2 * _weight_bytes(job),  # the original's and the defender's
+        "images": 0.0 if job.streamed else job.image_bytes * images,
+        "labels and indices": float(_IMAGE_BYTES * images),
+    }
+
+
+def _hold_trainee(job: Job, optimisers: int) -> Parts:
+    """What stays between the steps of a model in training."""
+    weights = _weight_bytes(job)
+    low = weights / 4 * job.number_bytes if job.number_bytes < 4 else 0.0
+    return _hold_always(job) | {
+        "gradients": weights,
+        "optimiser state": optimisers * weights,
+        "low precision": low,
+    }
+
+
+def _hold_step(job: Job, rows: int, optimisers: int) -> Parts:
+    """A training step on `rows` images."""
+    return _hold_trainee(job, optimisers) | {
+        "copies for the rehearsal": _weight_bytes(job),
+        "activations": rows * job.network.activations,
+        "logits": rows * _LOGIT_COPIES * _row_bytes(job),
+    }
+
+
+def _hold_turn_logits(job: Job) -> Parts:
+    """Those of three sets, and of several processes what all of them show the attacker."""
+    rows = share_rows(job.config.batch_size, job.processes)
+    gathered = 0.0 if job.processes == 1 else 2 * 2 * job.config.batch_size * _row_bytes(job)
+    return {"logits": 3 * rows * _LOGIT_COPIES * _row_bytes(job) + gathered}
+
+
+def _hold_lesson(job: Job) -> Parts:
+    forget, validation = (_row_bytes(job) * count for count in job.lesson_sizes)
+    hidden = 4.0 * 4 * job.config.attacker_hidden
+    return _hold_always(job) | {
+        "u of the lesson": forget + validation,
+        "attacker": max(2 * (forget + validation), forget + 2 * validation) + hidden * sum(job.lesson_sizes),
+    }
+
+
+def _hold_look(job: Job) -> Parts:
+    rows = min(EVALUATION_BATCH, share_rows(max(job.forget, job.validation), job.processes))
+    return _hold_trainee(job, optimisers=1) | {
+        "activations": rows * _LIVE * job.network.largest,
+        "logits": rows * _JUDGED_COPIES * _row_bytes(job),
+    }
+
+
+def _hold_norm_batch(job: Job) -> Parts:
+    rows = max([0, *(share_rows(size, job.processes) for size in job.norm_batches)])
+    return _hold_trainee(job, optimisers=2) | {"activations": rows * _LIVE * job.network.largest}
+
+
+def _weight_bytes(job: Job) -> float:
+    return 4.0 * job.network.parameters
+
+
+def _row_bytes(job: Job) -> float:
+    """Of u, or of logits as good as."""
+    return 4.0 * (job.network.classes + 1)
+
+
+# ---- limits
+
+
+@dataclass(frozen=True)
+class Breaking:
+    """What fails first when all sets grow together. growth: the largest factor that works, 0 for none.
+
+    part, phase: of memory, the part that is largest in the first phase that does not fit.
+    """
+
+    part: str
+    phase: str
+    growth: float
+
+
+def what_breaks_first(job: Job, memory_bytes: float) -> Breaking:
+    """Where `job` meets the limits of a device of `memory_bytes`; growth below 1: it already has."""
+    if job.processes > job.config.batch_size:
+        return Breaking("batch: fewer images than processes", "game", 0.0)
+
+    def fits(factor: float) -> bool:
+        return predict_memory(grow_sets(job, factor))[1] <= memory_bytes
+
+    low, high = 1e-6, 1e6
+    growth = 0.0
+    if fits(low):
+        for _ in range(100):
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if fits(middle) else (low, middle)
+        growth = low
+    phases = count_memory(grow_sets(job, high if growth else low))
+    phase, parts = max(phases.items(), key=lambda item: sum(item[1].values()))
+    return Breaking(max(parts, key=lambda name: parts[name]), phase, growth)
+
+
+def grow_sets(job: Job, factor: float) -> Job:
+    """`job` with `factor` times the images in each set, at least one."""
+    sizes = {name: max(1, round(factor * getattr(job, name))) for name in ("forget", "retain", "validation")}
+    return replace(job, **sizes)

@@ -1,0 +1,123 @@
+"""Counters of what a real game does."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from machines import USUAL
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
+
+from dau_fast.config import DauConfig
+from dau_fast.cost import Job, count_network
+from dau_fast.engine.ranks import Ranks
+from dau_fast.engine.steps import Engine, Step
+from dau_fast.methods.dau import game, referee
+from dau_fast.methods.dau.attacker import Attacker
+from dau_fast.methods.task import Task
+from dau_fast.models import Classifier
+
+CONFIGS = {
+    "usual": USUAL,
+    "sampled": replace(USUAL, retain_sample=2.0, batch_size=32, recovery_epochs=3),
+    "parts of epochs": replace(USUAL, game_epochs=1.3, looks_per_epoch=5, attacker_steps=2, warmup_steps=7),
+    "more looks than turns": replace(USUAL, looks_per_epoch=40, batch_size=64),
+    "nearly no exam": replace(USUAL, exam_share=0.004),
+}
+
+
+class Unrehearsed(Engine):
+    """Steps are built and not run: what is counted is what the clock of a method sees."""
+
+    def prepare(self, loop: str, build: Callable[..., Step], *_: Any, **__: Any) -> Step:
+        return build(lambda function: function)
+
+
+class Watched(Ranks):
+    """Ranks whose gradients are averaged by calls from Python, where they can be counted."""
+
+    def parallel(self, model: nn.Module) -> nn.Module:
+        called = super().parallel(model)
+        called.register_comm_hook(None, allreduce_hook)
+        return called
+
+
+@contextmanager
+def endless() -> Iterator[None]:
+    """Games are played to their last turn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(referee, "_LOOKS_IN_A_ROW", math.inf)
+        yield
+
+
+def count_game(task: Task) -> dict[str, int]:
+    """What a game without end does, by the names of Work; of evaluation batches, those of all kinds."""
+    seen: Counter[str] = Counter()
+    forward, judge, look = Classifier.forward, Attacker.forward, referee.Referee.look
+    defender = sum(parameter.numel() for parameter in task.original.parameters())
+
+    def passed(self: Classifier, images: Tensor) -> Any:
+        training = "training_images" if torch.is_grad_enabled() else "norm_images"
+        seen[training if self.training else "evaluated_images"] += len(images)
+        seen["evaluation_batches"] += not torch.is_grad_enabled()
+        return forward(self, images)
+
+    def judged(self: Attacker, u: Tensor) -> Tensor:
+        seen["attacker_rows" if torch.is_grad_enabled() else "judged_rows"] += len(u)
+        return judge(self, u)
+
+    def looked(self: referee.Referee, *given: Any) -> bool:
+        seen["looks"] += 1
+        return look(self, *given)
+
+    def stepped(optimizer: Optimizer, *_: Any) -> None:
+        size = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
+        seen["updates"] += size * (size == defender)
+        seen["steps" if size == defender else "attacker_steps"] += 1
+
+    with endless(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "forward", passed)
+        patch.setattr(Attacker, "forward", judged)
+        patch.setattr(referee.Referee, "look", looked)
+        handle = register_optimizer_step_post_hook(stepped)
+        try:
+            game.unlearn(task)
+        finally:
+            handle.remove()
+    return dict(seen)
+
+
+def count_equivalents_of(work: Callable[[], object]) -> float:
+    """Images that pass forward a third each, and those whose gradient comes back two thirds."""
+    seen: Counter[str] = Counter()
+    forward = Classifier.forward
+
+    def passed(self: Classifier, images: Tensor) -> Any:
+        seen["forward"] += len(images)
+        outputs = forward(self, images)
+        if outputs.features.requires_grad:
+            outputs.features.register_hook(backed)
+        return outputs
+
+    def backed(gradient: Tensor) -> None:
+        seen["backward"] += len(gradient)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Classifier, "forward", passed)
+        work()
+    return (seen["forward"] + 2 * seen["backward"]) / 3
+
+
+def job_of(task: Task, config: DauConfig, processes: int = 1) -> Job:
+    split = task.split
+    network = count_network(task.fresh(0), task.images.batch(split.retain[:4]))
+    sizes = len(split.forget), len(split.retain), len(split.validation)
+    return Job(network, config, *sizes, 24.0, processes=processes)

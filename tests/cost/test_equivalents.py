@@ -1,0 +1,69 @@
+"""Image equivalents against counters in real games and retrainings, and the line that tells of them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from counting import CONFIGS, Unrehearsed, count_equivalents_of, endless
+from toys import ONE_CLASS, TENTH, trained
+
+from dau_fast.config import DauConfig, TrainingRecipe
+from dau_fast.cost import Equivalents, Passes, count_equivalents, has_batchnorm
+from dau_fast.data.split import Forget
+from dau_fast.methods import retrain
+from dau_fast.methods.dau import game
+from dau_fast.methods.task import Task
+
+SHORT = TrainingRecipe(epochs=3, batch_size=48, lr=0.05)
+
+
+def predicted(task: Task, config: DauConfig) -> Equivalents:
+    split = task.split
+    return count_equivalents(
+        config,
+        {"retrain": task.recipe, "retrain_fast": SHORT},
+        forget=len(split.forget),
+        retain=len(split.retain),
+        validation=len(split.validation),
+        classes=len(task.images.class_names),
+        batchnorm=has_batchnorm(task.original.network),
+    )
+
+
+@pytest.mark.parametrize("forget", [TENTH, ONE_CLASS], ids=["tenth", "class"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_game_makes_the_passes_that_were_predicted(name: str, forget: Forget) -> None:
+    task = replace(trained(forget, CONFIGS[name]), engine=Unrehearsed())
+    with endless():
+        made = count_equivalents_of(lambda: game.unlearn(task))
+    assert predicted(task, CONFIGS[name]).list_totals()["dau"] == pytest.approx(made, rel=1e-12)
+
+
+def test_retrainings_make_the_passes_that_were_predicted() -> None:
+    task = trained(TENTH, CONFIGS["usual"])
+    task = replace(task, engine=Unrehearsed(), settings={**task.settings, "retrain_fast": SHORT})
+    totals = predicted(task, CONFIGS["usual"]).list_totals()
+    for name, unlearn in {"retrain": retrain.unlearn, "retrain_fast": retrain.unlearn_fast}.items():
+        made = count_equivalents_of(lambda unlearn=unlearn: unlearn(task))
+        assert totals[name] == pytest.approx(made, rel=1e-12), name
+
+
+def test_the_line_says_what_each_costs_and_how_much_faster_the_game_can_be() -> None:
+    played = Passes(turns=3000, recovery=1500, looks=900, lesson=300, batchnorm=300)
+    retraining = {"retrain": 100_000, "retrain_fast": 7_500}
+    found = Equivalents(played, retraining, step_images={"dau": 192, "retrain": 256})
+    assert found.list_totals() == {"dau": 5000} | retraining
+    assert found.describe() == (
+        "image equivalents: dau 5,000 (turns 3,000, recovery 1,500, looks 400, BatchNorm 100), "
+        "retrain 100,000, retrain_fast 7,500; images of a step: dau 192, retrain 256; by passes alone, a "
+        "game played to its last turn is at most 20.0 times as fast as retrain and 1.5 times as fast as "
+        "retrain_fast"
+    )
+
+
+def test_without_retraining_nothing_is_compared() -> None:
+    found = Equivalents(Passes(30, 15, 9, 3, 3), {}, {"dau": 6})
+    assert found.describe() == (
+        "image equivalents: dau 50 (turns 30, recovery 15, looks 4, BatchNorm 1); images of a step: dau 6"
+    )
