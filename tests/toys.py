@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,10 @@ from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.data.images import Images
 from dau_fast.data.split import Forget, hold_out, make_split
 from dau_fast.engine.batches import Batch
+from dau_fast.engine.loop import LoopCost
+from dau_fast.engine.runtime import Runtime
 from dau_fast.methods import original
+from dau_fast.methods.dau.game import Game, plan_game
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
 
@@ -39,9 +45,7 @@ def perceptron(seed: int) -> Classifier:
 ONE_CLASS, TENTH = Forget("class:2", label=2), Forget("random:0.1", fraction=0.1)
 
 
-def trained(
-    forget: Forget, config: DauConfig | None, seed: int = 0, device: torch.device | None = None
-) -> Task:
+def trained(forget: Forget, seed: int = 0, device: torch.device | None = None) -> Task:
     """A task whose original was trained on the whole training set."""
     place = device or torch.device("cpu")
     images = blobs(480).to(place)
@@ -49,8 +53,23 @@ def trained(
     roles = hold_out(images.labels, None, seed, validation_share=0.25, test_share=0.2, keep=keep)
     split = make_split(roles, images.labels, forget, seed).to(place)
     recipe = TrainingRecipe(epochs=20, batch_size=32, lr=0.05)
-    settings = {"dau": config} if config else {}
-    task = Task(images, split, seed, perceptron(seed).to(place), perceptron, recipe, settings)
+    runtime = Runtime(place)
+    task = Task(images, split, seed, perceptron(seed).to(place), perceptron, recipe, runtime=runtime)
     original.train(task)
     task.original.eval()
     return task
+
+
+@contextmanager
+def game_of(task: Task, config: DauConfig, turns: int | None = None) -> Iterator[Game]:
+    """A game on a copy of the task's original, of `turns` turns without a look; None for its own length."""
+    task, schedule = plan_game(task, config)
+    if turns is not None:
+        schedule = replace(schedule, turns=turns, look_every=turns + 1)
+    with Game(copy.deepcopy(task.original), task, config, schedule) as game:
+        yield game
+
+
+def engines(loops: Iterable[LoopCost]) -> dict[str, str]:
+    """What ran each loop, and why where nobody asked for it."""
+    return {loop.loop: ": ".join(filter(None, (loop.engine, loop.reason))) for loop in loops}
