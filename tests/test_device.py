@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import json
 import sys
@@ -12,19 +11,19 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.optim.lr_scheduler import MultiStepLR
-from toys import TENTH, batches_of, trained
+from toys import TENTH, batches_of, game_of, trained
 
 from dau_fast import prune, unlearn
 from dau_fast.config import DauConfig
 from dau_fast.data.images import Augmentation, Images
 from dau_fast.data.sets import images_of
 from dau_fast.data.streaming import StreamedImages
-from dau_fast.engine.batches import Batch, generator_for, index_stream
+from dau_fast.engine.batches import Batch, index_stream
+from dau_fast.engine.chance import generator_for, seeded
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.optimizers import sgd
-from dau_fast.engine.steps import Engine
+from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.training import recompute_batchnorm, train
-from dau_fast.methods.dau.game import Game
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.ops import apply_masks_, attack_features, barlow_twins_loss, pack_mask
 
@@ -134,7 +133,7 @@ def trained_by(engine: str, images: Images, pruned: bool) -> Classifier:
         steps=12,
         optimizer=optimizer,
         scheduler=MultiStepLR(optimizer, [4, 8]),
-        engine=Engine(engine),
+        runtime=Runtime(images.device, engine=engine),
     )
     return model
 
@@ -156,18 +155,24 @@ def test_a_captured_game_is_the_eager_one_and_never_waits(device: torch.device) 
     if device.type != "cuda":
         pytest.skip("a CUDA graph needs CUDA; tests/engine compiles for the CPU")
     config = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=1, batch_size=32)
-    task = trained(TENTH, config, device=device)
+    task = trained(TENTH, device=device)
     found = []
     for engine in ("eager", "captured"):
-        players = Game(copy.deepcopy(task.original), replace(task, engine=Engine(engine)), config)
-        players.warm_up()
-        players.turn()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for _ in range(9):
-                players.turn()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        turns: list[int] = []
+
+        def after_turn(turns: list[int] = turns) -> None:
+            """The rehearsal waits, and so may what comes after the last turn."""
+            turns.append(1)
+            torch.cuda.set_sync_debug_mode("error" if len(turns) < 10 else "default")
+
+        runtime = Runtime(device, engine=engine)
+        with game_of(replace(task, runtime=runtime), config, turns=10) as players:
+            players.warm_up()
+            try:
+                players.play(after_turn)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        assert len(turns) == 10
         found.append(players.defender.state_dict())
     torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-2)
 
@@ -196,9 +201,10 @@ def test_streamed_images_train_as_those_in_memory(device: torch.device, engine: 
     streamed = StreamedImages(**fields | {"pixels": held.pixels[:0]}, source=Rows(held.pixels.cpu()))
     seen = []
     for images in (held, streamed):
-        task = replace(trained(TENTH, None, device=device), images=images, engine=Engine(engine))
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        task = replace(
+            trained(TENTH, device=device), images=images, runtime=Runtime(device, engine=engine)
+        )
+        with seeded(0, device):
             model = Classifier(SmallResNet(3, 4)).to(device)
         optimizer = sgd(model.network, None, lr=0.0, momentum=0.9, weight_decay=0.0)
         batches: list[Batch] = []
@@ -214,7 +220,7 @@ def test_streamed_images_train_as_those_in_memory(device: torch.device, engine: 
             steps=30,
             optimizer=optimizer,
             scheduler=MultiStepLR(optimizer, []),
-            engine=task.engine,
+            runtime=task.runtime,
         )
         seen.append((batches, predict(model, images, torch.arange(40, device=device), batch_size=7)))
     for one, other in zip(*(batches for batches, _ in seen), strict=True):
