@@ -16,7 +16,6 @@ from dau_fast.errors import UserError
 from dau_fast.models import SmallResNet
 
 
-
 def test_weights_and_metadata_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network, other = SmallResNet(1, 4), SmallResNet(1, 4)

@@ -82,9 +82,7 @@ def averaged(values: list[torch.Tensor], weight: float) -> torch.Tensor:
 # ---- first steps
 
 
-def first_turns(
-    task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch, turns: int
-) -> dict[str, Any]:
+def first_turns(task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch, turns: int) -> dict[str, Any]:
     """Losses of both players in a game's first turns, and the players after them."""
     losses: dict[str, list[torch.Tensor]] = {"defender_loss": [], "attacker_loss": []}
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.data.images import Images
 from dau_fast.data.split import Forget, hold_out, make_split
+from dau_fast.data.streaming import StreamedImages
 from dau_fast.engine.batches import Batch
 from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.runtime import Runtime
@@ -27,6 +28,27 @@ def blobs(count: int) -> Images:
     labels = torch.arange(count) % 3
     noise = torch.randn(count, 6, generator=torch.Generator().manual_seed(0))
     return Images(3 * torch.eye(3, 6)[labels] + noise, labels, ("a", "b", "c"))
+
+
+class MemorySource:
+    """A source of streamed images, channels first in memory."""
+
+    def __init__(self, pixels: Tensor) -> None:
+        self.pixels = pixels
+        self.shape = tuple(pixels.shape[1:])
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def read(self, index: Tensor, out: Tensor) -> None:
+        out.copy_(self.pixels[index].permute(0, 2, 3, 1))
+
+
+def streamed(images: Images) -> StreamedImages:
+    """The same images, read batch by batch."""
+    fields = {field.name: getattr(images, field.name) for field in dataclasses.fields(images)}
+    pixels = images.pixels
+    return StreamedImages(**fields | {"pixels": pixels[:0]}, source=MemorySource(pixels.cpu()))
 
 
 def batches_of(images: Images, indices: Iterable[Tensor]) -> Iterator[Batch]:
@@ -65,7 +87,7 @@ def game_of(task: Task, config: DauConfig, turns: int | None = None) -> Iterator
     """A game on a copy of the task's original, of `turns` turns without a look; None for its own length."""
     task, schedule = plan_game(task, config)
     if turns is not None:
-        schedule = replace(schedule, turns=turns, look_every=turns + 1)
+        schedule = dataclasses.replace(schedule, turns=turns, look_every=turns + 1)
     with Game(copy.deepcopy(task.original), task, config, schedule) as game:
         yield game
 

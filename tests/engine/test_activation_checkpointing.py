@@ -21,6 +21,7 @@ from dau_fast.engine.training import train
 from dau_fast.errors import UserError
 from dau_fast.models import Classifier
 
+
 def classifier(arch: str = "resnet18") -> Classifier:
     torch.manual_seed(0)
     return Classifier(models.build(arch, 10, (3, 32, 32)).double())

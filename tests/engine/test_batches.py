@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from dau_fast.engine.batches import index_stream, steps_for
 
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 5))
 def test_every_pass_over_the_set_holds_every_image_once(count: int, batch_size: int, seed: int) -> None:

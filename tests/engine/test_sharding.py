@@ -28,14 +28,14 @@ from test_distributed import (
     same_on_every_rank,
     shared,
 )
-from test_streaming import both
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from toys import ONE_CLASS, TENTH
+from toys import ONE_CLASS, TENTH, streamed
 
 from dau_fast.api import unlearn
 from dau_fast.config import DauConfig
+from dau_fast.data.images import Images
 from dau_fast.data.split import Forget
 from dau_fast.engine.evaluation import map_batches, predict, predict_each
 from dau_fast.engine.optimizers import sgd
@@ -236,13 +236,14 @@ def hold_shares(ranks: int) -> None:
 
 def look() -> None:
     """Parts of sets that need different numbers of batches, and none at all."""
-    held, streamed, _ = both(40)
+    pixels = torch.randint(0, 256, (40, 3, 6, 5), generator=torch.Generator().manual_seed(0))
+    held = Images(pixels.to(torch.uint8), torch.arange(40) % 4, tuple("abcd"))
     torch.manual_seed(0)
     model = Classifier(SmallResNet(3, 4)).eval()
     with sharded(copy.deepcopy(model), CPU) as part:
         for count in (0, 1, 4, 7):
             index = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:count]
-            for images in (held, streamed):
+            for images in (held, streamed(held)):
                 found = predict(part, images, index, batch_size=2, ranks=Ranks.all())
                 torch.testing.assert_close(found, predict(model, held, index))
                 logits = predict_each(part, images, index, lambda logits, _: logits, ranks=Ranks.all())
@@ -316,7 +317,9 @@ def test_what_does_not_go_together_is_refused() -> None:
         Runtime(shard=True)
     with pytest.raises(UserError, match="`engine=compiled` is for one process"):
         Runtime(engine="compiled", ranks=Ranks(0, 2), shard=True)
-    with pytest.raises(UserError, match="`sensitivity=input` takes gradients that `shard=True` does not share"):
+    with pytest.raises(
+        UserError, match="`sensitivity=input` takes gradients that `shard=True` does not share"
+    ):
         check_shard(True, "input", pruned=False)
     check_shard(True, "classifier", pruned=False)
     check_shard(False, "input", pruned=True)

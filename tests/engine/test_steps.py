@@ -115,7 +115,9 @@ def test_rehearsing_leaves_no_trace_in_what_is_trained(optimizer: type[Optimizer
 
 
 def test_the_time_of_a_rehearsal_is_kept_apart() -> None:
-    found = prepare("twin", lambda *_: lambda x: time.sleep(0.02), (torch.ones(1),), Players((), ()), 1, Runtime())
+    found = prepare(
+        "twin", lambda *_: lambda x: time.sleep(0.02), (torch.ones(1),), Players((), ()), 1, Runtime()
+    )
     assert found.seconds >= 0.02
     assert taught(taken=1)[1].compile_seconds > 0
 

@@ -16,7 +16,7 @@ from dau_fast.metrics.unlearning import Measures
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
 from dau_fast.report.facts import describe_pruning
-from dau_fast.report.record import build_report, combine, method_entry
+from dau_fast.report.record import combine, method_entry
 
 ROOT_7 = 7**0.5  # the sample standard deviation of 1, 2 and 6
 

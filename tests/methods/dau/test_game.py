@@ -167,6 +167,7 @@ def test_another_seed_plays_another_game() -> None:
 
 def test_another_seed_plays_on_other_batches() -> None:
     task = trained(ONE_CLASS)
+
     def first_batch(seed: int) -> Tensor:
         with game_of(replace(task, seed=seed), CLASSWISE) as players:
             return next(players._batches).indices

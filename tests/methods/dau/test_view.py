@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from toys import TENTH, perceptron, trained
 
 from dau_fast.config import DauConfig
-from dau_fast.errors import UserError
 from dau_fast.engine.evaluation import map_batches
+from dau_fast.errors import UserError
 from dau_fast.methods.dau import game, view
 from dau_fast.methods.dau.view import SENSITIVITIES, View, check_sensitivity, time_sensitivities
 from dau_fast.models import Classifier
@@ -125,9 +125,7 @@ def test_over_a_set_it_is_the_same_in_batches(
     assert not whole.requires_grad
 
 
-def test_of_a_set_only_what_is_asked_for_is_kept(
-    model: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_of_a_set_only_what_is_asked_for_is_kept(model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = some_images(11)
     index = torch.tensor([3, 0, 10, 5, 7])
     seen, widths = View(), []
