@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import json
 import sys
 from collections.abc import Iterator
@@ -12,19 +10,19 @@ from dataclasses import replace
 import pytest
 import torch
 from torch.optim.lr_scheduler import MultiStepLR
-from toys import TENTH, batches_of, trained
+from toys import TENTH, batches_of, game_of, streamed, trained
 
 from dau_fast import prune, unlearn
 from dau_fast.config import DauConfig
 from dau_fast.data.images import Augmentation, Images
 from dau_fast.data.sets import images_of
 from dau_fast.data.streaming import StreamedImages
-from dau_fast.engine.batches import Batch, generator_for, index_stream
+from dau_fast.engine.batches import Batch, index_stream
+from dau_fast.engine.chance import generator_for, seeded
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.optimizers import sgd
-from dau_fast.engine.steps import Engine
+from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.training import recompute_batchnorm, train
-from dau_fast.methods.dau.game import Game
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.ops import apply_masks_, attack_features, barlow_twins_loss, pack_mask
 
@@ -134,7 +132,7 @@ def trained_by(engine: str, images: Images, pruned: bool) -> Classifier:
         steps=12,
         optimizer=optimizer,
         scheduler=MultiStepLR(optimizer, [4, 8]),
-        engine=Engine(engine),
+        runtime=Runtime(images.device, engine=engine),
     )
     return model
 
@@ -156,34 +154,26 @@ def test_a_captured_game_is_the_eager_one_and_never_waits(device: torch.device) 
     if device.type != "cuda":
         pytest.skip("a CUDA graph needs CUDA; tests/engine compiles for the CPU")
     config = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=1, batch_size=32)
-    task = trained(TENTH, config, device=device)
+    task = trained(TENTH, device=device)
     found = []
     for engine in ("eager", "captured"):
-        players = Game(copy.deepcopy(task.original), replace(task, engine=Engine(engine)), config)
-        players.warm_up()
-        players.turn()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
-            for _ in range(9):
-                players.turn()
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+        turns: list[int] = []
+
+        def after_turn(turns: list[int] = turns) -> None:
+            """The rehearsal waits, and so may what comes after the last turn."""
+            turns.append(1)
+            torch.cuda.set_sync_debug_mode("error" if len(turns) < 10 else "default")
+
+        runtime = Runtime(device, engine=engine)
+        with game_of(replace(task, runtime=runtime), config, turns=10) as players:
+            players.warm_up()
+            try:
+                players.play(after_turn)
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        assert len(turns) == 10
         found.append(players.defender.state_dict())
     torch.testing.assert_close(found[1], found[0], rtol=1e-2, atol=1e-2)
-
-
-class Rows:
-    """A source in memory."""
-
-    def __init__(self, pixels: torch.Tensor) -> None:
-        self.pixels = pixels
-        self.shape = tuple(pixels.shape[1:])
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def read(self, index: torch.Tensor, out: torch.Tensor) -> None:
-        out.copy_(self.pixels[index].permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("engine", ["eager", "captured"])
@@ -192,13 +182,10 @@ def test_streamed_images_train_as_those_in_memory(device: torch.device, engine: 
     if engine == "captured" and device.type != "cuda":
         pytest.skip("a CUDA graph needs CUDA")
     held = some_images(device)
-    fields = {f.name: getattr(held, f.name) for f in dataclasses.fields(held)}
-    streamed = StreamedImages(**fields | {"pixels": held.pixels[:0]}, source=Rows(held.pixels.cpu()))
     seen = []
-    for images in (held, streamed):
-        task = replace(trained(TENTH, None, device=device), images=images, engine=Engine(engine))
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+    for images in (held, streamed(held)):
+        task = replace(trained(TENTH, device=device), images=images, runtime=Runtime(device, engine=engine))
+        with seeded(0, device):
             model = Classifier(SmallResNet(3, 4)).to(device)
         optimizer = sgd(model.network, None, lr=0.0, momentum=0.9, weight_decay=0.0)
         batches: list[Batch] = []
@@ -214,7 +201,7 @@ def test_streamed_images_train_as_those_in_memory(device: torch.device, engine: 
             steps=30,
             optimizer=optimizer,
             scheduler=MultiStepLR(optimizer, []),
-            engine=task.engine,
+            runtime=task.runtime,
         )
         seen.append((batches, predict(model, images, torch.arange(40, device=device), batch_size=7)))
     for one, other in zip(*(batches for batches, _ in seen), strict=True):
@@ -227,10 +214,10 @@ def test_streamed_images_in_floating_point_are_those_in_memory(device: torch.dev
     pixels, labels = torch.randn(40, 3, 8, 8), torch.arange(40) % 4
     for images in (pixels, pixels.to(memory_format=torch.channels_last)):
         sets = {"forget": (images[:7], labels[:7]), "retain": (images[7:], labels[7:])}
-        held, streamed = (images_of(sets, stream, device)[0] for stream in (False, True))
-        assert isinstance(streamed, StreamedImages)
+        held, read = (images_of(sets, stream, device)[0] for stream in (False, True))
+        assert isinstance(read, StreamedImages)
         indices = torch.arange(40, device=device).flip(0).split(6)
-        for one, other in zip(held.batches(indices), streamed.batches(indices), strict=True):
+        for one, other in zip(held.batches(indices), read.batches(indices), strict=True):
             assert torch.equal(one, other)
             assert (one.stride(), one.device) == (other.stride(), other.device)
 

@@ -15,25 +15,25 @@ import torch.distributed as dist
 from ranks import together
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ConstantLR
-from toys import ONE_CLASS, TENTH, batches_of, trained
+from toys import ONE_CLASS, TENTH, batches_of, game_of, trained
 
 from dau_fast.api import unlearn
-from dau_fast.config import PRUNERS, DauConfig, PruneConfig, TrainingRecipe
+from dau_fast.config import DauConfig, PruneConfig, TrainingRecipe
 from dau_fast.data.images import Images
 from dau_fast.data.split import Forget, hold_out, make_split
 from dau_fast.engine.ranks import Ranks
-from dau_fast.engine.steps import Engine
+from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.training import train
 from dau_fast.errors import UserError
-from dau_fast.job.experiment import builder
+from dau_fast.job.assembly import network_builder
 from dau_fast.methods import original
 from dau_fast.methods.dau import game
-from dau_fast.methods.dau.game import Game
 from dau_fast.methods.dau.view import SENSITIVITIES
-from dau_fast.methods.running import METHODS
-from dau_fast.methods.task import Task
+from dau_fast.methods.registry import get_method
+from dau_fast.methods.task import Task, Unlearned
 from dau_fast.metrics.unlearning import measure
 from dau_fast.models import Classifier, SmallResNet
+from dau_fast.prune.registry import find_pruners
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
 
@@ -44,9 +44,9 @@ KINDS = ((ONE_CLASS, CLASSWISE), (TENTH, SPREAD), (ONE_IMAGE, SPREAD))
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 
 
-def exact(forget: Forget, config: DauConfig) -> Task:
+def exact(forget: Forget) -> Task:
     """A trained task in float64."""
-    task = trained(forget, config)
+    task = trained(forget)
     fresh = task.fresh
     return replace(
         task,
@@ -66,7 +66,7 @@ def shared(task: Task, accumulate: int = 1) -> Task:
 
     return replace(
         task,
-        engine=Engine(ranks=ranks, accumulate=accumulate),
+        runtime=Runtime(ranks=ranks, accumulate=accumulate),
         original=ready(copy.deepcopy(task.original)),
         fresh=lambda seed: ready(task.fresh(seed)),
     )
@@ -82,7 +82,7 @@ def averaged(values: list[torch.Tensor], weight: float) -> torch.Tensor:
 # ---- first steps
 
 
-def first_turns(task: Task, monkeypatch: pytest.MonkeyPatch, turns: int) -> dict[str, Any]:
+def first_turns(task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch, turns: int) -> dict[str, Any]:
     """Losses of both players in a game's first turns, and the players after them."""
     losses: dict[str, list[torch.Tensor]] = {"defender_loss": [], "attacker_loss": []}
 
@@ -99,19 +99,18 @@ def first_turns(task: Task, monkeypatch: pytest.MonkeyPatch, turns: int) -> dict
     with monkeypatch.context() as monkeypatch:
         for name in losses:
             watch(name)
-        players = Game(copy.deepcopy(task.original), task, task.settings["dau"], turns)
-        players.warm_up()
-        for _ in range(turns):
-            players.turn()
+        with game_of(task, config, turns) as players:
+            players.warm_up()
+            players.play()
     return {**losses, "defender": players.defender, "attacker": players.attacker}
 
 
 def compare_first_turns(rank: int, ranks: int, forget: Forget, config: DauConfig) -> None:
-    task = exact(forget, config)
+    task = exact(forget)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        alone = first_turns(task, monkeypatch, 5)
-        together = first_turns(shared(task), monkeypatch, 5)
-    weight = ranks * len(range(32)[Ranks(rank, ranks).mine(32)]) / 32
+        alone = first_turns(task, config, monkeypatch, 5)
+        together = first_turns(shared(task), config, monkeypatch, 5)
+    weight = ranks * len(range(32)[Ranks(rank, ranks).own_rows(32)]) / 32
     torch.testing.assert_close(
         averaged(together["defender_loss"], weight), torch.stack(alone["defender_loss"]), **CLOSE
     )
@@ -144,11 +143,10 @@ def test_first_turns_of_the_game(ranks: int) -> None:
 
 
 def compare_methods(forget: Forget, config: DauConfig) -> None:
-    task = exact(forget, config)
+    alone = exact(forget)
+    asked = {"dau": config, "retrain_fast": replace(alone.recipe, epochs=3, label_smoothing=0.1)}
     for name in ("retrain", "retrain_fast", "dau", "ft", "ga"):
-        settings = {**task.settings, "retrain_fast": replace(task.recipe, epochs=3, label_smoothing=0.1)}
-        alone = replace(task, settings=settings)
-        expected, found = METHODS[name](alone), METHODS[name](shared(alone))
+        expected, found = (carry_out(name, task, asked.get(name)) for task in (alone, shared(alone)))
         same_on_every_rank(found.model.state_dict())
         torch.testing.assert_close(
             dict(found.model.state_dict()), dict(expected.model.state_dict()), rtol=1e-5, atol=1e-6
@@ -157,6 +155,12 @@ def compare_methods(forget: Forget, config: DauConfig) -> None:
         assert ours == theirs
         if name == "dau":
             assert found.history["step"] == expected.history["step"]
+
+
+def carry_out(name: str, task: Task, asked: Any = None) -> Unlearned:
+    """What comes of the method `name`; asked: its settings, None for its own."""
+    method = get_method(name)
+    return method.run(task, method.resolve(task, asked))
 
 
 def measured(task: Task, model: Classifier, ranks: Ranks) -> Any:
@@ -177,7 +181,7 @@ def test_methods_and_measures(ranks: int) -> None:
 
 
 def call_from_python(rank: int) -> None:
-    task = exact(TENTH, SPREAD)
+    task = exact(TENTH)
     split, pixels, labels = task.split, task.images.pixels, task.labels
     names = ("forget", "retain", "validation", "test")
     sets = {name: (pixels[getattr(split, name)], labels[getattr(split, name)]) for name in names}
@@ -204,8 +208,8 @@ def prune_together(rank: int) -> None:
     roles = hold_out(images.labels, None, 0, validation_share=0.2, test_share=0.2)
     split = make_split(roles, images.labels, TENTH, 0)
     recipe = TrainingRecipe(epochs=4, batch_size=12, lr=0.05)
-    fresh = builder("small", images, torch.float64)
-    for method in PRUNERS:
+    fresh = network_builder("small", images, Runtime(precision=torch.float64))
+    for method in find_pruners():
         alone = Task(
             images, split, 0, fresh(1), fresh, recipe, pruning=PruneConfig(method, 0.7, iterations=5)
         )  # fmt: skip
@@ -223,9 +227,9 @@ def test_masks_are_the_same_everywhere() -> None:
 
 
 def test_a_call_for_all_processes_needs_a_process_group() -> None:
-    task = trained(TENTH, SPREAD)
+    task = trained(TENTH)
     some = task.images.pixels[:40], task.labels[:40]
-    with pytest.raises(UserError, match="distributed=True without a process group"):
+    with pytest.raises(UserError, match="`distributed=True` without a process group"):
         unlearn(task.original.network, forget=some, retain=some, validation=some, distributed=True)
 
 
@@ -256,18 +260,18 @@ def checkpointed_training(rank: int) -> None:
     dist.broadcast(images.pixels, 0)
     ranks = Ranks.all()
     found = []
-    for engine in (Engine(), Engine(ranks=ranks, activation_checkpointing=True)):
+    for runtime in (Runtime(), Runtime(ranks=ranks, activation_checkpointing=True)):
         torch.manual_seed(0)
-        model = Classifier(engine.ranks.prepare(SmallResNet(1, 4).double()))
+        model = Classifier(runtime.ranks.prepare(SmallResNet(1, 4).double()))
         optimizer = SGD(model.parameters(), lr=0.1)
-        mine = engine.ranks.mine(16)
+        mine = runtime.ranks.own_rows(16)
         train(
             model,
             batches_of(images, [index[mine] for index in torch.arange(48).split(16)]),
             steps=3,
             optimizer=optimizer,
             scheduler=ConstantLR(optimizer, 1.0),
-            engine=engine,
+            runtime=runtime,
         )
         found.append(dict(model.state_dict()))
     torch.testing.assert_close(*found, rtol=1e-9, atol=1e-10)

@@ -10,7 +10,7 @@ from calling import Called, succeed
 from checking import RATES, check_report, same_tensors
 from safetensors.torch import save_file
 
-from dau_fast import models
+from dau_fast import checkpoints, models
 from dau_fast.prune import omp
 from dau_fast.report.page import render
 
@@ -67,7 +67,9 @@ def test_sparse_files_hold_the_weights_of_the_dense_ones(pruned: Called) -> None
         dense = pruned.folder / f"{method}.safetensors"
         sparse = pruned.folder / f"{method}.sparse.safetensors"
         network = models.build("small", 10, (1, 8, 8))
-        assert models.load(sparse, network) == models.load(dense, models.build("small", 10, (1, 8, 8)))
+        assert checkpoints.load(sparse, network) == checkpoints.load(
+            dense, models.build("small", 10, (1, 8, 8))
+        )
         assert same_tensors(network.state_dict(), pruned.weights(method))
         assert sparse.stat().st_size <= 0.15 * dense.stat().st_size
 

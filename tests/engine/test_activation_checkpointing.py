@@ -9,14 +9,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
+from torch.optim import SGD
+from torch.optim.lr_scheduler import ConstantLR
+from toys import batches_of
 
 from dau_fast import models
+from dau_fast.data.images import Images
 from dau_fast.engine.activation_checkpointing import blocks_of, checkpointed
-from dau_fast.engine.steps import choose_engine
+from dau_fast.engine.runtime import Runtime
+from dau_fast.engine.training import train
 from dau_fast.errors import UserError
 from dau_fast.models import Classifier
-
-CPU = torch.device("cpu")
 
 
 def classifier(arch: str = "resnet18") -> Classifier:
@@ -83,7 +86,18 @@ def test_a_network_without_blocks_is_refused() -> None:
 
 
 def test_it_runs_eagerly() -> None:
-    engine = choose_engine("auto", CPU, activation_checkpointing=True)
-    assert engine.activation_checkpointing
-    with pytest.raises(UserError, match="--engine compiled does not go with --activation-checkpointing"):
-        choose_engine("compiled", CPU, activation_checkpointing=True)
+    model = classifier("small")
+    optimizer = SGD(model.parameters(), lr=0.1)
+    held = Images(images(), torch.arange(4), tuple("abcd"), dtype=torch.float64)
+    (cost,) = train(
+        model,
+        batches_of(held, [torch.arange(4)]),
+        steps=1,
+        optimizer=optimizer,
+        scheduler=ConstantLR(optimizer, 1.0),
+        runtime=Runtime(engine="auto", activation_checkpointing=True),
+    )
+    assert (cost.engine, cost.reason) == ("eager", "steps with activation checkpointing are not compiled")
+    asked = "`engine=compiled` does not go with `activation_checkpointing=True`"
+    with pytest.raises(UserError, match=asked):
+        Runtime(engine="compiled", activation_checkpointing=True)

@@ -1,4 +1,4 @@
-"""Streams of index batches: every image as often as every other, and randomness by purpose."""
+"""Streams of index batches: every image as often as every other."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dau_fast.engine.batches import generator_for, index_stream, steps_for
-
-CPU = torch.device("cpu")
-
-
-def draws(seed: int, purpose: str) -> list[float]:
-    return torch.rand(8, generator=generator_for(seed, purpose, CPU)).tolist()
+from dau_fast.engine.batches import index_stream, steps_for
 
 
 @settings(deadline=None, max_examples=60)
@@ -68,40 +62,3 @@ def test_steps_make_the_asked_for_passes(epochs: float, count: int, batch_size: 
 @pytest.mark.parametrize(("epochs", "count"), [(1, 1), (0.01, 100), (0, 100)])
 def test_there_is_always_at_least_one_step(epochs: float, count: int) -> None:
     assert steps_for(epochs, count, 256) == 1
-
-
-def test_a_generator_depends_on_seed_and_purpose_alone() -> None:
-    first = draws(3, "game")
-    torch.manual_seed(9)
-    generator_for(4, "exam", CPU)
-    assert draws(3, "game") == first
-
-
-def test_different_purposes_draw_different_numbers() -> None:
-    purposes = ["game", "exam", "recovery", "retrain", "retrain again", "original", ""]
-    assert len({tuple(draws(0, purpose)) for purpose in purposes}) == len(purposes)
-
-
-def test_different_seeds_draw_different_numbers() -> None:
-    seeds = [0, 1, 2, 3, 100, 2**31, 2**32 - 1]
-    assert len({tuple(draws(seed, "game")) for seed in seeds}) == len(seeds)
-
-
-def test_different_seeds_initialise_networks_differently() -> None:
-    drawn = set()
-    for seed in range(5):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator_for(seed, "retrain", CPU).initial_seed())
-            drawn.add(tuple(torch.rand(4).tolist()))
-    assert len(drawn) == 5
-
-
-@pytest.mark.parametrize("seed", [2**32, 2**63, 2**100])
-def test_any_seed_from_0_up_is_a_seed(seed: int) -> None:
-    assert draws(seed, "game") == draws(seed, "game") != draws(seed + 1, "game")
-
-
-def test_a_generator_leaves_the_global_one_alone() -> None:
-    before = torch.get_rng_state()
-    draws(0, "game")
-    assert torch.equal(torch.get_rng_state(), before)

@@ -8,30 +8,31 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
 
-from dau_fast.engine.profiling import OUTSIDE, STEPS, Profiler, section
+from dau_fast.engine.profiling import OUTSIDE, STEPS, LoopProfile, Profiler, section
 
 CPU = torch.device("cpu")
 
 
-def steps_of(profiler: Profiler, loop: str, expected: int, taken: int) -> None:
-    def work(_: Tensor) -> None:
-        with section("forward"):
-            time.sleep(0.002)
-            with section("Barlow Twins"):
-                time.sleep(0.004)
-            time.sleep(0.001)
+def work() -> None:
+    with section("forward"):
+        time.sleep(0.002)
+        with section("Barlow Twins"):
+            time.sleep(0.004)
+        time.sleep(0.001)
 
-    step = profiler.watch(loop, work, expected, CPU)
-    for _ in range(taken):
-        step(torch.ones(2))
+
+def profiled(folder: Path | None, loop: str, taken: int) -> LoopProfile | None:
+    with Profiler(loop, CPU, folder) as profiler:
+        for _ in range(taken):
+            profiler.run(work)
+        assert (profiler.found is not None) == (folder is not None and taken >= STEPS), "not before the end"
+    return profiler.found
 
 
 def test_time_inside_a_section_is_not_counted_twice(tmp_path: Path) -> None:
-    profiler = Profiler(tmp_path)
-    steps_of(profiler, "game", 5, 5)
-    found = profiler.loops["game"]
+    found = profiled(tmp_path, "game", 5)
+    assert found is not None
     assert found.steps == 5
     assert set(found.seconds) == {OUTSIDE, "forward", "Barlow Twins"}
     assert found.seconds["Barlow Twins"] >= 5 * 0.004
@@ -39,32 +40,46 @@ def test_time_inside_a_section_is_not_counted_twice(tmp_path: Path) -> None:
     assert found.seconds["forward"] < found.seconds["Barlow Twins"] + 5 * 0.002
 
 
-@pytest.mark.parametrize(("expected", "taken", "seen"), [(100, 60, STEPS), (3, 3, 3), (100, 4, 4)])
-def test_the_first_steps_of_a_loop_are_looked_at(
-    expected: int, taken: int, seen: int, tmp_path: Path
-) -> None:
-    profiler = Profiler(tmp_path)
-    steps_of(profiler, "retrain fast", expected, taken)
-    profiler.finish()
-    assert profiler.loops["retrain fast"].steps == seen
+@pytest.mark.parametrize(("taken", "seen"), [(60, STEPS), (STEPS, STEPS), (3, 3), (1, 1)])
+def test_the_first_steps_of_a_loop_are_looked_at(taken: int, seen: int, tmp_path: Path) -> None:
+    found = profiled(tmp_path, "retrain fast", taken)
+    assert found is not None
+    assert found.steps == seen
     trace = json.loads((tmp_path / "profile-retrain-fast.json").read_text())
     names = [event.get("name") for event in trace["traceEvents"]]
     assert names.count("dau_fast: Barlow Twins") == seen
 
 
 def test_a_loop_that_ended_early_does_not_reach_into_the_next(tmp_path: Path) -> None:
-    profiler = Profiler(tmp_path)
-    steps_of(profiler, "game", 100, 2)
-    steps_of(profiler, "recovery", 3, 3)
-    assert {loop: found.steps for loop, found in profiler.loops.items()} == {"game": 2, "recovery": 3}
+    found = [profiled(tmp_path, loop, taken) for loop, taken in (("game", 2), ("recovery", 3))]
+    assert [profile and profile.steps for profile in found] == [2, 3]
+
+
+def test_a_loop_that_fails_is_no_longer_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), Profiler("game", CPU, tmp_path) as profiler:
+        profiler.run(work)
+        raise KeyError
+    assert profiler.found is not None
+    with torch.profiler.profile() as profile, section("forward"):
+        torch.ones(2).sum()
+    assert not any(event.key.startswith("dau_fast") for event in profile.key_averages())
+
+
+def test_a_loop_without_a_step_leaves_no_trace(tmp_path: Path) -> None:
+    assert profiled(tmp_path, "game", 0) is None
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_loop_is_looked_at_once(tmp_path: Path) -> None:
-    profiler = Profiler(tmp_path)
-    steps_of(profiler, "game", 2, 2)
-    first = profiler.loops["game"]
-    steps_of(profiler, "game", 2, 2)
-    assert profiler.loops["game"] is first
+    assert profiled(tmp_path, "game", 2) is not None
+    (trace,) = tmp_path.iterdir()
+    first = trace.read_bytes()
+    assert profiled(tmp_path, "game", 2) is None
+    assert trace.read_bytes() == first
+
+
+def test_without_a_folder_no_profile_is_taken() -> None:
+    assert profiled(None, "game", STEPS) is None
 
 
 def test_without_a_profile_sections_leave_no_mark() -> None:

@@ -16,9 +16,9 @@ counts = st.integers(1, 9)
 @given(count=counts, rows=st.integers(0, 60))
 def test_every_row_belongs_to_one_rank_and_shares_are_even(count: int, rows: int) -> None:
     every = [Ranks(rank, count) for rank in range(count)]
-    assert [i for ranks in every for i in range(rows)[ranks.mine(rows)]] == list(range(rows))
+    assert [i for ranks in every for i in range(rows)[ranks.own_rows(rows)]] == list(range(rows))
     sizes = every[0].rows(rows)
-    assert sizes == [len(range(rows)[ranks.mine(rows)]) for ranks in every]
+    assert sizes == [len(range(rows)[ranks.own_rows(rows)]) for ranks in every]
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -28,7 +28,7 @@ def test_every_rank_has_as_many_batches_of_its_rows(count: int, rows: int, batch
     every = [Ranks(rank, count).batches(index, batch_size) for rank in range(count)]
     assert len({len(batches) for batches in every}) == 1
     for rank, batches in enumerate(every):
-        assert torch.equal(torch.cat(batches), index[Ranks(rank, count).mine(rows)])
+        assert torch.equal(torch.cat(batches), index[Ranks(rank, count).own_rows(rows)])
         assert all(len(batch) <= batch_size for batch in batches)
         assert all(len(batch) > 0 for batch in batches[:-1])
     if count == 1:
@@ -41,11 +41,11 @@ def test_positions_are_this_ranks_rows_of_every_set(count: int, rows: int, sets:
     found = []
     for rank in range(count):
         ranks = Ranks(rank, count)
-        positions = ranks.positions(rows, sets, torch.device("cpu"))
+        positions = ranks.own_positions(rows, sets, torch.device("cpu"))
         if positions is None:
             assert count == 1
             return
-        mine = list(range(rows)[ranks.mine(rows)])
+        mine = list(range(rows)[ranks.own_rows(rows)])
         assert positions.tolist() == [rows * part + row for part in range(sets) for row in mine]
         found += positions.tolist()
     assert sorted(found) == list(range(rows * sets))

@@ -1,23 +1,14 @@
-"""The device of a run, its clock, and denormal numbers."""
+"""Device, precision and engine of a run: what is chosen, and what does not go together."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from dau_fast.engine.runtime import (
-    Stopwatch,
-    choose_device,
-    choose_precision,
-    flushed_denormals,
-    free_memory,
-    warm_up,
-)
+from dau_fast.engine.ranks import Ranks
+from dau_fast.engine.runtime import ENGINES, Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -42,7 +33,7 @@ def test_a_device_is_chosen_by_name_and_by_what_is_there(
 
 def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(UserError, match="finds no CUDA device here: use --device cpu"):
+    with pytest.raises(UserError, match="finds no CUDA device here: take `device=cpu`"):
         choose_device("cuda")
 
 
@@ -73,111 +64,26 @@ def test_an_unknown_precision_is_refused(name: str) -> None:
         choose_precision(name, CPU)
 
 
-def test_a_stopwatch_reads_the_seconds_of_its_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    readings = iter([100.0, 102.5])
-    monkeypatch.setattr(time, "perf_counter", lambda: next(readings))
-    with Stopwatch(CPU) as watch:
-        assert watch.seconds == 0
-    assert watch.seconds == 2.5
+@pytest.mark.parametrize("name", ["fp32", "bf16", "fp64"])
+def test_a_runtime_knows_its_precision_by_name(name: str) -> None:
+    assert Runtime(precision=choose_precision(name, CPU)).precision_name == name
 
 
-def test_a_stopwatch_measures_real_time() -> None:
-    with Stopwatch(CPU) as watch:
-        time.sleep(0.02)
-    assert 0.015 < watch.seconds < 1
+@pytest.mark.parametrize("name", ["auto", *ENGINES[:2]])
+def test_an_engine_that_is_named_is_taken(name: str) -> None:
+    assert Runtime(engine=name).engine == name
 
 
-def test_a_stopwatch_stops_on_an_exception_and_lets_it_through() -> None:
-    watch = Stopwatch(CPU)
-    with pytest.raises(KeyError), watch:
-        raise KeyError
-    assert watch.seconds > 0
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"engine": "jit"}, "unknown engine 'jit': expected auto, eager, compiled, captured"),
+    ({"engine": "captured"}, "`engine=captured` needs a CUDA device: take eager or compiled here"),
+    ({"engine": "compiled", "ranks": Ranks(0, 2)}, "`engine=compiled` is for one process, and there are 2"),
+    ({"shard": True}, "`shard=True` shares a model out .* there is one: start them with torchrun, or leave"),
+    ({"accumulate": 0}, "`accumulate=0`: expected the number of parts of a batch, from 1 up"),
+]
 
 
-def test_a_stopwatch_waits_for_the_device_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    events: list[str] = []
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append(str(device)))
-
-    def read() -> float:
-        events.append("read")
-        return 0.0
-
-    monkeypatch.setattr(time, "perf_counter", read)
-    with Stopwatch(CUDA):
-        events.append("work")
-    assert events == ["cuda", "read", "work", "cuda", "read"]
-
-
-def flushes() -> bool:
-    """Whether the smallest numbers are treated as zero on this thread."""
-    return bool(torch.full((64,), 1e-30).mul(torch.full((64,), 1e-10)).sum() == 0)
-
-
-@pytest.fixture
-def denormals() -> Iterator[None]:
-    """Denormal numbers are kept, whatever ran before; afterwards everything is as it was."""
-    before = flushes()
-    if not torch.set_flush_denormal(False):
-        pytest.skip("this CPU cannot flush denormal numbers")
-    yield
-    torch.set_flush_denormal(before)
-
-
-@pytest.mark.usefixtures("denormals")
-def test_denormals_are_flushed_inside_the_block_alone() -> None:
-    assert not flushes()
-    with flushed_denormals():
-        assert flushes()
-    assert not flushes()
-
-
-@pytest.mark.usefixtures("denormals")
-def test_denormals_are_back_after_an_exception() -> None:
-    with pytest.raises(KeyError), flushed_denormals():
-        raise KeyError
-    assert not flushes()
-
-
-@pytest.mark.usefixtures("denormals")
-def test_a_block_inside_a_block_changes_nothing() -> None:
-    with flushed_denormals():
-        with flushed_denormals():
-            assert flushes()
-        assert flushes()
-    assert not flushes()
-
-
-MEMINFO = "MemTotal:       100 kB\nMemFree: 10 kB\nMemAvailable:   60 kB\n"
-GROUP = "/sys/fs/cgroup/memory."
-USED = {f"{GROUP}current": "40960\n", f"{GROUP}stat": "anon 5\ninactive_file 10240\n"}
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"/proc/meminfo": MEMINFO}, 61_440),
-        ({"/proc/meminfo": MEMINFO, f"{GROUP}max": "max\n", **USED}, 61_440),
-        ({"/proc/meminfo": MEMINFO, f"{GROUP}max": "81920\n", **USED}, 51_200),
-        ({"/proc/meminfo": MEMINFO, f"{GROUP}max": "20480\n", **USED}, 0),
-        ({}, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
-    ],
-    ids=["no group", "no limit", "limit", "limit reached", "neither"],
-)
-def test_free_memory_is_what_system_and_control_group_leave(
-    files: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read_text(self: Path, *_: object) -> str:
-        if str(self) not in files:
-            raise FileNotFoundError(self)
-        return files[str(self)]
-
-    monkeypatch.setattr(Path, "read_text", read_text)
-    assert free_memory(CPU) == expected
-
-
-def test_free_memory_of_this_machine_is_less_than_it_has() -> None:
-    assert 0 < free_memory(CPU) <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def test_warming_up_runs_where_there_is_no_gpu() -> None:
-    warm_up(CPU)
+@pytest.mark.parametrize(("settings", "told"), WRONG, ids=[str(settings) for settings, _ in WRONG])
+def test_what_does_not_go_together_is_refused(settings: dict[str, Any], told: str) -> None:
+    with pytest.raises(UserError, match=told):
+        Runtime(**settings)

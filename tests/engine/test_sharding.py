@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -20,30 +21,32 @@ from test_distributed import (
     KINDS,
     SPREAD,
     averaged,
+    carry_out,
     exact,
     first_turns,
     measured,
     same_on_every_rank,
     shared,
 )
-from test_streaming import both
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
-from toys import ONE_CLASS, TENTH
+from toys import ONE_CLASS, TENTH, streamed
 
 from dau_fast.api import unlearn
 from dau_fast.config import DauConfig
+from dau_fast.data.images import Images
 from dau_fast.data.split import Forget
-from dau_fast.engine.evaluation import predict, predict_each
+from dau_fast.engine.evaluation import map_batches, predict, predict_each
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.ranks import Ranks
+from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.sharding import check_shard, is_sharded, placed, sharded
-from dau_fast.engine.steps import Engine, choose_engine
 from dau_fast.errors import UserError
 from dau_fast.methods import original
+from dau_fast.methods.dau import view
 from dau_fast.methods.dau.view import View
-from dau_fast.methods.running import METHODS, run
+from dau_fast.methods.running import run_timed
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.prune import Masks
@@ -70,9 +73,9 @@ def residual(seed: int) -> Classifier:
     return Classifier(network.double())
 
 
-def exact_residual(forget: Forget, config: DauConfig) -> Task:
+def exact_residual(forget: Forget) -> Task:
     """What `exact` makes, on a network with blocks."""
-    task = replace(exact(forget, config), original=residual(0), fresh=residual)
+    task = replace(exact(forget), original=residual(0), fresh=residual)
     original.train(task)
     task.original.eval()
     return task
@@ -80,7 +83,7 @@ def exact_residual(forget: Forget, config: DauConfig) -> Task:
 
 def split_up(task: Task, **options: Any) -> Task:
     """The same task for all ranks together, each with its share."""
-    return replace(shared(task), engine=Engine(ranks=Ranks.all(), shard=True, **options))
+    return replace(shared(task), runtime=Runtime(ranks=Ranks.all(), shard=True, **options))
 
 
 def plain(model: nn.Module) -> None:
@@ -94,11 +97,13 @@ def plain(model: nn.Module) -> None:
 # ---- the game
 
 
-def sharded_turns(task: Task, monkeypatch: pytest.MonkeyPatch, turns: int) -> dict[str, Any]:
+def sharded_turns(
+    task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> dict[str, Any]:
     """What first_turns finds of a sharded defender, which it has whole in the end."""
     whole = copy.deepcopy(task.original)
     with sharded(whole, CPU) as part:
-        found = first_turns(replace(task, original=_Alias(part)), monkeypatch, turns)
+        found = first_turns(replace(task, original=_Alias(part)), config, monkeypatch, turns)
         assert is_sharded(found["defender"])
     return {**found, "defender": whole}
 
@@ -116,10 +121,10 @@ class _Alias(nn.Module):
 
 def compare_turns(rank: int, ranks: int) -> None:
     for make, (forget, config) in ((exact, KINDS[2]), (exact_residual, KINDS[0]), (exact_residual, KINDS[1])):
-        task = make(forget, config)
+        task = make(forget)
         with pytest.MonkeyPatch.context() as monkeypatch:
-            alone = first_turns(task, monkeypatch, 4)
-            found = sharded_turns(split_up(task), monkeypatch, 4)
+            alone = first_turns(task, config, monkeypatch, 4)
+            found = sharded_turns(split_up(task), config, monkeypatch, 4)
         weight = ranks * Ranks(rank, ranks).rows(32)[rank] / 32
         torch.testing.assert_close(
             averaged(found["defender_loss"], weight), torch.stack(alone["defender_loss"]), **CLOSE
@@ -135,13 +140,14 @@ def compare_turns(rank: int, ranks: int) -> None:
 
 
 def compare_methods(forget: Forget, config: DauConfig, *names: str) -> None:
-    task = exact_residual(forget, replace(config, game_epochs=2, recovery_epochs=1))
+    task = exact_residual(forget)
     short = replace(task.recipe, epochs=1)
-    task = replace(task, recipe=short, settings={**task.settings, "ga": short})
+    task = replace(task, recipe=short)
+    asked = {"dau": replace(config, game_epochs=2, recovery_epochs=1), "ga": short}
     before = copy.deepcopy(task.original.state_dict())
     for name in names:
-        expected, given = METHODS[name](task), split_up(task)
-        found = run(name, METHODS[name], given)
+        work, given = partial(carry_out, name, asked=asked.get(name)), split_up(task)
+        expected, found = work(task), run_timed(name, work, given)
         plain(found.model)
         plain(given.original)
         same_on_every_rank(found.model.state_dict())
@@ -161,15 +167,16 @@ def assert_alike(one: nn.Module, other: nn.Module) -> None:
 
 def compare_savings() -> None:
     """Batches in parts, and activation checkpointing."""
-    task = exact_residual(TENTH, replace(SPREAD, game_epochs=1, recovery_epochs=1))
+    task, config = exact_residual(TENTH), replace(SPREAD, game_epochs=1, recovery_epochs=1)
     for options in ({"accumulate": 2}, {"activation_checkpointing": True, "accumulate": 3}):
-        whole = replace(shared(task), engine=Engine(ranks=Ranks.all(), **options))
-        assert_alike(METHODS["dau"](split_up(task, **options)).model, METHODS["dau"](whole).model)
+        whole = replace(shared(task), runtime=Runtime(ranks=Ranks.all(), **options))
+        found, expected = (carry_out("dau", given, config) for given in (split_up(task, **options), whole))
+        assert_alike(found.model, expected.model)
 
 
 def call_from_python() -> None:
     config = replace(SPREAD, game_epochs=1, recovery_epochs=1)
-    task = exact_residual(TENTH, config)
+    task = exact_residual(TENTH)
     split, pixels, labels = task.split, task.images.pixels, task.labels
     names = ("forget", "retain", "validation", "test")
     sets = {name: (pixels[getattr(split, name)], labels[getattr(split, name)]) for name in names}
@@ -181,7 +188,7 @@ def call_from_python() -> None:
     assert (found.before, found.after) == (expected.before, expected.after)
     assert_alike(found.model, expected.model)
     full = replace(config, sensitivity="full")
-    with pytest.raises(UserError, match="--sensitivity full takes gradients that --shard does not"):
+    with pytest.raises(UserError, match="`sensitivity=full` takes gradients that `shard=True` does not"):
         unlearn(network, **sets, config=full, device="cpu", distributed=True, shard=True)
 
 
@@ -206,7 +213,7 @@ def noting(note: Callable[[list[Tensor]], None]) -> Iterator[None]:
 
 
 def hold_shares(ranks: int) -> None:
-    task = exact_residual(TENTH, replace(SPREAD, game_epochs=1, recovery_epochs=1))
+    task = exact_residual(TENTH)
     whole = [weight.shape for weight in task.original.parameters()]
     largest = sum(math.ceil(shape[0] / ranks) * math.prod(shape[1:]) for shape in whole)
     seen = []
@@ -219,7 +226,7 @@ def hold_shares(ranks: int) -> None:
         seen.append(sum(own))
 
     with noting(note):
-        METHODS["dau"](split_up(task, accumulate=2))
+        carry_out("dau", split_up(task, accumulate=2), replace(SPREAD, game_epochs=1, recovery_epochs=1))
     assert len(seen) > 10
     every = torch.tensor(seen)
     dist.all_reduce(every)
@@ -229,19 +236,22 @@ def hold_shares(ranks: int) -> None:
 
 def look() -> None:
     """Parts of sets that need different numbers of batches, and none at all."""
-    held, streamed, _ = both(40)
+    pixels = torch.randint(0, 256, (40, 3, 6, 5), generator=torch.Generator().manual_seed(0))
+    held = Images(pixels.to(torch.uint8), torch.arange(40) % 4, tuple("abcd"))
     torch.manual_seed(0)
     model = Classifier(SmallResNet(3, 4)).eval()
     with sharded(copy.deepcopy(model), CPU) as part:
         for count in (0, 1, 4, 7):
             index = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:count]
-            for images in (held, streamed):
+            for images in (held, streamed(held)):
                 found = predict(part, images, index, batch_size=2, ranks=Ranks.all())
                 torch.testing.assert_close(found, predict(model, held, index))
                 logits = predict_each(part, images, index, lambda logits, _: logits, ranks=Ranks.all())
                 torch.testing.assert_close(logits, found.logits)
-                u = View().over(part, images, index, held.labels, batch_size=2, ranks=Ranks.all())
-                torch.testing.assert_close(u, View().over(model, held, index, held.labels))
+                with pytest.MonkeyPatch.context() as monkeypatch:
+                    monkeypatch.setattr(view, "map_batches", partial(map_batches, batch_size=2))
+                    u = View().reveal_all(part, images, index, held.labels, ranks=Ranks.all())
+                torch.testing.assert_close(u, View().reveal_all(model, held, index, held.labels))
         assert (
             sum("FSDP" in type(module).__name__ for module in part.modules()) == 4
         )  # three blocks, the rest
@@ -261,7 +271,7 @@ def tie_and_fail() -> None:
         part(torch.randn(2, 17)).logits.sum().backward()
     odd = Classifier(SmallResNet(1, 4))
     odd.network.scale = nn.Parameter(torch.tensor(1.0))
-    with pytest.raises(UserError, match="SmallResNet cannot take --shard: "), sharded(odd, CPU):
+    with pytest.raises(UserError, match="SmallResNet cannot take `shard=True`: "), sharded(odd, CPU):
         pass
     model = Classifier(SmallResNet(1, 4))
     before = copy.deepcopy(model.state_dict())
@@ -304,10 +314,12 @@ def test_shared_models_do_what_whole_ones_do(ranks: int, work: Callable[[int], N
 
 def test_what_does_not_go_together_is_refused() -> None:
     with pytest.raises(UserError, match="there is one: start them with torchrun, or leave it out"):
-        choose_engine("auto", CPU, shard=True)
-    with pytest.raises(UserError, match="--engine compiled is for one process"):
-        choose_engine("compiled", CPU, ranks=Ranks(0, 2), shard=True)
-    with pytest.raises(UserError, match="--sensitivity input takes gradients that --shard does not share"):
+        Runtime(shard=True)
+    with pytest.raises(UserError, match="`engine=compiled` is for one process"):
+        Runtime(engine="compiled", ranks=Ranks(0, 2), shard=True)
+    with pytest.raises(
+        UserError, match="`sensitivity=input` takes gradients that `shard=True` does not share"
+    ):
         check_shard(True, "input", pruned=False)
     check_shard(True, "classifier", pruned=False)
     check_shard(False, "input", pruned=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -14,16 +15,17 @@ from torch._dynamo.utils import counters
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ConstantLR
 from torch.utils._python_dispatch import TorchDispatchMode
-from toys import TENTH, batches_of, blobs, perceptron, trained
+from toys import TENTH, batches_of, blobs, engines, game_of, perceptron, trained
 
 from dau_fast.config import DauConfig
 from dau_fast.engine import steps
+from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.optimizers import sgd
-from dau_fast.engine.steps import ENGINES, Engine, Players, choose_engine
+from dau_fast.engine.runtime import Runtime
+from dau_fast.engine.steps import Players, prepare
 from dau_fast.engine.training import train
 from dau_fast.errors import UserError
 from dau_fast.methods.dau import game
-from dau_fast.methods.dau.game import Game
 from dau_fast.models import Classifier
 
 SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=2, batch_size=32, recovery_epochs=1)
@@ -40,21 +42,23 @@ def fast_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "_compile", compile)
 
 
-def taught(engine: Engine, taken: int = 5, seed: int = 0, optimizer: type[Optimizer] = SGD) -> Classifier:
-    """A perceptron after `taken` steps on blobs."""
+def taught(
+    engine: str = "eager", taken: int = 5, seed: int = 0, optimizer: type[Optimizer] = SGD
+) -> tuple[Classifier, LoopCost]:
+    """A perceptron after `taken` steps on blobs, and what they cost."""
     images, model = blobs(96), perceptron(seed)
     order = torch.arange(96).split(32) * 2
     taught_by = optimizer(model.parameters(), lr=0.05, **({"momentum": 0.9} if optimizer is SGD else {}))
     scheduler = ConstantLR(taught_by, 1.0)
-    train(
+    (cost,) = train(
         model,
         batches_of(images, order),
         steps=taken,
         optimizer=taught_by,
         scheduler=scheduler,
-        engine=engine,
+        runtime=Runtime(engine=engine),
     )
-    return model
+    return model, cost
 
 
 def assert_same(one: nn.Module, other: nn.Module, tolerance: float = 0) -> None:
@@ -84,7 +88,7 @@ def test_a_prepared_step_has_changed_nothing_yet(optimizer: type[Optimizer], tak
     twin = copy.deepcopy(model)
     states = copy.deepcopy(optimizers.state_dict()["state"])
     torch.manual_seed(3)
-    Engine().prepare("twin", lambda _: step, (x,), Players((model,), (optimizers,)), 1)
+    prepare("twin", lambda *_: step, (x,), Players((model,), (optimizers,)), 1, Runtime())
     assert torch.initial_seed() == 3
     assert_same(model, twin)
     for key, state in optimizers.state_dict()["state"].items():
@@ -98,7 +102,7 @@ def test_a_prepared_step_has_changed_nothing_yet(optimizer: type[Optimizer], tak
 
 @pytest.mark.parametrize("optimizer", [SGD, Adam])
 def test_rehearsing_leaves_no_trace_in_what_is_trained(optimizer: type[Optimizer]) -> None:
-    """Against the same loop written without an engine."""
+    """Against the same loop written by hand."""
     images, model = blobs(96), perceptron(0)
     by_hand = optimizer(model.parameters(), lr=0.05, **({"momentum": 0.9} if optimizer is SGD else {}))
     model.train()
@@ -106,38 +110,44 @@ def test_rehearsing_leaves_no_trace_in_what_is_trained(optimizer: type[Optimizer
         by_hand.zero_grad()
         nn.functional.cross_entropy(model(images.batch(index)).logits, images.labels[index]).backward()
         by_hand.step()
-    found = taught(Engine(), optimizer=optimizer)
+    found, _ = taught(optimizer=optimizer)
     torch.testing.assert_close(dict(found.named_parameters()), dict(model.named_parameters()))
 
 
 def test_the_time_of_a_rehearsal_is_kept_apart() -> None:
-    engine = Engine()
-    taught(engine, 1)
-    first = engine.compile_seconds
-    assert first > 0
-    taught(engine, 1)
-    assert engine.compile_seconds > first
+    found = prepare(
+        "twin", lambda *_: lambda x: time.sleep(0.02), (torch.ones(1),), Players((), ()), 1, Runtime()
+    )
+    assert found.seconds >= 0.02
+    assert taught(taken=1)[1].compile_seconds > 0
+
+
+def test_a_loop_without_steps_costs_nothing_and_takes_no_batch() -> None:
+    model = perceptron(0)
+    optimizer = SGD(model.parameters(), lr=0.05)
+    batches = batches_of(blobs(32), [torch.arange(32)])
+    assert train(model, batches, steps=0, optimizer=optimizer, scheduler=ConstantLR(optimizer, 1.0)) == ()
+    assert len(list(batches)) == 1
 
 
 # ---- engines agree
 
 
 def test_compiled_steps_train_as_eager_ones(fast_compiler: None) -> None:
-    assert_same(taught(Engine("compiled")), taught(Engine("eager")), 1e-5)
+    assert_same(taught("compiled")[0], taught("eager")[0], 1e-5)
 
 
 def test_inductor_trains_as_eager_steps_do() -> None:
     torch._dynamo.reset()
-    assert_same(taught(Engine("compiled")), taught(Engine("eager")), 1e-5)
+    assert_same(taught("compiled")[0], taught("eager")[0], 1e-5)
 
 
 @pytest.mark.parametrize("label_conditioned", [False, True])
 def test_a_compiled_game_is_the_eager_one(label_conditioned: bool, fast_compiler: None) -> None:
-    task = trained(TENTH, replace(SPREAD, label_conditioned=label_conditioned, game_epochs=1))
-    eager = game.unlearn(task)
-    engine = Engine("compiled")
-    compiled = game.unlearn(replace(task, engine=engine))
-    assert engine.chosen == {"game": "compiled", "recovery": "compiled"}
+    task, config = trained(TENTH), replace(SPREAD, label_conditioned=label_conditioned, game_epochs=1)
+    eager = game.unlearn(task, config)
+    compiled = game.unlearn(replace(task, runtime=Runtime(engine="compiled")), config)
+    assert engines(compiled.loops) == {"game": "compiled", "recovery": "compiled"}
     assert_same(compiled.model, eager.model, 1e-3)
     assert compiled.history is not None
     assert eager.history is not None
@@ -145,18 +155,18 @@ def test_a_compiled_game_is_the_eager_one(label_conditioned: bool, fast_compiler
 
 
 def test_a_second_model_of_the_same_architecture_is_not_compiled_again(fast_compiler: None) -> None:
-    taught(Engine("compiled"), seed=0)
+    taught("compiled", seed=0)
     counters.clear()
-    taught(Engine("compiled"), seed=1)
+    taught("compiled", seed=1)
     assert counters["stats"]["unique_graphs"] == 0
 
 
 def test_a_sensitivity_with_a_gradient_inside_runs_eagerly_and_says_so(fast_compiler: None) -> None:
-    engine = Engine("compiled")
-    task = replace(trained(TENTH, replace(SPREAD, sensitivity="input")), engine=engine)
-    game.unlearn(task)
-    assert engine.chosen["game"] == "eager: sensitivity 'input' cannot be compiled"
-    assert engine.chosen["recovery"] == "compiled"
+    task = replace(trained(TENTH), runtime=Runtime(engine="compiled"))
+    found = game.unlearn(task, replace(SPREAD, sensitivity="input"))
+    assert engines(found.loops) == {
+        "game": "eager: sensitivity 'input' cannot be compiled", "recovery": "compiled",
+    }  # fmt: skip
 
 
 def test_a_step_that_cannot_be_compiled_is_one_clear_line(fast_compiler: None) -> None:
@@ -168,39 +178,28 @@ def test_a_step_that_cannot_be_compiled_is_one_clear_line(fast_compiler: None) -
     network = nn.Sequential(Breaks(), nn.Linear(6, 3))
     images, model = blobs(32), Classifier(network)
     optimizer = sgd(network, None, lr=0.1, momentum=0.9, weight_decay=0)
-    with pytest.raises(UserError, match=r"the steps of training cannot be compiled .*: take --engine eager"):
+    with pytest.raises(UserError, match=r"the steps of training cannot be compiled .*: take `engine=eager`"):
         train(
             model,
             batches_of(images, [torch.arange(32)]),
             steps=1,
             optimizer=optimizer,
             scheduler=ConstantLR(optimizer, 1.0),
-            engine=Engine("compiled"),
+            runtime=Runtime(engine="compiled"),
         )
 
 
 # ---- choosing
 
 
-@pytest.mark.parametrize("name", ENGINES[:2])
-def test_an_engine_that_is_named_is_taken(name: str) -> None:
-    assert choose_engine(name, torch.device("cpu")).name == name
-
-
-def test_an_unknown_engine_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="unknown engine 'jit': expected auto, eager, compiled, captured"):
-        choose_engine("jit", torch.device("cpu"))
-
-
-def test_a_cuda_graph_without_cuda_is_refused() -> None:
-    with pytest.raises(UserError, match="--engine captured needs a CUDA device: take eager or compiled here"):
-        choose_engine("captured", torch.device("cpu"))
+def test_an_engine_that_is_named_runs_and_gives_no_reason() -> None:
+    _, cost = taught("eager", 1)
+    assert (cost.loop, cost.engine, cost.reason) == ("training", "eager", "")
 
 
 def test_on_a_cpu_auto_does_not_compile_and_says_why() -> None:
-    engine = choose_engine("auto", torch.device("cpu"))
-    taught(engine, 2)
-    assert engine.chosen == {"training": "eager: compiling takes longer than it saves on a CPU"}
+    _, cost = taught("auto", 2)
+    assert engines([cost]) == {"training": "eager: compiling takes longer than it saves on a CPU"}
 
 
 # ---- no step waits for the device
@@ -234,13 +233,18 @@ def test_waits_are_noticed(wait: Callable[[Tensor], object]) -> None:
 
 
 def test_no_turn_of_the_game_waits() -> None:
-    task = trained(TENTH, SPREAD)
-    players = Game(copy.deepcopy(task.original), task, SPREAD)
-    players.warm_up()
-    players.turn()
-    with Waits() as waits:
-        for _ in range(20):
-            players.turn()
+    taken: list[int] = []
+
+    def after_turn() -> None:
+        taken.append(1)
+        if len(taken) == 1:
+            waits.seen.clear()  # the rehearsal before it may wait
+
+    with game_of(trained(TENTH), SPREAD, turns=21) as players:
+        players.warm_up()
+        with Waits() as waits:
+            players.play(after_turn)
+    assert len(taken) == 21
     assert waits.seen == []
 
 

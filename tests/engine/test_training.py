@@ -67,13 +67,13 @@ def test_training_equals_a_loop_written_by_hand(steps: int) -> None:
     torch.manual_seed(1)
     expected = by_hand(copy.deepcopy(model), images, labels, steps)
     optimizer, scheduler = sgd(model)
-    torch.manual_seed(1)
     train(
         model,
         batches_of(Images(images, labels, CLASSES), in_turn()),
         steps=steps,
         optimizer=optimizer,
         scheduler=scheduler,
+        seed=1,
     )
     torch.testing.assert_close(dict(model.state_dict()), dict(expected), rtol=1e-5, atol=1e-6)
 
@@ -83,7 +83,6 @@ def test_training_minimises_the_loss_it_is_given() -> None:
     torch.manual_seed(1)
     expected = by_hand(copy.deepcopy(model), images, labels, 3, sign=-1)
     optimizer, scheduler = sgd(model)
-    torch.manual_seed(1)
     train(
         model,
         batches_of(Images(images, labels, CLASSES), in_turn()),
@@ -91,6 +90,7 @@ def test_training_minimises_the_loss_it_is_given() -> None:
         optimizer=optimizer,
         scheduler=scheduler,
         loss=lambda logits, targets: -F.cross_entropy(logits, targets),
+        seed=1,
     )
     torch.testing.assert_close(dict(model.state_dict()), dict(expected), rtol=1e-5, atol=1e-6)
 

@@ -14,16 +14,19 @@ from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.data.images import Choice, Images
 from dau_fast.data.split import Forget, hold_out, make_split
 from dau_fast.errors import UserError
-from dau_fast.job.experiment import zero_share
 from dau_fast.methods import original, retrain
 from dau_fast.methods import pruned as _pruned
-from dau_fast.methods.running import METHODS, run
+from dau_fast.methods.method import Method
+from dau_fast.methods.registry import find_methods, get_method
+from dau_fast.methods.running import Finished, run_timed
 from dau_fast.methods.supervised import fit
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks, omp, synflow
+from dau_fast.prune.registry import find_pruners
+from dau_fast.report.record import zero_share
 
-PRUNINGS = ("omp", "imp", "synflow", "random")
+PRUNINGS = find_pruners()
 FIFTH, ONE_CLASS = Forget("random:0.2", fraction=0.2), Forget("class:1", label=1)
 
 
@@ -55,7 +58,14 @@ def untrained(pruning: str, forget: Forget = FIFTH, sparsity: float = 0.7) -> Ta
 
 def trained(pruning: str, forget: Forget = FIFTH) -> Task:
     task = untrained(pruning, forget)
-    return replace(task, masks=run("original", original.train, task).masks)
+    return replace(task, masks=run_timed("original", original.train, task).masks)
+
+
+def finish(method: Method[Any], task: Task) -> Finished:
+    """What comes of `method` with its usual settings."""
+    settings = method.resolve(task)
+    method.check(task, settings)
+    return run_timed(method.name, lambda given: method.run(given, settings), task)
 
 
 @pytest.fixture
@@ -73,11 +83,11 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> set[int]:
 
 
 @pytest.mark.parametrize("forget", [FIFTH, ONE_CLASS], ids=["spread", "class"])
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", find_methods())
 def test_masked_weights_stay_at_zero(name: str, forget: Forget) -> None:
     task = trained("omp", forget)
     before = copy.deepcopy(task.original.network.state_dict())
-    finished = run(name, METHODS[name], task)
+    finished = finish(get_method(name), task)
     assert finished.masks is not None
     assert (finished.masks == task.masks) == (name != "retrain_clean")
     assert finished.masks.sparsity == pytest.approx(0.7, abs=1e-2)
@@ -95,7 +105,7 @@ def test_masked_weights_stay_at_zero(name: str, forget: Forget) -> None:
 @pytest.mark.parametrize("pruning", PRUNINGS)
 def test_the_original_is_pruned_trained_and_sees_the_training_set(pruning: str, seen: set[int]) -> None:
     task = untrained(pruning)
-    finished = run("original", original.train, task)
+    finished = run_timed("original", original.train, task)
     assert finished.model is task.original
     assert seen == set(task.split.train.tolist())
     assert finished.masks is not None
@@ -109,7 +119,7 @@ def test_retraining_clean_sees_the_retain_set_alone_and_has_masks_of_its_own(
     pruning: str, seen: set[int]
 ) -> None:
     task = untrained(pruning)
-    finished = run("retrain_clean", retrain.unlearn_clean, task)
+    finished = finish(get_method("retrain_clean"), task)
     assert seen == set(task.split.retain.tolist())
     assert finished.masks is not None
     assert finished.masks != trained(pruning).masks
@@ -121,9 +131,9 @@ def test_weights_are_rewound_to_those_of_early_training(
 ) -> None:
     begun: list[tuple[tuple[float, float], Masks | None, dict[str, Tensor]]] = []
 
-    def spy(model: Classifier, index: Tensor, task: Task, *arguments: Any, part: tuple[float, float]) -> None:
+    def spy(model: Classifier, index: Tensor, task: Task, *arguments: Any, part: tuple[float, float]) -> Any:
         begun.append((part, task.masks, copy.deepcopy(model.network.state_dict())))
-        fit(model, index, task, *arguments, part=part)
+        return fit(model, index, task, *arguments, part=part)
 
     monkeypatch.setattr(_pruned, "fit", spy)
     initial = convolutions(0).network.state_dict()
@@ -142,7 +152,7 @@ def test_weights_are_rewound_to_those_of_early_training(
 def test_synflow_prunes_the_untrained_network() -> None:
     task = untrained("synflow")
     initial = copy.deepcopy(task.original.network)
-    masks = run("original", original.train, task).masks
+    masks = run_timed("original", original.train, task).masks
     assert masks == synflow(initial, 0.7, input_shape=(1, 4, 4), iterations=10)
 
 
@@ -150,7 +160,7 @@ def test_a_trained_model_is_pruned_by_its_weights_and_trained_on() -> None:
     task = untrained("omp")
     original.train(replace(task, pruning=None))
     weights = copy.deepcopy(task.original.network)
-    finished = run("original", original.prune_trained, task)
+    finished = run_timed("original", original.prune_trained, task)
     assert finished.masks == omp(weights, 0.7)
     assert finished.model is task.original
     assert not torch.equal(finished.model.network[6].weight, weights[6].weight)
@@ -164,5 +174,6 @@ def test_pruning_repeats_with_its_seed() -> None:
 
 
 def test_retraining_clean_needs_pruning() -> None:
-    with pytest.raises(UserError, match=r"'retrain_clean' .*add --prune"):
-        retrain.unlearn_clean(replace(untrained("omp"), pruning=None))
+    task = replace(untrained("omp"), pruning=None)
+    with pytest.raises(UserError, match=r"'retrain_clean' .*add `prune`"):
+        retrain.check_clean(task, task.recipe)

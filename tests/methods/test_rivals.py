@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from toys import blobs, perceptron
 
 from dau_fast.config import (
+    FAST_RETRAINING,
     FINE_TUNE,
     GRADIENT_ASCENT_CLASSWISE,
     GRADIENT_ASCENT_RANDOM,
@@ -26,19 +27,23 @@ from dau_fast.engine.evaluation import predict
 from dau_fast.errors import UserError
 from dau_fast.methods import finetune, gradient_ascent, original, retrain
 from dau_fast.methods import supervised as _sgd
-from dau_fast.methods.running import METHODS, method_named, run
-from dau_fast.methods.task import Method, Task, Unlearned
+from dau_fast.methods.method import Method
+from dau_fast.methods.registry import find_methods, get_method
+from dau_fast.methods.running import run_timed
+from dau_fast.methods.task import Task, Unlearned
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier
 
-RIVALS: dict[str, Method] = {
-    "retrain": retrain.unlearn,
-    "retrain again": retrain.unlearn_again,
-    "retrain fast": retrain.unlearn_fast,
-    "ft": finetune.unlearn,
-    "ga": gradient_ascent.unlearn,
+AGAIN = replace(get_method("retrain"), name="retrain_again", run=retrain.unlearn_again)
+RIVALS: dict[str, Method[TrainingRecipe]] = {
+    "retrain": get_method("retrain"),
+    "retrain again": AGAIN,
+    "retrain fast": get_method("retrain_fast"),
+    "ft": get_method("ft"),
+    "ga": get_method("ga"),
 }
 FAST = TrainingRecipe(4, 32, 0.1, milestones=(), warm_up=0.5, nesterov=True, label_smoothing=0.2)
+NOTHING = 1e-60  # a learning rate of which float32 sees nothing; 0 is none
 FIFTH, ONE_CLASS = Forget("random:0.2", fraction=0.2), Forget("class:1", label=1)
 every_rival = pytest.mark.parametrize("name", RIVALS)
 
@@ -48,8 +53,14 @@ def untrained(forget: Forget = FIFTH, seed: int = 0) -> Task:
     roles = hold_out(images.labels, None, seed, validation_share=0.2, test_share=0.2)
     split = make_split(roles, images.labels, forget, seed)
     recipe = TrainingRecipe(epochs=10, batch_size=32, lr=0.05)
-    settings = {"retrain_fast": FAST}
-    return Task(images, split, seed, perceptron(seed), perceptron, recipe, settings)
+    return Task(images, split, seed, perceptron(seed), perceptron, recipe)
+
+
+def carry_out(name: str, task: Task, recipe: TrainingRecipe | None = None) -> Unlearned:
+    """A rival by `recipe`, None for its own; the fast one is made for blobs."""
+    asked = recipe or (FAST if name == "retrain fast" else None)
+    method = RIVALS[name]
+    return method.run(task, method.resolve(task, asked))
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +108,12 @@ def test_retraining_and_fine_tuning_see_the_retain_set_and_nothing_else(
     name: str, forget: Forget, seen: set[int]
 ) -> None:
     task = untrained(forget)
-    RIVALS[name](task)
+    carry_out(name, task)
     assert seen == set(task.split.retain.tolist())
 
 
 def test_gradient_ascent_sees_the_forget_set_and_nothing_else(trained: Task, seen: set[int]) -> None:
-    gradient_ascent.unlearn(trained)
+    carry_out("ga", trained)
     assert seen == set(trained.split.forget.tolist())
 
 
@@ -118,7 +129,7 @@ def test_the_original_sees_the_whole_training_set_and_nothing_else(seen: set[int
 @every_rival
 def test_the_original_and_the_global_random_state_stay_as_they_were(name: str, trained: Task) -> None:
     before, state = weights(trained.original), torch.get_rng_state()
-    result = RIVALS[name](trained).model
+    result = carry_out(name, trained).model
     assert torch.equal(torch.get_rng_state(), state)
     after = weights(trained.original)
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -130,14 +141,14 @@ def test_the_original_and_the_global_random_state_stay_as_they_were(name: str, t
 @every_rival
 def test_the_same_task_gives_the_same_weights_whatever_ran_before(name: str, trained: Task) -> None:
     torch.manual_seed(1)
-    first = RIVALS[name](trained).model
+    first = carry_out(name, trained).model
     torch.manual_seed(2)
-    assert same(RIVALS[name](trained).model, first)
+    assert same(carry_out(name, trained).model, first)
 
 
 @every_rival
 def test_another_seed_gives_other_weights(name: str, trained: Task) -> None:
-    first, other = (RIVALS[name](replace(trained, seed=seed)).model for seed in (0, 1))
+    first, other = (carry_out(name, replace(trained, seed=seed)).model for seed in (0, 1))
     assert not same(first, other)
 
 
@@ -152,25 +163,24 @@ def test_training_the_original_happens_in_place() -> None:
 
 
 def test_retraining_begins_at_a_fresh_network_and_not_at_the_original(trained: Task) -> None:
-    still = replace(trained, recipe=replace(trained.recipe, lr=0.0))
-    started = retrain.unlearn(still).model
-    expected = perceptron(trained.generator("retrain").initial_seed())
+    started = retrain.unlearn(trained, replace(trained.recipe, lr=NOTHING)).model
+    expected = perceptron(trained.derive_seed("retrain"))
     for ours, theirs in zip(started.parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs)
     assert not torch.equal(started.head.weight, trained.original.head.weight)
 
 
 def test_two_retrainings_share_neither_beginning_nor_result(trained: Task) -> None:
-    assert not same(retrain.unlearn(trained).model, retrain.unlearn_again(trained).model)
-    still = replace(trained, recipe=replace(trained.recipe, lr=0.0))
-    first, again = retrain.unlearn(still).model, retrain.unlearn_again(still).model
+    for recipe in (trained.recipe, replace(trained.recipe, lr=NOTHING)):
+        first, again = (run(trained, recipe).model for run in (retrain.unlearn, retrain.unlearn_again))
+        assert not same(first, again)
     assert not torch.equal(first.head.weight, again.head.weight)
 
 
 @pytest.mark.parametrize("name", ["retrain", "retrain again"])
 def test_retraining_learns_the_retain_set_without_the_forgotten_class(name: str) -> None:
     task = untrained(ONE_CLASS)
-    model = RIVALS[name](task).model
+    model = carry_out(name, task).model
     split = task.split
     right = {
         part: accuracy(predict(model, task.images.batch, index).logits, task.labels[index])
@@ -181,18 +191,17 @@ def test_retraining_learns_the_retain_set_without_the_forgotten_class(name: str)
 
 
 def test_fine_tuning_begins_at_the_original_and_fits_the_retain_set_better(trained: Task) -> None:
-    still = replace(trained, settings={"ft": replace(FINE_TUNE, lr=0.0)})
-    started = finetune.unlearn(still).model
+    started = finetune.unlearn(trained, replace(FINE_TUNE, lr=NOTHING)).model
     for ours, theirs in zip(started.parameters(), trained.original.parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    model = finetune.unlearn(trained).model
+    model = finetune.unlearn(trained, FINE_TUNE).model
     retain = trained.split.retain
     assert loss_on(trained, model, retain) < loss_on(trained, trained.original, retain)
 
 
 def test_gradient_ascent_raises_the_loss_on_the_forget_set(trained: Task) -> None:
     recipe = TrainingRecipe(epochs=10, batch_size=16, lr=0.02, milestones=())
-    model = gradient_ascent.unlearn(replace(trained, settings={"ga": recipe})).model
+    model = gradient_ascent.unlearn(trained, recipe).model
     forget = trained.split.forget
     assert loss_on(trained, model, forget) > loss_on(trained, trained.original, forget)
 
@@ -203,10 +212,9 @@ def test_gradient_ascent_takes_the_gradient_of_fine_tuning_in_the_other_directio
     recipe = TrainingRecipe(
         epochs=1, batch_size=len(forget), lr=0.1, momentum=0.0, weight_decay=0.0, milestones=()
     )
-    settings = {"ga": recipe, "ft": recipe}
-    up = gradient_ascent.unlearn(replace(trained, settings=settings)).model
-    swapped = replace(trained, split=replace(trained.split, retain=forget), settings=settings)
-    down = finetune.unlearn(swapped).model
+    up = gradient_ascent.unlearn(trained, recipe).model
+    swapped = replace(trained, split=replace(trained.split, retain=forget))
+    down = finetune.unlearn(swapped, recipe).model
     triples = zip(trained.original.parameters(), up.parameters(), down.parameters(), strict=True)
     for middle, above, below in triples:
         torch.testing.assert_close(above - middle, middle - below, rtol=1e-3, atol=1e-5)
@@ -215,20 +223,23 @@ def test_gradient_ascent_takes_the_gradient_of_fine_tuning_in_the_other_directio
 # ---- recipes
 
 
-def recipe_of(name: str, task: Task, monkeypatch: pytest.MonkeyPatch) -> TrainingRecipe:
-    """The recipe that a rival asks for; nothing is trained."""
-    asked: list[TrainingRecipe] = []
+def recipe_of(
+    name: str, task: Task, monkeypatch: pytest.MonkeyPatch, asked: TrainingRecipe | None = None
+) -> TrainingRecipe:
+    """The recipe that a rival trains by; nothing is trained."""
+    used: list[TrainingRecipe] = []
 
     def spy(
         model: Classifier, index: Tensor, task: Task, recipe: TrainingRecipe, *_: Any, **__: Any
-    ) -> Classifier:
-        asked.append(recipe)
-        return model
+    ) -> tuple[()]:
+        used.append(recipe)
+        return ()
 
     for module in (retrain, finetune, gradient_ascent):
         monkeypatch.setattr(module, "fit", spy)
-    RIVALS[name](task)
-    return asked[0]
+    method = RIVALS[name]
+    method.run(task, method.resolve(task, asked))
+    return used[0]
 
 
 @pytest.mark.parametrize("classwise", [True, False])
@@ -237,27 +248,30 @@ def test_every_rival_has_its_recipe(classwise: bool, monkeypatch: pytest.MonkeyP
     assert task.split.classwise == classwise
     ascent = GRADIENT_ASCENT_CLASSWISE if classwise else GRADIENT_ASCENT_RANDOM
     expected = {"retrain": task.recipe, "retrain again": task.recipe, "ft": FINE_TUNE, "ga": ascent}
-    for name, recipe in expected.items():
-        assert recipe_of(name, task, monkeypatch) is recipe
+    for name, recipe in (expected | {"retrain fast": FAST_RETRAINING}).items():
+        assert recipe_of(name, task, monkeypatch) == recipe
 
 
-@pytest.mark.parametrize("name", ["ft", "ga"])
+@every_rival
 def test_settings_replace_a_rivals_own_recipe(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     own = TrainingRecipe(epochs=1)
-    task = replace(untrained(), settings={name: own})
-    assert recipe_of(name, task, monkeypatch) is own
+    task = untrained()
+    assert recipe_of(name, task, monkeypatch, own) is own
+    usual = recipe_of(name, task, monkeypatch)
+    assert RIVALS[name].resolve(task, {"epochs": 3}) == replace(usual, epochs=3)
 
 
 def test_the_learning_rate_falls_tenfold_at_the_milestones(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
 
-    def spy(*_: Any, steps: int, optimizer: torch.optim.SGD, scheduler: Any, **__: Any) -> None:
+    def spy(*_: Any, steps: int, optimizer: torch.optim.SGD, scheduler: Any, **__: Any) -> tuple[()]:
         for _step in range(steps):
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             scheduler.step()
         group = optimizer.param_groups[0]
         assert (group["momentum"], group["weight_decay"]) == (0.8, 0.02)
+        return ()
 
     monkeypatch.setattr(_sgd, "train", spy)
     task = untrained()
@@ -273,18 +287,21 @@ def test_the_fast_recipe_is_one_triangle_with_nesterov_and_smooth_labels(
     losses: list[float] = []
     logits, labels = torch.tensor([[2.0, -1.0, 0.0]]), torch.tensor([0])
 
-    def spy(*_: Any, steps: int, optimizer: torch.optim.SGD, scheduler: Any, loss: Any, **__: Any) -> None:
+    def spy(
+        *_: Any, steps: int, optimizer: torch.optim.SGD, scheduler: Any, loss: Any, **__: Any
+    ) -> tuple[()]:
         for _step in range(steps):
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             scheduler.step()
         assert optimizer.param_groups[0]["nesterov"]
         losses.append(loss(logits, labels).item())
+        return ()
 
     monkeypatch.setattr(_sgd, "train", spy)
     task = untrained()
     fast = replace(FAST, epochs=8, batch_size=len(task.split.retain))
-    retrain.unlearn_fast(replace(task, settings={"retrain_fast": fast}))
+    retrain.unlearn_fast(task, fast)
     assert rates == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.075, 0.05, 0.025])
     log_p = logits.log_softmax(1)[0]
     assert losses[0] == pytest.approx(-(0.8 * log_p[0] + 0.2 * log_p.mean()).item())
@@ -294,7 +311,7 @@ def test_the_fast_recipe_is_one_triangle_with_nesterov_and_smooth_labels(
 def test_the_fast_recipe_fits_into_any_number_of_steps(steps: int) -> None:
     task = untrained()
     fast = replace(FAST, epochs=steps, batch_size=len(task.split.retain))
-    model = retrain.unlearn_fast(replace(task, settings={"retrain_fast": fast})).model
+    model = retrain.unlearn_fast(task, fast).model
     assert all(p.isfinite().all() for p in model.parameters())
 
 
@@ -307,7 +324,7 @@ def test_progress_is_told_of_every_step(name: str, trained: Task) -> None:
         announced.append((description, steps))
         return lambda: advanced.append(1)
 
-    RIVALS[name](replace(trained, progress=progress))
+    carry_out(name, replace(trained, progress=progress))
     split = trained.split
     recipes = {
         "ft": (FINE_TUNE, split.retain),
@@ -323,20 +340,32 @@ def test_progress_is_told_of_every_step(name: str, trained: Task) -> None:
 # ---- methods by name, and running them
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_is_found_by_its_name(name: str) -> None:
-    assert method_named(name) is METHODS[name]
+def test_a_method_is_found_by_its_name() -> None:
+    assert list(find_methods()) == ["retrain", "retrain_clean", "retrain_fast", "dau", "ft", "ga"]
+    for name, row in find_methods().items():
+        assert row.name == name
+        assert get_method(name) is row
 
 
 def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
-        UserError, match="unknown method 'scrub': expected some of retrain, retrain_fast, dau"
+        UserError, match="unknown method 'scrub': expected some of retrain, retrain_clean, retrain_fast, dau"
     ):
-        method_named("scrub")
+        get_method("scrub")
+
+
+def test_settings_of_another_method_or_unknown_ones_are_refused(trained: Task) -> None:
+    own, other = "'ft' are a TrainingRecipe", "not a DauConfig: give one, or a dict of some of its fields"
+    with pytest.raises(UserError, match=f"the settings of method {own}, {other}"):
+        get_method("ft").resolve(trained, get_method("dau").resolve(trained))
+    with pytest.raises(UserError, match="ft has no setting 'alpha': expected some of epochs, batch_size"):
+        get_method("ft").resolve(trained, {"alpha": 1.0})
+    with pytest.raises(UserError, match="`lr=0`: expected a number above 0"):
+        get_method("ft").resolve(trained, {"lr": 0})
 
 
 def test_a_finished_method_is_timed_and_in_evaluation_mode(trained: Task) -> None:
-    finished = run("ft", finetune.unlearn, trained)
+    finished = run_timed("ft", lambda task: finetune.unlearn(task, FINE_TUNE), trained)
     assert finished.seconds > 0
     assert finished.compile_seconds > 0, "of the rehearsal"
     assert finished.history is None
@@ -352,7 +381,7 @@ def test_a_method_that_diverged_is_refused_by_name(value: float, trained: Task) 
         return Unlearned(model)
 
     with pytest.raises(UserError, match="ga diverged"):
-        run("ga", diverging, trained)
+        run_timed("ga", diverging, trained)
 
 
 def test_statistics_that_are_no_longer_finite_have_diverged_too(trained: Task) -> None:
@@ -362,4 +391,4 @@ def test_statistics_that_are_no_longer_finite_have_diverged_too(trained: Task) -
         return Unlearned(model)
 
     with pytest.raises(UserError, match="ga diverged"):
-        run("ga", diverging, trained)
+        run_timed("ga", diverging, trained)

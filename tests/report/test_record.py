@@ -15,7 +15,8 @@ from dau_fast.methods.running import Finished
 from dau_fast.metrics.unlearning import Measures
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
-from dau_fast.report.record import combine, method_entry, prune_facts, report
+from dau_fast.report.facts import describe_pruning
+from dau_fast.report.record import combine, method_entry
 
 ROOT_7 = 7**0.5  # the sample standard deviation of 1, 2 and 6
 
@@ -26,7 +27,7 @@ def measures(ua: float, ra: float, ta: float, confidence: float) -> Measures:
 
 
 def finished(seconds: float, compile_seconds: float = 0.0) -> Finished:
-    return Finished(Classifier(torch.nn.Linear(1, 2)), seconds, compile_seconds, None)
+    return Finished(Classifier(torch.nn.Linear(1, 2)), seconds, compile_seconds, (), None)
 
 
 MEASURED = measures(10.0, 90.0, 80.0, 30.0)
@@ -111,8 +112,9 @@ PRUNED = ("original", "dau", "retrain", "retrain_clean")
 )
 def test_where_masks_come_from(method: str, checkpoint: bool, original: str, clean: str) -> None:
     masks = Masks({"a": torch.tensor([True, False, False, False]), "b": torch.ones(4) > 0})
-    result: Any = SimpleNamespace(networks=dict.fromkeys(PRUNED), masks=dict.fromkeys(PRUNED, masks))
-    facts = prune_facts(PruneConfig(method, 0.4), result, checkpoint=checkpoint)
+    outcome = SimpleNamespace(masks=dict.fromkeys(PRUNED, masks))
+    result: Any = SimpleNamespace(networks=dict.fromkeys(PRUNED), outcome=outcome)
+    facts = describe_pruning(PruneConfig(method, 0.4), result, checkpoint=checkpoint)
     assert facts is not None
     assert (facts["method"], facts["sparsity"]) == (method, 0.4)
     assert original in facts["mask_from"]["original"]
@@ -125,11 +127,13 @@ def test_where_masks_come_from(method: str, checkpoint: bool, original: str, cle
 
 def test_masks_that_came_with_a_checkpoint() -> None:
     masks = Masks({"a": torch.tensor([True, False, False, False])})
-    result: Any = SimpleNamespace(networks={"original": None}, masks={"original": masks})
-    facts = prune_facts(None, result, checkpoint=True)
+    outcome = SimpleNamespace(masks={"original": masks})
+    result: Any = SimpleNamespace(networks={"original": None}, outcome=outcome)
+    facts = describe_pruning(None, result, checkpoint=True)
     assert facts is not None
     assert (facts["method"], facts["sparsity"]) == ("checkpoint", 0.75)
-    assert prune_facts(None, SimpleNamespace(masks={}), checkpoint=True) is None  # type: ignore[arg-type]
+    dense: Any = SimpleNamespace(outcome=SimpleNamespace(masks={}))
+    assert describe_pruning(None, dense, checkpoint=True) is None
 
 
 # ---- several runs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import random
@@ -14,19 +13,20 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from toys import ONE_CLASS, TENTH, trained
+from toys import ONE_CLASS, TENTH, game_of, trained
 
-from dau_fast.config import DauConfig
+from dau_fast.config import DauConfig, PruneConfig
 from dau_fast.data.split import Forget
 from dau_fast.engine.batches import Batch, steps_for
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.training import recompute_batchnorm
-from dau_fast.methods.dau import game
+from dau_fast.methods.dau import game, schedule
 from dau_fast.methods.dau.attacker import Attacker
 from dau_fast.methods.dau.defender import defender_loss
-from dau_fast.methods.dau.game import Game
+from dau_fast.methods.dau.game import Game, plan_game
 from dau_fast.methods.dau.referee import Referee
 from dau_fast.methods.dau.view import View
+from dau_fast.methods.registry import get_method
 from dau_fast.methods.task import Task
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier, Outputs
@@ -35,6 +35,7 @@ from dau_fast.prune import Masks
 
 CLASSWISE = DauConfig(label_conditioned=False, alpha=1.0, game_epochs=12, batch_size=32, lr=0.05)
 SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=3, batch_size=32)
+NOTHING = 1e-60  # a learning rate of which float32 sees nothing; 0 is none
 
 
 def percent_right(task: Task, model: Classifier, index: Tensor) -> float:
@@ -54,17 +55,17 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_forgotten_class_is_no_longer_recognised_and_the_others_are(seed: int) -> None:
-    task = trained(ONE_CLASS, CLASSWISE, seed)
+    task = trained(ONE_CLASS, seed)
     assert percent_right(task, task.original, task.split.forget) > 90
-    model = game.unlearn(task).model
+    model = game.unlearn(task, CLASSWISE).model
     assert percent_right(task, model, task.split.forget) <= 2
     assert percent_right(task, model, task.split.retain) >= 95
     assert percent_right(task, model, task.split.test) >= 90
 
 
 def test_forgetting_images_spread_over_classes_keeps_the_others() -> None:
-    task = trained(TENTH, SPREAD)
-    result = game.unlearn(task)
+    task = trained(TENTH)
+    result = game.unlearn(task, SPREAD)
     assert not same(weights(result.model), weights(task.original))
     assert percent_right(task, result.model, task.split.retain) >= 95
     assert percent_right(task, result.model, task.split.test) >= 90
@@ -72,34 +73,27 @@ def test_forgetting_images_spread_over_classes_keeps_the_others() -> None:
 
 @pytest.mark.parametrize("forget", [ONE_CLASS, TENTH], ids=["class", "spread"])
 def test_without_settings_the_usual_ones_are_played(forget: Forget, monkeypatch: pytest.MonkeyPatch) -> None:
-    task = trained(forget, None)
+    task = trained(forget)
     seen: list[DauConfig] = []
 
     class Watched(Game):
-        def __init__(self, defender: Classifier, task: Task, config: DauConfig, turns: int) -> None:
+        def __init__(self, defender: Classifier, task: Task, config: DauConfig, *rest: Any) -> None:
             seen.append(config)
-            super().__init__(defender, task, config, turns)
+            super().__init__(defender, task, config, *rest)
 
     monkeypatch.setattr(game, "Game", Watched)
-    model = game.unlearn(task).model
+    dau = get_method("dau")
+    model = dau.run(task, dau.resolve(task)).model
     assert seen[0].label_conditioned == (forget is TENTH)
     assert percent_right(task, model, task.split.retain) >= 90
 
 
-def test_a_pruned_model_is_pushed_harder_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[DauConfig] = []
-    play = Game.__init__
-
-    def watched(self: Game, defender: Classifier, task: Task, config: DauConfig, turns: int) -> None:
-        seen.append(config)
-        play(self, defender, task, config, turns)
-
-    monkeypatch.setattr(Game, "__init__", watched)
-    task = trained(TENTH, None)
-    masks = Masks({"0.weight": torch.ones(32, 6) > 0})
-    for played in (task, replace(task, masks=masks), replace(task, masks=masks, settings={"dau": SPREAD})):
-        game.unlearn(played)
-    assert [config.alpha for config in seen] == [0.5, 1.0, SPREAD.alpha]
+def test_a_pruned_model_is_pushed_harder_unless_told_otherwise() -> None:
+    dense, dau = trained(TENTH), get_method("dau")
+    pruned = replace(dense, masks=Masks({"0.weight": torch.ones(32, 6) > 0}))
+    to_be_pruned = replace(dense, pruning=PruneConfig("omp"))
+    tasks = (dense, None), (pruned, None), (to_be_pruned, None), (pruned, SPREAD), (pruned, {"lr": 0.02})
+    assert [dau.resolve(*asked).alpha for asked in tasks] == [0.5, 1.0, 1.0, SPREAD.alpha, 1.0]
 
 
 @pytest.mark.parametrize("retain", [1, 10, 24, 25, 1000, 45000])
@@ -111,9 +105,9 @@ def test_the_usual_settings_exist_for_every_size_of_the_retain_set(retain: int, 
 
 
 def test_the_history_has_one_entry_a_look_and_begins_at_the_original() -> None:
-    task = trained(ONE_CLASS, CLASSWISE)
+    task = trained(ONE_CLASS)
     before = percent_right(task, task.original, task.split.forget)
-    history = game.unlearn(task).history
+    history = game.unlearn(task, CLASSWISE).history
     assert history is not None
     assert set(history) == {"step", "auc", "forget_accuracy", "validation_accuracy", "stopped"}
     assert len({len(history[key]) for key in set(history) - {"stopped"}}) == 1
@@ -126,18 +120,18 @@ def test_the_history_has_one_entry_a_look_and_begins_at_the_original() -> None:
 
 def test_warming_up_teaches_the_attacker_to_tell_the_sets_apart() -> None:
     """On a class that validation does not hold, which is easy to tell."""
-    history = game.unlearn(trained(ONE_CLASS, CLASSWISE)).history
+    history = game.unlearn(trained(ONE_CLASS), CLASSWISE).history
     assert history is not None
     assert history["auc"][0] > 0.9
 
 
 @pytest.mark.parametrize("forget", [ONE_CLASS, TENTH], ids=["class", "spread"])
 def test_the_original_stays_as_it_was(forget: Forget) -> None:
-    task = trained(forget, CLASSWISE)
+    task = trained(forget)
     task.original.train()
     before = weights(task.original)
     hooks = [dict(module._forward_pre_hooks) for module in task.original.modules()]
-    result = game.unlearn(task)
+    result = game.unlearn(task, CLASSWISE)
     assert same(weights(task.original), before)
     assert all(module.training for module in task.original.modules())
     assert hooks == [dict(module._forward_pre_hooks) for module in task.original.modules()]
@@ -146,36 +140,39 @@ def test_the_original_stays_as_it_was(forget: Forget) -> None:
 
 
 def test_the_global_random_state_stays_as_it_was() -> None:
-    task = trained(ONE_CLASS, CLASSWISE)
+    task = trained(ONE_CLASS)
     torch.manual_seed(5)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()
-    game.unlearn(task)
+    game.unlearn(task, CLASSWISE)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert np.random.get_state()[1].tolist() == states[2]
 
 
 def test_the_same_seed_gives_the_same_weights_whatever_ran_before() -> None:
-    task = trained(ONE_CLASS, CLASSWISE)
+    task = trained(ONE_CLASS)
     torch.manual_seed(1)
-    first = game.unlearn(task)
+    first = game.unlearn(task, CLASSWISE)
     torch.manual_seed(2)
-    second = game.unlearn(task)
+    second = game.unlearn(task, CLASSWISE)
     assert same(weights(first.model), weights(second.model))
     assert first.history == second.history
 
 
 def test_another_seed_plays_another_game() -> None:
-    task = trained(ONE_CLASS, CLASSWISE)
-    first, other = game.unlearn(task), game.unlearn(replace(task, seed=1))
+    task = trained(ONE_CLASS)
+    first, other = (game.unlearn(replace(task, seed=seed), CLASSWISE) for seed in (0, 1))
     assert not same(weights(first.model), weights(other.model))
 
 
 def test_another_seed_plays_on_other_batches() -> None:
-    task = trained(ONE_CLASS, CLASSWISE)
-    first, again, other = (
-        next(Game(task.original, replace(task, seed=s), CLASSWISE)._batches).indices for s in (0, 0, 1)
-    )
+    task = trained(ONE_CLASS)
+
+    def first_batch(seed: int) -> Tensor:
+        with game_of(replace(task, seed=seed), CLASSWISE) as players:
+            return next(players._batches).indices
+
+    first, again, other = (first_batch(seed) for seed in (0, 0, 1))
     for one, same, another in zip(first.chunk(3), again.chunk(3), other.chunk(3), strict=True):
         assert torch.equal(one, same)
         assert not torch.equal(one, another)
@@ -183,8 +180,8 @@ def test_another_seed_plays_on_other_batches() -> None:
 
 @pytest.mark.parametrize("config", [CLASSWISE, SPREAD], ids=["predicted", "true"])
 def test_one_image_can_be_forgotten(config: DauConfig) -> None:
-    task = trained(Forget("i", indices=(7,)), config)
-    result = game.unlearn(task)
+    task = trained(Forget("i", indices=(7,)))
+    result = game.unlearn(task, config)
     assert task.split.forget.tolist() == [7]
     assert all(tensor.isfinite().all() for tensor in weights(result.model).values())
     assert percent_right(task, result.model, task.split.retain) >= 90
@@ -192,10 +189,10 @@ def test_one_image_can_be_forgotten(config: DauConfig) -> None:
 
 
 def test_frozen_parameters_stay_as_they_were() -> None:
-    task = trained(ONE_CLASS, CLASSWISE)
+    task = trained(ONE_CLASS)
     task.original.network[0].requires_grad_(False)
     before = weights(task.original)
-    model = game.unlearn(task).model
+    model = game.unlearn(task, CLASSWISE).model
     assert torch.equal(model.network[0].weight, before["network.0.weight"])
     assert torch.equal(model.network[0].bias, before["network.0.bias"])
     assert not torch.equal(model.head.weight, before["network.3.weight"])
@@ -205,7 +202,7 @@ def test_frozen_parameters_stay_as_they_were() -> None:
 # ---- a sample of the retain set
 
 
-def played_with(task: Task, monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], int]:
+def played_with(task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], int]:
     """The retain images that a game and its recovery use, and the turns and steps they take."""
     seen: set[int] = set()
     steps: list[int] = []
@@ -216,24 +213,24 @@ def played_with(task: Task, monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], 
         return feed(self, purpose, batch_size, *sets)
 
     monkeypatch.setattr(Task, "feed", noted)
-    game.unlearn(replace(task, progress=lambda _, count: lambda: steps.append(count)))
+    game.unlearn(replace(task, progress=lambda _, count: lambda: steps.append(count)), config)
     return seen, steps[0]
 
 
 def test_a_sample_of_the_retain_set_costs_what_the_forget_set_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = trained(TENTH, replace(SPREAD, retain_sample=2.0))
+    task, config = trained(TENTH), replace(SPREAD, retain_sample=2.0)
     retain = set(task.split.retain.tolist())
-    seen, steps = played_with(task, monkeypatch)
+    seen, steps = played_with(task, config, monkeypatch)
     assert seen < retain
     assert len(seen) == 2 * len(task.split.forget)
     assert steps == steps_for(3, len(seen), 32) + steps_for(4, len(seen), 32)
-    other, _ = played_with(replace(task, seed=1), monkeypatch)
+    other, _ = played_with(replace(task, seed=1), config, monkeypatch)
     assert other != seen
 
 
 def test_a_sample_larger_than_the_retain_set_is_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = trained(TENTH, replace(SPREAD, retain_sample=1000.0))
-    assert played_with(task, monkeypatch)[0] == set(task.split.retain.tolist())
+    task, config = trained(TENTH), replace(SPREAD, retain_sample=1000.0)
+    assert played_with(task, config, monkeypatch)[0] == set(task.split.retain.tolist())
 
 
 def test_the_batch_follows_the_sample() -> None:
@@ -282,8 +279,8 @@ def test_the_longest_game_has_the_steps_of_its_epochs_and_as_many_looks(
 
     monkeypatch.setattr(Referee, "look", look)
     config = replace(CLASSWISE, game_epochs=4, recovery_epochs=2, looks_per_epoch=2)
-    task = replace(trained(ONE_CLASS, config), progress=progress)
-    game.unlearn(task)
+    task = replace(trained(ONE_CLASS), progress=progress)
+    game.unlearn(task, config)
     size = len(task.split.retain)
     steps, recovery = steps_for(4, size, 32), steps_for(2, size, 32)
     assert announced == [("dau", steps + recovery)]
@@ -300,28 +297,28 @@ def test_the_game_ends_when_the_referee_has_seen_enough(monkeypatch: pytest.Monk
         looks.append(step)
         return len(looks) == 3
 
-    turn = Game.turn
     monkeypatch.setattr(Referee, "look", look)
-    monkeypatch.setattr(Game, "turn", lambda self: (turns.append(1), turn(self))[1])
-    game.unlearn(trained(ONE_CLASS, CLASSWISE))
+    with game_of(trained(ONE_CLASS), CLASSWISE) as players:
+        players.warm_up()
+        players.play(lambda: turns.append(1))
     assert len(looks) == 3
-    assert len(turns) == looks[-1]
+    assert len(turns) == looks[-1] < players.schedule.turns
 
 
 def test_recovery_and_batchnorm_see_the_retain_set_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = trained(ONE_CLASS, CLASSWISE)
+    task = trained(ONE_CLASS)
     retain = set(task.split.retain.tolist())
     recovered: set[int] = set()
     normalised: list[nn.Module] = []
     train = game.train
 
-    def spy_train(model: nn.Module, batches: Iterator[Batch], *rest: Any, **named: Any) -> None:
+    def spy_train(model: nn.Module, batches: Iterator[Batch], *rest: Any, **named: Any) -> Any:
         def noted() -> Iterator[Batch]:
             for batch in batches:
                 recovered.update(batch.indices.tolist())
                 yield batch
 
-        train(model, noted(), *rest, **named)
+        return train(model, noted(), *rest, **named)
 
     def spy_batchnorm(model: nn.Module, load: Any, index: Tensor, **named: Any) -> None:
         assert recovered == retain, "statistics come last"
@@ -331,21 +328,22 @@ def test_recovery_and_batchnorm_see_the_retain_set_alone(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(game, "train", spy_train)
     monkeypatch.setattr(game, "recompute_batchnorm", spy_batchnorm)
-    assert game.unlearn(task).model is normalised[0]
+    assert game.unlearn(task, CLASSWISE).model is normalised[0]
     assert len(normalised) == 1
 
 
 def test_the_learning_rate_of_the_recovery_falls_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
     rates: list[float] = []
 
-    def spy(*_: Any, steps: int, optimizer: torch.optim.SGD, scheduler: Any, **_named: Any) -> None:
+    def spy(*_: Any, steps: int, optimizer: torch.optim.SGD, scheduler: Any, **_named: Any) -> tuple[()]:
         for _step in range(steps):
             rates.append(optimizer.param_groups[0]["lr"])
             optimizer.step()
             scheduler.step()
+        return ()
 
     monkeypatch.setattr(game, "train", spy)
-    game.unlearn(trained(ONE_CLASS, replace(CLASSWISE, recovery_lr=0.3)))
+    game.unlearn(trained(ONE_CLASS), replace(CLASSWISE, recovery_lr=0.3))
     assert rates[0] == pytest.approx(0.3)
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] <= 2 * 0.3 / len(rates)
@@ -355,14 +353,14 @@ def test_the_learning_rate_of_the_recovery_falls_to_zero(monkeypatch: pytest.Mon
 
 
 def test_the_defenders_step_gives_the_attacker_no_gradient() -> None:
-    task = trained(ONE_CLASS, CLASSWISE)
-    defender = copy.deepcopy(task.original)
-    players = Game(defender, task, replace(CLASSWISE, attacker_steps=0))
-    attacker, before = weights(players.attacker), weights(defender)
-    players.turn()
+    task = trained(ONE_CLASS)
+    with game_of(task, replace(CLASSWISE, attacker_steps=0, warmup_steps=0), turns=1) as players:
+        players.warm_up()
+        attacker, before = weights(players.attacker), weights(players.defender)
+        players.play()
     assert all(parameter.grad is None for parameter in players.attacker.parameters())
     assert same(weights(players.attacker), attacker)
-    assert not same(weights(defender), before)
+    assert not same(weights(players.defender), before)
 
 
 def test_the_defender_faces_the_attacker_as_it_is_in_that_turn(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -374,43 +372,43 @@ def test_the_defender_faces_the_attacker_as_it_is_in_that_turn(monkeypatch: pyte
         return defender_loss(*arguments, **named)
 
     monkeypatch.setattr(game, "defender_loss", noted)
-    task = trained(ONE_CLASS, CLASSWISE)
-    players = Game(copy.deepcopy(task.original), task, CLASSWISE)
-    for _ in range(3):
-        players.turn()
-        assert same(faced[-1], weights(players.attacker))
+    turns: list[bool] = []
+    with game_of(trained(ONE_CLASS), CLASSWISE, turns=3) as players:
+        players.warm_up()
+        players.play(lambda: turns.append(same(faced[-1], weights(players.attacker))))
+    assert turns == [True] * 3
     assert not same(faced[-1], faced[-2])
 
 
 def test_warming_up_moves_the_attacker_and_leaves_the_defender() -> None:
-    task = trained(ONE_CLASS, CLASSWISE)
-    defender = copy.deepcopy(task.original)
-    players = Game(defender, task, CLASSWISE)
-    attacker = weights(players.attacker)
-    players.warm_up()
-    assert same(weights(defender), weights(task.original))
-    assert all(parameter.grad is None for parameter in defender.parameters())
-    assert not same(weights(players.attacker), attacker)
+    task = trained(ONE_CLASS)
+    attackers = []
+    for steps in (0, CLASSWISE.warmup_steps):
+        with game_of(task, replace(CLASSWISE, warmup_steps=steps)) as players:
+            players.warm_up()
+        assert same(weights(players.defender), weights(task.original))
+        assert all(parameter.grad is None for parameter in players.defender.parameters())
+        attackers.append(weights(players.attacker))
+    assert same(*({name: state[name] for name in ("mean", "std")} for state in attackers))
+    assert not same(*attackers)
 
 
 def test_the_attackers_steps_give_the_defender_no_gradient() -> None:
-    """With a learning rate of 0 for the defender, only the attacker moves in a turn."""
-    task = trained(ONE_CLASS, CLASSWISE)
-    config = replace(CLASSWISE, attacker_steps=5, lr=0.0)
-    defender = copy.deepcopy(task.original)
-    players = Game(defender, task, config)
-    attacker = weights(players.attacker)
-    players.turn()
+    """With a learning rate of nothing for the defender, only the attacker moves in a turn."""
+    task = trained(ONE_CLASS)
+    with game_of(task, replace(CLASSWISE, attacker_steps=5, lr=NOTHING), turns=1) as players:
+        players.warm_up()
+        attacker = weights(players.attacker)
+        players.play()
     assert not same(weights(players.attacker), attacker)
-    for (name, parameter), old in zip(defender.named_parameters(), task.original.parameters(), strict=True):
+    pairs = zip(players.defender.named_parameters(), task.original.parameters(), strict=True)
+    for (name, parameter), old in pairs:
         assert torch.equal(parameter, old), name
 
 
 def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = trained(ONE_CLASS, CLASSWISE)
+    task = trained(ONE_CLASS)
     split = task.split
-    players = Game(copy.deepcopy(task.original), task, CLASSWISE)
-    exam = players.referee._exam
     taught: list[tuple[Tensor, ...]] = []
     loss = game.attacker_loss
 
@@ -419,16 +417,18 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
         return loss(attacker, *seen)
 
     monkeypatch.setattr(game, "attacker_loss", spy)
-    players.warm_up()
-    shown = [players.referee.shown(task.original, index) for index in (split.forget, split.validation)]
-    assert len(taught) == CLASSWISE.warmup_steps
-    assert all(torch.equal(one, other) for one, other in zip(taught[0][:2], shown, strict=True))
-    assert torch.equal(taught[0][2], (~exam[split.forget]).float())
-    assert torch.equal(taught[0][3], (~exam[split.validation]).float())
-    taught.clear()
-    batch = next(players._batches)
-    players._batches = iter([batch])
-    players.turn()
+    with game_of(task, CLASSWISE, turns=1) as players:
+        exam = players.referee._exam
+        players.warm_up()
+        shown = [players.referee.reveal(task.original, index) for index in (split.forget, split.validation)]
+        assert len(taught) == CLASSWISE.warmup_steps
+        assert all(torch.equal(one, other) for one, other in zip(taught[0][:2], shown, strict=True))
+        assert torch.equal(taught[0][2], (~exam[split.forget]).float())
+        assert torch.equal(taught[0][3], (~exam[split.validation]).float())
+        taught.clear()
+        batch = next(players._batches)
+        players._batches = (b for b in [batch])
+        players.play()
     assert len(taught) == 2 * CLASSWISE.attacker_steps, "in the rehearsal and in the turn"
     for seen in taught:
         for weights, index in zip(seen[2:], batch.indices.chunk(3)[1:], strict=True):
@@ -438,30 +438,36 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
 
 
 def test_of_sets_that_do_not_fit_the_attacker_warms_up_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = trained(TENTH, SPREAD)
-    monkeypatch.setattr(game, "_LESSON", 25 * (4 + 4 * SPREAD.attacker_hidden) + 3)  # u is [N, 4]
-    assert game.lesson_size(3, SPREAD) == 25
-    split, sizes = task.split, []
+    task = trained(TENTH)
+    monkeypatch.setattr(schedule, "_LESSON_NUMBERS", 25 * (4 + 4 * SPREAD.attacker_hidden) + 3)  # u is [N, 4]
+    assert plan_game(task, SPREAD)[1].lesson_images == 25
+    split = task.split
     assert len(split.forget) > 25
 
     def lesson(seed: int) -> tuple[Tensor, ...]:
-        sizes.clear()
-        return Game(copy.deepcopy(task.original), replace(task, seed=seed), SPREAD)._lesson
+        taught: list[tuple[Tensor, ...]] = []
+        loss = game.attacker_loss
+        with monkeypatch.context() as patch, game_of(replace(task, seed=seed), SPREAD) as players:
+            patch.setattr(game, "attacker_loss", lambda *seen: (taught.append(seen[1:]), loss(*seen))[1])
+            players.warm_up()
+        return taught[0]
 
     first, again, other = lesson(0), lesson(0), lesson(1)
     assert [len(part) for part in first] == [25] * 4
     assert all(torch.equal(one, same) for one, same in zip(first, again, strict=True))
     assert not torch.equal(first[0], other[0])
-    whole = View().over(task.original, task.images, split.forget, task.labels)
+    whole = View().reveal_all(task.original, task.images, split.forget, task.labels)
     assert all(torch.isclose(whole, row).all(1).any() for row in first[0])
     assert 0 < first[2].sum() < 25, "a part is the exam's"
 
 
 def test_every_batch_of_a_turn_comes_from_its_own_set() -> None:
-    task = trained(ONE_CLASS, CLASSWISE)
-    batches = Game(copy.deepcopy(task.original), task, CLASSWISE)._batches
+    task = trained(ONE_CLASS)
     seen: list[set[int]] = [set(), set(), set()]
-    for turn in itertools.islice(batches, 40):
+    with game_of(task, CLASSWISE) as players:
+        turns = list(itertools.islice(players._batches, 40))
+    assert list(players._batches) == [], "closed with the game"
+    for turn in turns:
         assert len(turn.images) == len(turn.labels) == len(turn.indices) == 96
         assert torch.equal(turn.labels, task.labels[turn.indices])
         for one, index in zip(seen, turn.indices.chunk(3), strict=True):

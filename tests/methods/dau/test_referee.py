@@ -84,7 +84,7 @@ class Match:
         return forget, validation
 
     def studied(self, index: Tensor) -> list[int]:
-        return index[self.referee.study(index).bool()].tolist()
+        return index[self.referee.grant_study(index).bool()].tolist()
 
 
 # ---- exam and study
@@ -161,7 +161,7 @@ def test_sensitivity_is_shown_at_the_true_or_at_the_predicted_label(conditioned:
     match.referee.view = View("classifier", conditioned)
     match.look(0, 20, margin=5.0)
     forget, validation = (
-        match.referee.shown(Identity(), i) for i in (match.split.forget, match.split.validation)
+        match.referee.reveal(Identity(), i) for i in (match.split.forget, match.split.validation)
     )
     assert forget.shape == validation.shape == (20, 3)
     # Confidently wrong on every forget image: a large pull at the true label, none at the predicted.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,9 +14,10 @@ from torch.nn import functional as F
 from toys import TENTH, perceptron, trained
 
 from dau_fast.config import DauConfig
+from dau_fast.engine.evaluation import map_batches
 from dau_fast.errors import UserError
-from dau_fast.methods.dau import game
-from dau_fast.methods.dau.view import SENSITIVITIES, View, check_sensitivity, costs
+from dau_fast.methods.dau import game, view
+from dau_fast.methods.dau.view import SENSITIVITIES, View, check_sensitivity, time_sensitivities
 from dau_fast.models import Classifier
 from dau_fast.ops import attack_features
 
@@ -56,7 +58,7 @@ def test_every_sensitivity_is_a_per_sample_gradient_norm(
     model.eval()
     images, labels = some_images()
     outputs = model(images)
-    u = View(sensitivity, conditioned).of(model, images, outputs, labels)
+    u = View(sensitivity, conditioned).reveal(model, images, outputs, labels)
     at = labels if conditioned else outputs.logits.argmax(1)
     expected = [norm_by_backward(model, x, y, sensitivity) for x, y in zip(images, at, strict=True)]
     torch.testing.assert_close(u[:, -1], torch.stack(expected), rtol=1e-4, atol=1e-6)
@@ -66,7 +68,7 @@ def test_every_sensitivity_is_a_per_sample_gradient_norm(
 def test_the_classifiers_sensitivity_is_that_of_the_given_outputs(model: Classifier) -> None:
     images, labels = some_images()
     outputs = model(images)  # in training mode, normalised over this batch
-    found = View("classifier", True).of(model, images, outputs, labels)
+    found = View("classifier", True).reveal(model, images, outputs, labels)
     assert torch.equal(found, attack_features(outputs.logits, outputs.features, labels))
 
 
@@ -78,8 +80,8 @@ def test_modes_and_statistics_are_left_as_they_were(model: Classifier, sensitivi
     outputs = model.eval()(images)
     for module, mode in zip(model.modules(), modes, strict=True):
         module.training = mode
-    View(sensitivity).of(model, images, outputs, labels)
-    View(sensitivity).over(model, lambda index: images[index], torch.arange(7), labels)
+    View(sensitivity).reveal(model, images, outputs, labels)
+    View(sensitivity).reveal_all(model, lambda index: images[index], torch.arange(7), labels)
     check_sensitivity(sensitivity, model, images)
     assert [m.training for m in model.modules()] == modes
     assert same(before, weights(model))
@@ -89,10 +91,10 @@ def test_modes_and_statistics_are_left_as_they_were(model: Classifier, sensitivi
 def test_it_is_differentiable_where_gradients_are_enabled(model: Classifier, sensitivity: str) -> None:
     model.eval()
     images, labels = some_images()
-    view, weight = View(sensitivity), model.network[0].weight
+    seen, weight = View(sensitivity), model.network[0].weight
 
     def total() -> Tensor:
-        return view.of(model, images, model(images), labels)[:, -1].sum()
+        return seen.reveal(model, images, model(images), labels)[:, -1].sum()
 
     (found,) = torch.autograd.grad(total(), [weight])
     with torch.no_grad():
@@ -110,27 +112,31 @@ def test_it_is_differentiable_where_gradients_are_enabled(model: Classifier, sen
 
 
 @pytest.mark.parametrize("sensitivity", SENSITIVITIES)
-def test_over_a_set_it_is_the_same_in_batches(model: Classifier, sensitivity: str) -> None:
+def test_over_a_set_it_is_the_same_in_batches(
+    model: Classifier, sensitivity: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images, labels = some_images(11)
     index = torch.tensor([3, 0, 10, 5, 7])
-    view = View(sensitivity)
-    whole = view.over(model, lambda i: images[i], index, labels)
-    parts = view.over(model, lambda i: images[i], index, labels, batch_size=2)
+    seen = View(sensitivity)
+    whole = seen.reveal_all(model, lambda i: images[i], index, labels)
+    monkeypatch.setattr(view, "map_batches", partial(map_batches, batch_size=2))
+    parts = seen.reveal_all(model, lambda i: images[i], index, labels)
     torch.testing.assert_close(whole, parts)
     assert not whole.requires_grad
 
 
-def test_of_a_set_only_what_is_asked_for_is_kept(model: Classifier) -> None:
+def test_of_a_set_only_what_is_asked_for_is_kept(model: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels = some_images(11)
     index = torch.tensor([3, 0, 10, 5, 7])
-    view, widths = View(), []
+    seen, widths = View(), []
+    whole = seen.reveal_all(model, lambda i: images[i], index, labels)
 
     def largest_and_label(u: Tensor, labels: Tensor) -> Tensor:
         widths.append(u.shape)
         return torch.stack([u[:, :-1].amax(1), labels.to(u)], 1)
 
-    found = view.over(model, lambda i: images[i], index, labels, largest_and_label, batch_size=2)
-    whole = view.over(model, lambda i: images[i], index, labels)
+    monkeypatch.setattr(view, "map_batches", partial(map_batches, batch_size=2))
+    found = seen.reveal_all(model, lambda i: images[i], index, labels, largest_and_label)
     torch.testing.assert_close(found, torch.stack([whole[:, :-1].amax(1), labels[index].float()], 1))
     assert widths == [(2, 4), (2, 4), (1, 4)]
 
@@ -141,10 +147,10 @@ def test_the_game_is_played_with_each(sensitivity: str) -> None:
         label_conditioned=True, alpha=0.5, game_epochs=1, batch_size=32, recovery_epochs=1,
         sensitivity=sensitivity,
     )  # fmt: skip
-    task = trained(TENTH, config)
-    found = game.unlearn(task)
+    task = trained(TENTH)
+    found = game.unlearn(task, config)
     assert percent_right(task, found.model, task.split.retain) >= 90
-    usual = game.unlearn(trained(TENTH, replace(config, sensitivity="classifier"))).model
+    usual = game.unlearn(task, replace(config, sensitivity="classifier")).model
     assert not same(weights(found.model), weights(usual))
 
 
@@ -172,7 +178,7 @@ def test_a_model_without_such_a_sensitivity_is_refused() -> None:
         UserError, match="unknown sensitivity 'labels': expected one of classifier, input, full"
     ):
         check_sensitivity("labels", model, images)
-    found = costs(model, images, labels)
+    found = time_sensitivities(model, images, labels)
     assert found["full"] is None
     assert all(found[name] > 0 for name in ("none", "classifier", "input"))
 
@@ -204,7 +210,7 @@ def test_a_layer_without_a_second_derivative_is_refused_before_the_game() -> Non
     for name in ("input", "full"):
         with pytest.raises(UserError, match=f"no sensitivity '{name}': there is no second derivative"):
             check_sensitivity(name, model, images)
-    found = costs(model, images, labels)
+    found = time_sensitivities(model, images, labels)
     assert found["classifier"] is not None
     assert found["input"] is found["full"] is None
 
@@ -215,7 +221,7 @@ def test_a_gradient_of_exactly_0_has_a_finite_derivative(model: Classifier) -> N
         model.head.bias.copy_(torch.tensor([500.0, 0.0, 0.0]))
     images, labels = some_images(3)
     for name in SENSITIVITIES:
-        u = View(name).of(model, images, model(images), torch.zeros_like(labels))
+        u = View(name).reveal(model, images, model(images), torch.zeros_like(labels))
         assert (u[:, -1] == 0).all()
         grads = torch.autograd.grad(u.sum(), list(model.parameters()), allow_unused=True)
         assert all(g.isfinite().all() for g in grads if g is not None)

@@ -1,0 +1,154 @@
+"""Checkpoints: weights and metadata as they were, and strange files refused without running their code."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_models import mlp, same, seeded_images, weights
+from torch import nn
+
+from dau_fast.checkpoints import load, save
+from dau_fast.errors import UserError
+from dau_fast.models import SmallResNet
+
+
+def test_weights_and_metadata_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, other = SmallResNet(1, 4), SmallResNet(1, 4)
+    network(seeded_images(4, 1, 8, 8))
+    save(tmp_path / "model.safetensors", network, {"arch": "small", "split": "ü"})
+    assert load(tmp_path / "model.safetensors", other) == {"arch": "small", "split": "ü"}
+    assert same(other, weights(network))
+    assert other.stem[1].num_batches_tracked == 1
+
+
+def test_weights_that_do_not_lie_in_order_are_saved_too(tmp_path: Path) -> None:
+    network = SmallResNet(3, 4).to(memory_format=torch.channels_last)
+    save(tmp_path / "model.safetensors", network, {})
+    other = SmallResNet(3, 4)
+    load(tmp_path / "model.safetensors", other)
+    assert same(other, weights(network))
+
+
+@pytest.mark.parametrize("form", ["plain", "nested", "parallel", "parallel and nested"])
+def test_a_state_dict_of_pytorch_is_loaded(form: str, tmp_path: Path) -> None:
+    network, other = mlp(), mlp()
+    content: dict[str, Any] = dict(network.state_dict())
+    if "parallel" in form:
+        content = dict(nn.DataParallel(network).state_dict())
+        assert all(name.startswith("module.") for name in content)
+    if "nested" in form:
+        content = {"epoch": 3, "state_dict": content}
+    torch.save(content, tmp_path / "model.pt")
+    assert load(tmp_path / "model.pt", other) == {}
+    assert same(other, weights(network))
+
+
+def test_a_missing_checkpoint_is_an_error_that_names_it(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.safetensors", tmp_path / "absent.pt", tmp_path):
+        with pytest.raises(UserError, match="does not exist") as raised:
+            load(path, mlp())
+        assert str(path) in str(raised.value)
+
+
+def refused(path: Path, complaint: str) -> None:
+    """Loading `path` is a UserError that names it, and leaves the network as it was."""
+    network = mlp()
+    before = weights(network)
+    with pytest.raises(UserError, match=complaint) as raised:
+        load(path, network)
+    assert str(path) in str(raised.value)
+    assert same(network, before)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99])
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_truncated_checkpoint_is_refused(suffix: str, share: float, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".safetensors":
+        save(path, mlp(), {})
+    else:
+        torch.save(mlp().state_dict(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(share * len(whole))])
+    refused(path, "cannot be read" if suffix == ".safetensors" else "damaged")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_checkpoint_that_is_something_else_is_refused(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    path.write_text("no weights here, only words" * 10)
+    refused(path, "cannot be read" if suffix == ".safetensors" else "damaged")
+
+
+@pytest.mark.parametrize(
+    "other", [mlp(hidden=6), mlp(classes=4), nn.Linear(6, 3), nn.Sequential(*mlp(), nn.Linear(3, 3))], ids=str
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_weights_of_another_architecture_are_refused(suffix: str, other: nn.Module, tmp_path: Path) -> None:
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".safetensors":
+        save(path, other, {})
+    else:
+        torch.save(other.state_dict(), path)
+    refused(path, "of another architecture")
+
+
+def test_the_complaint_about_another_architecture_counts_what_differs(tmp_path: Path) -> None:
+    save(tmp_path / "model.safetensors", mlp(classes=4), {})
+    refused(tmp_path / "model.safetensors", r"2 of its tensors differ, such as '2\.bias'")
+
+
+@pytest.mark.parametrize(
+    "content", [[1, 2], torch.zeros(3), {"weight": 3}, {"state_dict": {"weight": "x"}}], ids=str
+)
+def test_a_pytorch_file_without_a_state_dict_is_refused(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", "holds no state_dict")
+
+
+def test_a_state_dict_whose_keys_are_not_names_is_refused(tmp_path: Path) -> None:
+    torch.save({0: torch.zeros(5, 6)}, tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", "checkpoint")
+
+
+class Trap:
+    """Unpickled carelessly, it creates a file."""
+
+    def __init__(self, evidence: Path) -> None:
+        self.evidence = evidence
+
+    def __reduce__(self) -> Any:
+        return open, (str(self.evidence), "w")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".ckpt", ".safetensors"])
+def test_code_in_a_checkpoint_is_never_run(suffix: str, tmp_path: Path) -> None:
+    evidence = tmp_path / "evidence"
+    path = tmp_path / f"model{suffix}"
+    trap = tmp_path / "trap.pt"
+    torch.save({"0.weight": Trap(evidence)}, trap)
+    torch.load(trap, weights_only=False)["0.weight"].close()
+    assert evidence.exists(), "the trap must work where it is not guarded against"
+    evidence.unlink()
+    trap.rename(path)
+    refused(path, "cannot be read" if suffix == ".safetensors" else "nothing in it was run")
+    assert not evidence.exists()
+
+
+def test_code_in_a_bare_pickle_is_never_run(tmp_path: Path) -> None:
+    evidence, path = tmp_path / "evidence", tmp_path / "model.pt"
+    path.write_bytes(pickle.dumps(Trap(evidence), protocol=2))
+    pickle.loads(path.read_bytes()).close()
+    evidence.unlink()
+    refused(path, "nothing in it was run")
+    assert not evidence.exists()
+
+
+def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
+    torch.save(mlp(), tmp_path / "model.pt")
+    refused(tmp_path / "model.pt", "save the state_dict")
