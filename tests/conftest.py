@@ -11,17 +11,28 @@ import torch
 from calling import Called, succeed
 from PIL import Image
 
+# Networks here are so small that more threads only wait for each other: for long, on a busy machine.
+torch.set_num_threads(1)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where device tests run")
+    parser.addoption("--slow", action="store_true", help="also run tests that are marked slow")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Triton reads TRITON_INTERPRET once, so tests in its interpreter have a process of their own."""
+    """Leave out what this process is not for.
+
+    Triton reads TRITON_INTERPRET once, so tests in its interpreter have a process of their own.
+    """
+    others = set()
     if os.environ.get("TRITON_INTERPRET") != "1":
-        left_out = [item for item in items if item.get_closest_marker("interpreter")]
-        items[:] = [item for item in items if item not in left_out]
-        config.hook.pytest_deselected(items=left_out)
+        others.add("interpreter")
+    if not config.getoption("--slow"):
+        others.add("slow")
+    left_out = [item for item in items if any(map(item.get_closest_marker, others))]
+    items[:] = [item for item in items if not any(map(item.get_closest_marker, others))]
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture

@@ -25,7 +25,12 @@ def start(rank: int, ranks: int, folder: str, work: Callable[..., None], *argume
         dist.destroy_process_group()
 
 
+# Importing these takes seconds: a server does it once, and processes fork off it.
+SHARED = ["dau_fast.api", "dau_fast.job.experiment", "pytest", "torch._dynamo", "torch.distributed.fsdp"]
+
+
 def together(ranks: int, work: Callable[..., None], *arguments: Any) -> None:
     """Run work(rank, *arguments) in `ranks` processes; an assertion that fails in one fails the test."""
+    mp.set_forkserver_preload(SHARED)
     with tempfile.TemporaryDirectory() as folder:
-        mp.spawn(start, (ranks, folder, work, *arguments), nprocs=ranks)
+        mp.start_processes(start, (ranks, folder, work, *arguments), nprocs=ranks, start_method="forkserver")

@@ -18,6 +18,7 @@ def run(*command: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_cpp_tests_pass_under_sanitizers(tmp_path: Path) -> None:
     compilers = [os.environ.get("CXX", "c++"), "g++", "clang++"]
     if os.name == "nt" or not any(map(shutil.which, compilers)):

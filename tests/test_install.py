@@ -61,6 +61,7 @@ def test_a_failed_build_does_not_ship_an_older_module(tmp_path: Path) -> None:
     assert not older.exists()
 
 
+@pytest.mark.slow
 def test_with_a_compiler_the_module_is_built_where_python_finds_it(tmp_path: Path) -> None:
     compilers = [os.environ.get("CXX", "c++"), "g++", "clang++", "cl"]
     if shutil.which("cmake") is None or not any(map(shutil.which, compilers)):

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CAPABILITIES = (80, 90, 100)
+import pytest
+
+# Every day one chip is enough, that of the literature's machines.
+CAPABILITIES = (
+    pytest.param(80, marks=pytest.mark.slow),
+    90,
+    pytest.param(100, marks=pytest.mark.slow),
+)
 
 
 @dataclass(frozen=True)
