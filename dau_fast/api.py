@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.data.images import Images
-from dau_fast.data.sets import Labelled, images_of
+from dau_fast.data.sets import Labelled, join_sets
 from dau_fast.data.split import TEST, TRAINING, VALIDATION, Forget, make_split
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import choose_device, warm_up
@@ -98,7 +98,7 @@ def unlearn(
     given = {"forget": forget, "retain": retain, "validation": validation, "test": test}
     # Forget first, so that its indices count from 0.
     sets = {name: data for name, data in given.items() if data is not None}
-    images, counts = images_of(sets, stream, place)
+    images, counts = join_sets(sets, stream, place)
     original = Classifier(ranks.prepare(copy.deepcopy(model).to(place)), classifier)
     _check_fits(original, images)
     if masks is not None:

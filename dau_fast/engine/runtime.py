@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import contextmanager
 
 import torch
 
@@ -48,23 +46,6 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
     if name not in choices:
         raise UserError(f"unknown precision '{name}': expected {', '.join(choices)}")
     return choices[name]
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on `device`; of a CPU's, no more than the control group allows."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), free)
-    with suppress(OSError, ValueError):
-        # Linux, control groups version 2; "max" stands for no limit, and files in the cache can go.
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        usage = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(usage.get("inactive_file", 0)))
-    return max(0, free)
 
 
 class Stopwatch:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.data.images import Images
+from dau_fast.data.progress import Progress as Progress
+from dau_fast.data.progress import silent as silent
 from dau_fast.data.split import Split
 from dau_fast.engine.batches import Batch, generator_for, index_stream
 from dau_fast.engine.ranks import Ranks
@@ -19,17 +21,6 @@ from dau_fast.engine.sharding import sharded
 from dau_fast.engine.steps import Engine
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
-
-
-class Progress(Protocol):
-    """Announces long work and returns what is to be called after each step of it."""
-
-    def __call__(self, description: str, steps: int) -> Callable[[], None]: ...
-
-
-def silent(description: str, steps: int) -> Callable[[], None]:
-    """No progress shown."""
-    return lambda: None
 
 
 @dataclass(frozen=True)
@@ -90,7 +81,7 @@ class Task:
         streams = [index_stream(index, batch_size, order) for index in sets]
         mine = self.ranks.positions(batch_size, len(sets), self.images.device)
         choices = (self.images.choose(torch.cat(parts), chance, mine) for parts in zip(*streams, strict=True))
-        for index, images in self.images.each(choices):
+        for index, images in self.images.make_batches(choices):
             yield Batch(images, self.labels[index], index)
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +13,6 @@ from dau_fast.engine.runtime import (
     choose_device,
     choose_precision,
     flushed_denormals,
-    free_memory,
     warm_up,
 )
 from dau_fast.errors import UserError
@@ -145,38 +142,6 @@ def test_a_block_inside_a_block_changes_nothing() -> None:
             assert flushes()
         assert flushes()
     assert not flushes()
-
-
-MEMINFO = "MemTotal:       100 kB\nMemFree: 10 kB\nMemAvailable:   60 kB\n"
-GROUP = "/sys/fs/cgroup/memory."
-USED = {f"{GROUP}current": "40960\n", f"{GROUP}stat": "anon 5\ninactive_file 10240\n"}
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"/proc/meminfo": MEMINFO}, 61_440),
-        ({"/proc/meminfo": MEMINFO, f"{GROUP}max": "max\n", **USED}, 61_440),
-        ({"/proc/meminfo": MEMINFO, f"{GROUP}max": "81920\n", **USED}, 51_200),
-        ({"/proc/meminfo": MEMINFO, f"{GROUP}max": "20480\n", **USED}, 0),
-        ({}, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
-    ],
-    ids=["no group", "no limit", "limit", "limit reached", "neither"],
-)
-def test_free_memory_is_what_system_and_control_group_leave(
-    files: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read_text(self: Path, *_: object) -> str:
-        if str(self) not in files:
-            raise FileNotFoundError(self)
-        return files[str(self)]
-
-    monkeypatch.setattr(Path, "read_text", read_text)
-    assert free_memory(CPU) == expected
-
-
-def test_free_memory_of_this_machine_is_less_than_it_has() -> None:
-    assert 0 < free_memory(CPU) <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def test_warming_up_runs_where_there_is_no_gpu() -> None:
