@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from dau_fast.data import named as data
-from dau_fast.data.decoding import decoder_threads
+from dau_fast.data.decoding import count_decoder_threads
 from dau_fast.engine.waiting import Waiting
 
 BATCHES, ROUNDS, STEPS, STEP = 8, 5, 12, 0.1
@@ -97,7 +97,7 @@ def ours(kind: str, place: Path, size: int, batch: int, device: torch.device) ->
             index = torch.randint(train, (batch,), device=device, generator=generator)
             yield images.choose(index, generator)
 
-    return (pixels for _, pixels in images.each(choices()))
+    return (pixels for _, pixels in images.make_batches(choices()))
 
 
 class Stored(Dataset[tuple[Any, int]]):
@@ -145,7 +145,7 @@ def torchvision(kind: str, place: Path, size: int, batch: int, device: torch.dev
     else:
         stored = Stored(part / {"arrow": "0.arrow", "arrays": "images.npy"}[kind], transform)
     loader = DataLoader(
-        stored, batch, shuffle=True, drop_last=True, num_workers=decoder_threads(1),
+        stored, batch, shuffle=True, drop_last=True, num_workers=count_decoder_threads(1),
         persistent_workers=True, pin_memory=device.type == "cuda",
     )  # fmt: skip
     while True:
@@ -172,7 +172,7 @@ def floor_seconds(kind: str, place: Path, size: int, images: int, device: torch.
     made = 5 * channels / bytes_per_second(device, 5 * channels // 8)
     if kind == "arrays":
         return made + 2 * channels / bytes_per_second(CPU, 2 * channels // 8)
-    return made + images * decoding_seconds(place / "files" / "train") / decoder_threads(1)
+    return made + images * decoding_seconds(place / "files" / "train") / count_decoder_threads(1)
 
 
 def waiting(batches: Iterator[Any], device: torch.device, steps: int, length: float) -> float:
@@ -209,6 +209,6 @@ def test_reading(
         waiting=waiting(batches, device, STEPS, 0.01 if smoke else STEP),
         decoding_seconds=decoding_seconds(place / "files" / "train"),
         file_bytes=statistics.median(weights),
-        cores=decoder_threads(1),
+        cores=count_decoder_threads(1),
     )
     batches.close()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dau_fast.config import TrainingRecipe
 from dau_fast.data.images import Images
 from dau_fast.data.progress import Progress, silent
-from dau_fast.data.sets import Labelled, images_of
+from dau_fast.data.sets import Labelled, join_sets
 from dau_fast.data.split import TEST, TRAINING, VALIDATION, Forget, make_split
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision
@@ -122,7 +122,7 @@ def _make_task(
     progress: Progress,
 ) -> Task:
     """The task of making `original` forget the first of `sets`."""
-    images, counts = images_of(sets, stream, runtime.device)
+    images, counts = join_sets(sets, stream, runtime.device)
     images = match_precision(images, runtime)
     _check_fits(original, images)
     if masks is not None:

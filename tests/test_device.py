@@ -15,7 +15,7 @@ from toys import TENTH, batches_of, game_of, streamed, trained
 from dau_fast import prune, unlearn
 from dau_fast.config import DauConfig
 from dau_fast.data.images import Augmentation, Images
-from dau_fast.data.sets import images_of
+from dau_fast.data.sets import join_sets
 from dau_fast.data.streaming import StreamedImages
 from dau_fast.engine.batches import Batch, index_stream
 from dau_fast.engine.chance import generator_for, seeded
@@ -214,7 +214,7 @@ def test_streamed_images_in_floating_point_are_those_in_memory(device: torch.dev
     pixels, labels = torch.randn(40, 3, 8, 8), torch.arange(40) % 4
     for images in (pixels, pixels.to(memory_format=torch.channels_last)):
         sets = {"forget": (images[:7], labels[:7]), "retain": (images[7:], labels[7:])}
-        held, read = (images_of(sets, stream, device)[0] for stream in (False, True))
+        held, read = (join_sets(sets, stream, device)[0] for stream in (False, True))
         assert isinstance(read, StreamedImages)
         indices = torch.arange(40, device=device).flip(0).split(6)
         for one, other in zip(held.batches(indices), read.batches(indices), strict=True):

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from calling import call, environment, succeed
 
-from dau_fast.data.decoding import decoder_threads
+from dau_fast.data.decoding import count_decoder_threads
 from dau_fast.engine.launch import Launch
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
@@ -231,4 +231,4 @@ def test_processes_of_a_machine_share_it_when_they_read(
     processes = start(2, ["-c", READING, *SHORT, *job, "--out", str(tmp_path / "out")])
     for code, out, err in ended(processes):
         assert code == 0, err
-        assert f"told 2 {decoder_threads(2)}\n" in out
+        assert f"told 2 {count_decoder_threads(2)}\n" in out

@@ -1,4 +1,4 @@
-"""Images in Arrow files, as the `datasets` library of Hugging Face writes them.
+"""Data sets in Arrow files, as the `datasets` library of Hugging Face writes them.
 
 The files are memory-mapped: only the encoded images that are asked for are read. pyarrow is optional.
 """
@@ -17,61 +17,32 @@ import numpy as np
 import torch
 
 from dau_fast.data.decoding import Encoded
+from dau_fast.data.paths import check_regular
 from dau_fast.data.stored import Stored, check_labels
 from dau_fast.errors import UserError
 
 _IMAGE, _LABELS = "image", ("label", "labels")
 
 
-def arrow(folder: Path, image_size: int | None, threads: int) -> Stored:
+def read_arrow(folder: Path, image_size: int | None, threads: int) -> Stored:
     """The .arrow files of folder/train/ and folder/test/, each in the order of their names.
 
     Columns: `image`, binary or a struct with a binary field `bytes`; `label` or `labels`, integers. Classes
-    are named by the ClassLabel in the schema's metadata, else by their numbers. Raises UserError for files
-    that hold anything else.
+    are named by the ClassLabel in the schema's metadata, else by their numbers. image_size, threads: see
+    Encoded. Raises UserError for files that hold anything else.
     """
-    parts = []
-    for part in ("train", "test"):
-        # `datasets` leaves the results of its `map` beside the data, in files of that name.
-        paths = [
-            path for path in sorted((folder / part).glob("*.arrow")) if not path.name.startswith("cache-")
-        ]
-        if not paths:
-            raise UserError(
-                f"'{folder / part}' holds no .arrow files: expected train/*.arrow and test/*.arrow, as "
-                "DatasetDict.save_to_disk writes them"
-            )
-        parts.append([_read(path) for path in paths])
-    train, test = parts
-    names = train[0].class_names
-    for file in (*train, *test):
-        if file.class_names != names:
-            raise UserError(
-                f"'{train[0].path}' and '{file.path}' differ in the classes of their labels "
-                f"({_differing(names, file.class_names)}): give both the same ClassLabel"
-            )
-    labels, test_labels = (np.concatenate([file.labels for file in part]) for part in parts)
+    train, test = ([_read_file(path) for path in _find_files(folder / part)] for part in ("train", "test"))
+    files = [*train, *test]
+    labels, test_labels = (np.concatenate([file.labels for file in part]) for part in (train, test))
     if len(labels) == 0 or len(test_labels) == 0:
         empty = "train" if len(labels) == 0 else "test"
         raise UserError(f"the .arrow files in '{folder / empty}' hold no images: expected at least one")
+    names = _shared_names(files)
     if names is None:
         count = check_labels((f"'{folder / 'train'}'", labels), (f"'{folder / 'test'}'", test_labels))
         names = tuple(str(label) for label in range(count))
-    else:
-        for file in (*train, *test):
-            _check_named(file, len(names))
-    source = ArrowImages([*train, *test], image_size, threads)
     every = torch.from_numpy(np.concatenate([labels, test_labels]))
-    return Stored(source, every, names, len(labels))
-
-
-class _File(NamedTuple):
-    """One file. chunks: pyarrow's binary arrays, one after the other. labels: int64 [N]."""
-
-    path: Path
-    chunks: Sequence[Any]
-    labels: np.ndarray
-    class_names: tuple[str, ...] | None
+    return Stored(ArrowImages(files, image_size, threads), every, names, len(labels))
 
 
 class ArrowImages(Encoded):
@@ -87,55 +58,75 @@ class ArrowImages(Encoded):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    def content(self, number: int) -> BytesIO:
+    def fetch(self, number: int) -> BytesIO:
         which = bisect_right(self._ends, number)
         chunk = self._chunks[which][1]
         return BytesIO(chunk[number - self._ends[which] + len(chunk)].as_py())
 
-    def name(self, number: int) -> str:
+    def describe(self, number: int) -> str:
         path = self._chunks[bisect_right(self._ends, number)][0]
         return f"image {number - self._starts[path]} of '{path}'"
 
 
-def _read(path: Path) -> _File:
+class _File(NamedTuple):
+    """One file. chunks: pyarrow's binary arrays, one after the other. labels: int64 [N]."""
+
+    path: Path
+    chunks: Sequence[Any]
+    labels: np.ndarray
+    class_names: tuple[str, ...] | None
+
+
+def _find_files(folder: Path) -> list[Path]:
+    # `datasets` leaves the results of its `map` beside the data, in files of that name.
+    paths = [path for path in sorted(folder.glob("*.arrow")) if not path.name.startswith("cache-")]
+    if not paths:
+        raise UserError(
+            f"'{folder}' holds no .arrow files: expected train/*.arrow and test/*.arrow, as "
+            "DatasetDict.save_to_disk writes them"
+        )
+    return paths
+
+
+def _read_file(path: Path) -> _File:
     """What the file `path` holds, checked but for what is in the images."""
+    table = _map_table(path)
+    found = [name for name in _LABELS if name in table.column_names]
+    if _IMAGE not in table.column_names or not found:
+        raise UserError(
+            f"'{path}' has the columns {', '.join(table.column_names)}: expected 'image' and 'label', "
+            "rename them with rename_column"
+        )
+    chunks = [_find_binary(path, chunk) for chunk in table.column(_IMAGE).chunks]
+    labels = _read_labels(path, found[0], table.column(found[0]))
+    return _File(path, chunks, labels, _read_names(table.schema.metadata, found[0]))
+
+
+def _map_table(path: Path) -> Any:
+    """pyarrow's table in the file `path`, memory-mapped, with the columns for images and labels checked."""
     try:
         import pyarrow as pa
     except ImportError as error:
         raise UserError(
-            "--dataset arrow needs pyarrow, which is not installed: pip install 'dau-fast[arrow]'"
+            "`dataset='arrow'` needs pyarrow, which is not installed: pip install 'dau-fast[arrow]'"
         ) from error
+    check_regular(path, f"'{path}'")
     try:
         mapped = pa.memory_map(str(path))
         is_file = mapped.size() >= 6 and mapped.read(6) == b"ARROW1"
         mapped.seek(0)
         table = (pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)).read_all()
-        wanted = [name for name in (_IMAGE, *_LABELS) if name in table.column_names]
         # Offsets that lead out of the file would end the process.
-        table.select(wanted).validate(full=True)
+        table.select([name for name in (_IMAGE, *_LABELS) if name in table.column_names]).validate(full=True)
     except (pa.ArrowException, OSError, KeyError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"'{path}' is not a readable Arrow file: write it again, or remove it ({reason})"
         ) from error
-    found = [name for name in _LABELS if name in wanted]
-    if _IMAGE not in wanted or not found:
-        raise UserError(
-            f"'{path}' has the columns {', '.join(table.column_names)}: expected 'image' and 'label', "
-            "rename them with rename_column"
-        )
-    labels = table.column(found[0])
-    if not pa.types.is_integer(labels.type) or labels.null_count:
-        raise UserError(
-            f"column '{found[0]}' of '{path}' is {labels.type} with {labels.null_count} missing: expected an "
-            "integer for each image"
-        )
-    chunks = [_binary(path, chunk) for chunk in table.column(_IMAGE).chunks]
-    numbers = np.array(labels.to_numpy(), dtype=np.int64)
-    return _File(path, chunks, numbers, _class_names(table.schema.metadata, found[0]))
+    return table
 
 
-def _binary(path: Path, images: Any) -> Any:
+def _find_binary(path: Path, images: Any) -> Any:
     """pyarrow's array of the encoded images of a column's chunk `images`. UserError where it has none."""
     import pyarrow as pa
 
@@ -156,7 +147,19 @@ def _binary(path: Path, images: Any) -> Any:
     return stored
 
 
-def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
+def _read_labels(path: Path, name: str, column: Any) -> np.ndarray:
+    """The numbers in the table's `column`, which is called `name`; int64 [N]."""
+    import pyarrow as pa
+
+    if not pa.types.is_integer(column.type) or column.null_count:
+        raise UserError(
+            f"column '{name}' of '{path}' is {column.type} with {column.null_count} missing: expected an "
+            "integer for each image"
+        )
+    return np.array(column.to_numpy(), dtype=np.int64)
+
+
+def _read_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, ...] | None:
     """The names of the ClassLabel `column` in a schema's metadata; None where there are none."""
     try:
         names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
@@ -166,13 +169,28 @@ def _class_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str,
     return tuple(names) if good else None
 
 
-def _differing(some: tuple[str, ...] | None, others: tuple[str, ...] | None) -> str:
-    if some is None or others is None:
+def _shared_names(files: Sequence[_File]) -> tuple[str, ...] | None:
+    """The classes that all `files` name alike; None where none names any. Every label must have its name."""
+    names = files[0].class_names
+    for file in files:
+        if file.class_names != names:
+            raise UserError(
+                f"'{files[0].path}' and '{file.path}' differ in the classes of their labels "
+                f"({_tell_difference(names, file.class_names)}): give both the same ClassLabel"
+            )
+    for file in files if names is not None else ():
+        _check_labels_named(file)
+    return names
+
+
+def _tell_difference(names: tuple[str, ...] | None, others: tuple[str, ...] | None) -> str:
+    if names is None or others is None:
         return "one names them, the other does not"
-    return ", ".join(sorted(set(some) ^ set(others))) or "in another order"
+    return ", ".join(sorted(set(names) ^ set(others))) or "in another order"
 
 
-def _check_named(file: _File, count: int) -> None:
+def _check_labels_named(file: _File) -> None:
+    count = len(file.class_names or ())
     wrong = file.labels[(file.labels < 0) | (file.labels >= count)]
     if len(wrong):
         raise UserError(

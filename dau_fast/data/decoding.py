@@ -13,6 +13,10 @@ from torch import Tensor
 
 from dau_fast.errors import UserError
 
+# What images may be, whatever the file's name says: for some other formats Pillow starts programs, such as
+# Ghostscript for EPS.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+
 
 class Encoded(ABC):
     """Encoded images, decoded by `threads` threads. shape: of each, (3, H, W).
@@ -23,7 +27,7 @@ class Encoded(ABC):
 
     def __init__(self, image_size: int | None, threads: int) -> None:
         self.image_size, self.threads = image_size, threads
-        height, width, channels = self._decoded(0).shape
+        height, width, channels = self._decode(0).shape
         self.shape = channels, height, width
         self._pool = ThreadPoolExecutor(threads, "dau_fast decoder")
 
@@ -32,11 +36,11 @@ class Encoded(ABC):
         """How many images there are."""
 
     @abstractmethod
-    def content(self, number: int) -> str | BytesIO:
-        """Image `number` as it is stored: a file's path or its content."""
+    def fetch(self, number: int) -> str | BytesIO:
+        """Image `number` as it is stored: a file's path or its content. UserError where there is none."""
 
     @abstractmethod
-    def name(self, number: int) -> str:
+    def describe(self, number: int) -> str:
         """What messages call image `number`."""
 
     def read(self, index: Tensor, out: Tensor) -> None:
@@ -52,36 +56,43 @@ class Encoded(ABC):
             job.result()
 
     def _read_one(self, number: int, out: np.ndarray) -> None:
-        pixels = self._decoded(number)
+        pixels = self._decode(number)
         if pixels.shape != out.shape:
             raise UserError(
-                f"images differ in size ({self.name(number)} is not like {self.name(0)}): "
-                "add --image-size PIXELS to resize them"
+                f"images differ in size ({self.describe(number)} is not like {self.describe(0)}): "
+                "add `image_size=PIXELS` to resize them"
             )
         out[...] = pixels
 
-    def _decoded(self, number: int) -> np.ndarray:
-        return decode(self.content(number), self.name(number), self.image_size)
+    def _decode(self, number: int) -> np.ndarray:
+        return decode(self.fetch(number), self.describe(number), self.image_size)
 
 
-def decoder_threads(processes: int) -> int:
-    """This process's share of the cores that it may use, where `processes` share them; at least one."""
+def count_decoder_threads(processes: int) -> int:
+    """How many threads are this process's share of the cores, where `processes` share them; at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // processes)
 
 
 def decode(content: str | BytesIO, name: str, image_size: int | None) -> np.ndarray:
-    """One image as uint8 [H, W, 3]; image_size as above. Raises UserError, with its `name`, for none."""
+    """One image as uint8 [H, W, 3]; image_size as above.
+
+    Raises UserError, with its `name`, for what is damaged or in none of FORMATS.
+    """
     from PIL import Image
     from torchvision.transforms import functional as transforms
 
     try:
-        with Image.open(content) as file:
+        with Image.open(content, formats=FORMATS) as file:
             file.load()
             # Converting what needs none would copy it.
             image = file if file.mode == "RGB" else file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{name} is not a readable image: remove or replace it") from error
+    # What Pillow's decoders raise for damaged images has no common type, and they do not say what they raise.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"{name} is not a readable image of {', '.join(FORMATS)}: remove or replace it ({reason})"
+        ) from error
     if image_size is not None and image.size != (image_size, image_size):
         image = transforms.center_crop(transforms.resize(image, image_size), image_size)
     return np.asarray(image)

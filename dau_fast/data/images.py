@@ -80,35 +80,35 @@ class Images:
         )
 
     def batch(
-        self, index: Tensor, generator: torch.Generator | None = None, mine: Tensor | None = None
+        self, index: Tensor, generator: torch.Generator | None = None, positions: Tensor | None = None
     ) -> Tensor:
         """Normalised images [B, ...] at `index` [B]; augmented when a `generator` is given.
 
-        mine: positions [b] in `index` of the images to return, [b, ...], with what chance decided for each
-        when it drew for all B.
+        positions: [b] in `index`, of the images to return, [b, ...], with what chance decided for each when
+        it drew for all B.
         """
-        choice = self.choose(index, generator, mine)
-        return self.at(choice.index, choice.draws)
+        choice = self.choose(index, generator, positions)
+        return self.gather(choice.index, choice.draws)
 
     def batches(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
         """Normalised images [B, ...] at each of `indices`, one after the other."""
-        return (images for _, images in self.each(Choice(index) for index in indices))
+        return (images for _, images in self.make_batches(Choice(index) for index in indices))
 
-    def each(self, choices: Iterable[Choice]) -> Iterator[tuple[Tensor, Tensor]]:
+    def make_batches(self, choices: Iterable[Choice]) -> Iterator[tuple[Tensor, Tensor]]:
         """Index [B] and normalised images [B, ...] of each of `choices`, one after the other."""
-        return ((choice.index, self.at(choice.index, choice.draws)) for choice in choices)
+        return ((choice.index, self.gather(choice.index, choice.draws)) for choice in choices)
 
     def choose(
-        self, index: Tensor, generator: torch.Generator | None = None, mine: Tensor | None = None
+        self, index: Tensor, generator: torch.Generator | None = None, positions: Tensor | None = None
     ) -> Choice:
         """What `batch` makes a batch of."""
         draws = None if generator is None else self.draw(len(index), generator)
-        if mine is None:
+        if positions is None:
             return Choice(index, draws)
         if draws is not None:
             rows, columns, flip = draws
-            draws = Draws(rows[mine], columns[mine], None if flip is None else flip[mine])
-        return Choice(index[mine], draws)
+            draws = Draws(rows[positions], columns[positions], None if flip is None else flip[positions])
+        return Choice(index[positions], draws)
 
     def draw(self, count: int, generator: torch.Generator) -> Draws | None:
         """The crops and mirrorings of `count` images; None where nothing is to be augmented."""
@@ -124,13 +124,13 @@ class Images:
         flip = below(2) if self.augmentation.flip else None
         return Draws(rows, below(starts), flip)
 
-    def at(self, index: Tensor, draws: Draws | None = None) -> Tensor:
+    def gather(self, index: Tensor, draws: Draws | None = None) -> Tensor:
         """Normalised images [B, ...] at `index` [B], augmented by `draws`: no chance."""
         if self.pixels.is_floating_point():
             return self.pixels[index]
-        return self._normalised(self.pixels, index, draws)
+        return self._normalise(self.pixels, index, draws)
 
-    def _normalised(self, pixels: Tensor, index: Tensor, draws: Draws | None) -> Tensor:
+    def _normalise(self, pixels: Tensor, index: Tensor, draws: Draws | None) -> Tensor:
         chosen = {} if draws is None else draws._asdict()
         pad = self.augmentation.pad
         return image_batch(pixels, index, self.mean, self.std, pad=pad, dtype=self.dtype, **chosen)

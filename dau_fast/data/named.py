@@ -1,68 +1,67 @@
-"""The data sets that can be named, and how each is read."""
+"""The data sets that have a name, and how each is read."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from dau_fast.data.arrow import arrow
-from dau_fast.data.decoding import decoder_threads
+from dau_fast.data.arrays import read_arrays
+from dau_fast.data.arrow import read_arrow
+from dau_fast.data.decoding import count_decoder_threads
+from dau_fast.data.folder import read_folder
 from dau_fast.data.images import Augmentation, Images
-from dau_fast.data.stored import Announce, Stored, arrays, folder_of_files, streams
+from dau_fast.data.progress import Progress, silent
+from dau_fast.data.stored import Stored, choose_streaming
 from dau_fast.errors import UserError, exists
-
-__all__ = ["NAMES", "STREAMING", "Augmentation", "Images", "load"]
 
 STREAMING = ("auto", "on", "off")
 
 
 def load(
-    name: str,
-    folder: Path | None = None,
+    dataset: str,
+    data: Path | None = None,
     *,
     download: bool = False,
     image_size: int | None = None,
     stream: str = "auto",
     device: torch.device | None = None,
     processes: int = 1,
-    progress: Announce = lambda _description, _steps: lambda: None,
+    progress: Progress = silent,
 ) -> Images:
-    """Read data set `name` (one of `NAMES`) from `folder` onto `device`, None for the CPU.
+    """Read `dataset` (one of `NAMES`) from the folder `data` onto `device`, None for the CPU.
 
     image_size: pixels; `folder` and `arrow` only: shorter side resized, centre cropped.
     stream: one of STREAMING, for those of STORED; auto streams what would take more than half of the
     memory that is free. processes: how many on this machine share its cores and memory.
-    progress: called with a description and a number of steps; what it returns is called after each.
     Raises UserError for an unknown name, for a missing or unreadable folder, and for images that do not fit.
     """
     device = device or torch.device("cpu")
     if stream not in STREAMING:
         raise UserError(f"unknown streaming '{stream}': expected one of {', '.join(STREAMING)}")
-    if name not in NAMES:
-        raise UserError(f"unknown dataset '{name}': expected one of {', '.join(NAMES)}")
-    if name in STORED:
-        if folder is None:
-            raise UserError(f"--dataset {name} needs --data DIR, a folder that holds train/ and test/")
-        if not exists(folder, "folder"):
-            raise UserError(f"--data '{folder}' is not a folder: name one that holds train/ and test/")
-        stored = _stored(name, folder, image_size, decoder_threads(processes))
-        streamed = streams(stored.source, stream, device, processes)
-        return stored.images(device, streamed=streamed, progress=progress)
+    if dataset not in NAMES:
+        raise UserError(f"unknown dataset '{dataset}': expected one of {', '.join(NAMES)}")
+    if dataset in STORED:
+        stored = _read_stored(dataset, data, image_size, count_decoder_threads(processes))
+        streamed = choose_streaming(stored.source, stream, device, processes)
+        return stored.make_images(device, streamed=streamed, progress=progress)
     if stream == "on":
-        raise UserError(f"--stream on is for {', '.join(STORED)}: leave it out, {name} is small")
-    images = _digits() if name == "digits" else _torchvision(name, folder or Path("data"), download)
+        raise UserError(f"`stream='on'` is for {', '.join(STORED)}: leave it out, {dataset} is small")
+    images = _read_digits() if dataset == "digits" else _read_torchvision(dataset, data, download)
     return images.to(device)
 
 
-def _stored(name: str, folder: Path, image_size: int | None, threads: int) -> Stored:
-    if name == "arrays":
-        return arrays(folder)
-    return (folder_of_files if name == "folder" else arrow)(folder, image_size, threads)
+def _read_stored(dataset: str, data: Path | None, image_size: int | None, threads: int) -> Stored:
+    if data is None:
+        raise UserError(f"`dataset='{dataset}'` needs `data=DIR`, a folder that holds train/ and test/")
+    if not exists(data, "folder"):
+        raise UserError(f"`data` '{data}' is not a folder: name one that holds train/ and test/")
+    return STORED[dataset](data, image_size, threads)
 
 
-def _digits() -> Images:
+def _read_digits() -> Images:
     """The 1,797 8x8 grey-scale digits of scikit-learn, 0..16 scaled to 0..255; no test part."""
     from sklearn.datasets import load_digits
 
@@ -113,35 +112,32 @@ _TORCHVISION = {
     ),
 }
 
-# Those that may be larger than memory.
-STORED = ("folder", "arrays", "arrow")
+# Those that may be larger than memory. Called with the folder, `image_size` and a number of threads.
+STORED: dict[str, Callable[[Path, int | None, int], Stored]] = {
+    "folder": read_folder,
+    "arrays": lambda data, _image_size, _threads: read_arrays(data),
+    "arrow": read_arrow,
+}
 NAMES = ("digits", *_TORCHVISION, *STORED)
 
 
-def _torchvision(name: str, folder: Path, download: bool) -> Images:
-    """CIFAR-10, CIFAR-100 or SVHN as torchvision stores them below `folder`."""
+def _read_torchvision(dataset: str, data: Path | None, download: bool) -> Images:
+    """CIFAR-10, CIFAR-100 or SVHN as torchvision stores them below `data`, None for the folder data/ here."""
     from torchvision import datasets
 
-    source = _TORCHVISION[name]
+    source, folder = _TORCHVISION[dataset], data or Path("data")
     cls = getattr(datasets, source.dataset)
     try:
         parts = [cls(folder, download=download, **part) for part in (source.train, source.test)]
     except (RuntimeError, OSError) as error:
-        hint = "check the network and the folder" if download else "add --download to fetch it"
-        raise UserError(f"{name} cannot be read from '{folder}': {hint} ({error})") from error
+        hint = "check the network and the folder" if download else "add `download=True` to fetch it"
+        raise UserError(f"{dataset} cannot be read from '{folder}': {hint} ({error})") from error
     arrays = [torch.as_tensor(part.data) for part in parts]
     if arrays[0].shape[-1] == 3:
         arrays = [array.permute(0, 3, 1, 2) for array in arrays]
     pixels = torch.cat(arrays).contiguous(memory_format=torch.channels_last)
-    targets = [torch.as_tensor(part.labels if name == "svhn" else part.targets).long() for part in parts]
+    labels = [torch.as_tensor(part.labels if dataset == "svhn" else part.targets).long() for part in parts]
     names = getattr(parts[0], "classes", None) or [str(digit) for digit in range(10)]
-    test = torch.arange(len(targets[0]), len(pixels))
-    return Images(
-        pixels,
-        torch.cat(targets),
-        tuple(names),
-        test,
-        torch.tensor(source.mean),
-        torch.tensor(source.std),
-        source.augmentation,
-    )
+    test = torch.arange(len(labels[0]), len(pixels))
+    mean, std = torch.tensor(source.mean), torch.tensor(source.std)
+    return Images(pixels, torch.cat(labels), tuple(names), test, mean, std, source.augmentation)

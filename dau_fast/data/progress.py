@@ -1,4 +1,4 @@
-"""Telling how far long work is."""
+"""How long work tells of its steps, whoever shows them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Protocol
 
 
 class Progress(Protocol):
-    """Announces long work and returns what is to be called after each step of it."""
+    """Announces long work, with its number of steps; what it returns is called after each of them."""
 
     def __call__(self, description: str, steps: int) -> Callable[[], None]: ...
 
 
 def silent(description: str, steps: int) -> Callable[[], None]:
-    """No progress shown."""
+    """A `Progress` that shows nothing."""
     return lambda: None

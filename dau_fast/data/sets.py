@@ -16,7 +16,7 @@ from dau_fast.errors import UserError
 Labelled = tuple[Tensor, Tensor] | Dataset[tuple[Tensor, int]]
 
 
-def images_of(
+def join_sets(
     sets: Mapping[str, Labelled], stream: bool, device: torch.device
 ) -> tuple[Images, dict[str, int]]:
     """The images of `sets` on `device`, one set after the other, and how many each has.
@@ -29,17 +29,17 @@ def images_of(
     }
     counts = {name: len(part) for name, part in parts.items()}
     if not stream:
-        columns = {name: part.everything() for name, part in parts.items()}
+        columns = {name: part.read_all() for name, part in parts.items()}
         _check_alike({name: images[:1] for name, (images, _) in columns.items()})
         pixels, labels = (torch.cat(column) for column in zip(*columns.values(), strict=True))
-        return Images(pixels, labels, _names(labels)).to(device), counts
+        return Images(pixels, labels, _name_classes(labels)).to(device), counts
     source = Sets(parts)
     # Laid out as all of them together would be.
     pixels, labels = torch.cat(source.examples)[:0], source.labels
-    return StreamedImages(pixels, labels, _names(labels), source=source).to(device), counts
+    return StreamedImages(pixels, labels, _name_classes(labels), source=source).to(device), counts
 
 
-def _names(labels: Tensor) -> tuple[str, ...]:
+def _name_classes(labels: Tensor) -> tuple[str, ...]:
     return tuple(str(label) for label in range(int(labels.max()) + 1))
 
 
@@ -53,9 +53,9 @@ class Sets:
     def __init__(self, parts: Mapping[str, _Items | _Rows]) -> None:
         self._parts = list(parts.values())
         self._thread = ThreadPoolExecutor(1, "dau_fast data sets")
-        self.examples = [self._thread.submit(part.example).result() for part in self._parts]
+        self.examples = [self._thread.submit(part.read_first).result() for part in self._parts]
         _check_alike(dict(zip(parts, self.examples, strict=True)))
-        self.labels = torch.cat([self._thread.submit(part.known_labels).result() for part in self._parts])
+        self.labels = torch.cat([self._thread.submit(part.read_labels).result() for part in self._parts])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -96,13 +96,13 @@ class _Rows:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def everything(self) -> tuple[Tensor, Tensor]:
+    def read_all(self) -> tuple[Tensor, Tensor]:
         return self.images, self.labels
 
-    def example(self) -> Tensor:
+    def read_first(self) -> Tensor:
         return self.images[:1].detach().cpu()
 
-    def known_labels(self) -> Tensor:
+    def read_labels(self) -> Tensor:
         return self.labels.cpu()
 
     def read(self, index: Tensor, rows: Tensor, out: Tensor) -> None:
@@ -125,7 +125,7 @@ class _Items:
     def __len__(self) -> int:
         return self._count
 
-    def item(self, i: int) -> tuple[Tensor, int]:
+    def read_item(self, i: int) -> tuple[Tensor, int]:
         """Image [...] and label of item `i`. UserError where there is none, whatever the reason."""
         try:
             image, label = self.data[i]
@@ -143,8 +143,8 @@ class _Items:
             )
         return image, label
 
-    def everything(self) -> tuple[Tensor, Tensor]:
-        pairs = [self.item(i) for i in range(len(self))]
+    def read_all(self) -> tuple[Tensor, Tensor]:
+        pairs = [self.read_item(i) for i in range(len(self))]
         try:
             return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
         except RuntimeError as error:
@@ -152,18 +152,18 @@ class _Items:
                 f"the {self.name} set's pairs do not fit together, all images need one shape: {error}"
             ) from error
 
-    def example(self) -> Tensor:
+    def read_first(self) -> Tensor:
         """The first image, [1, ...]."""
-        image, self._first_label = self.item(0)
+        image, self._first_label = self.read_item(0)
         self._kind = image.dtype, image.shape
         return image.detach().cpu().contiguous()[None]
 
-    def known_labels(self) -> Tensor:
+    def read_labels(self) -> Tensor:
         """int64 [N]; those that the data set tells, or else every item is read once."""
-        told = _told_labels(self.data)
+        told = _find_labels(self.data)
         # What changes labels on their way out changes the first one, too, as a rule.
         if told is None or told[0] != self._first_label:
-            told = torch.tensor([self.item(i)[1] for i in range(len(self))])
+            told = torch.tensor([self.read_item(i)[1] for i in range(len(self))])
         self._labels = told
         return told
 
@@ -171,7 +171,7 @@ class _Items:
         """Write images `index` [b] to out[rows]."""
         assert self._labels is not None
         for i, row in zip(index.tolist(), rows.tolist(), strict=True):
-            image, label = self.item(i)
+            image, label = self.read_item(i)
             if (image.dtype, image.shape) != self._kind:
                 raise UserError(
                     f"item {i} of the {self.name} set is an image of {image.dtype} and shape "
@@ -186,10 +186,10 @@ class _Items:
             out[row] = image
 
 
-def _told_labels(data: Dataset[tuple[Tensor, int]]) -> Tensor | None:
+def _find_labels(data: Dataset[tuple[Tensor, int]]) -> Tensor | None:
     """What `targets` or `labels` of a data set tell, as torchvision's do, int64 [N]; None for neither."""
     if type(data) is Subset:
-        told = _told_labels(data.dataset)
+        told = _find_labels(data.dataset)
         return None if told is None else told[torch.as_tensor(data.indices)]
     if getattr(data, "target_transform", None) is not None:
         return None

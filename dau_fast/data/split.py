@@ -1,4 +1,4 @@
-"""The sets of a run as index tensors, and the checks that keep them honest.
+"""What is to be forgotten, the sets of a run as index tensors, and the checks that keep them honest.
 
 Every image of a data set has one role: training, validation or test. The forget set is a part of
 the training images and the retain set is the rest of them. All methods of a run share one split.
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dau_fast.data.paths import check_regular
 from dau_fast.errors import UserError
 
 TRAINING, VALIDATION, TEST = 0, 1, 2
@@ -48,7 +49,7 @@ class Forget:
             return cls(spec, label=_label(spec, value, class_names))
         if kind == "indices":
             return cls(spec, indices=_read_indices(Path(value)))
-        raise UserError(f"--forget {spec!r} is not understood: expected random:0.1, class:3 or indices:FILE")
+        raise UserError(f"`forget` {spec!r} is not understood: expected random:0.1, class:3 or indices:FILE")
 
 
 def _fraction(spec: str, value: str) -> float:
@@ -58,7 +59,7 @@ def _fraction(spec: str, value: str) -> float:
         fraction = float("nan")
     if not 0 < fraction < 1:
         raise UserError(
-            f"--forget {spec!r}: expected a share of the training images between 0 and 1, such as random:0.1"
+            f"`forget` {spec!r}: expected a share of the training images between 0 and 1, such as random:0.1"
         )
     return fraction
 
@@ -69,16 +70,17 @@ def _label(spec: str, value: str, class_names: Sequence[str]) -> int:
     if value.isdecimal() and len(value) < 10 and int(value) < len(class_names):
         return int(value)
     raise UserError(
-        f"--forget {spec!r}: no such class: expected a number from 0 to {len(class_names) - 1} "
+        f"`forget` {spec!r}: no such class: expected a number from 0 to {len(class_names) - 1} "
         "or a class name"
     )
 
 
 def _read_indices(path: Path) -> tuple[int, ...]:
-    """Whole numbers from 0, separated by white space."""
+    """Whole numbers from 0, separated by white space, none of them twice."""
+    check_regular(path, f"index file '{path}'")
     try:
         words = path.read_text().split()
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # the latter for what is no text, and no path
         raise UserError(f"index file '{path}' cannot be read: {error}") from error
     if not words:
         raise UserError(f"index file '{path}' is empty: expected one index a line")
@@ -88,9 +90,11 @@ def _read_indices(path: Path) -> tuple[int, ...]:
     if wrong is not None:
         raise UserError(f"index file '{path}': {wrong[:40]!r} is not an index from 0 up")
     indices = tuple(int(word) for word in words)
-    if len(set(indices)) < len(indices):
-        twice = next(index for i, index in enumerate(indices) if index in indices[:i])
-        raise UserError(f"index file '{path}' names {twice} twice: name every image once")
+    seen: set[int] = set()
+    for index in indices:
+        if index in seen:
+            raise UserError(f"index file '{path}' names {index} twice: name every image once")
+        seen.add(index)
     return indices
 
 
@@ -132,16 +136,17 @@ def hold_out(
     """Give every image a role, int8 [N]; validation (and test, if there is no official one) per class.
 
     test: indices of the official test part. keep: indices that must stay in training where possible,
-    so that a person's own images are not held out by the draw.
+    so that a person's own images are not held out by the draw; those that no image has are ignored.
     """
-    roles = np.full(len(labels), TRAINING, dtype=np.int8)
+    targets = labels.cpu().numpy()
+    roles = np.full(len(targets), TRAINING, dtype=np.int8)
     if test is not None:
         roles[test.cpu().numpy()] = TEST
-    kept = np.zeros(len(labels), dtype=bool)
-    kept[[index for index in keep if index < len(labels)]] = True
+    kept = np.zeros(len(targets), dtype=bool)
+    kept[[index for index in keep if index < len(targets)]] = True
     rng = np.random.default_rng([seed, 0])
-    for label in np.unique(labels.cpu().numpy()):
-        members = rng.permutation(np.flatnonzero((labels.cpu().numpy() == label) & (roles != TEST)))
+    for label in np.unique(targets):
+        members = rng.permutation(np.flatnonzero((targets == label) & (roles != TEST)))
         held = members[~kept[members]]
         tests = 0 if test is not None else round(test_share * len(members))
         validations = max(1, round(validation_share * len(members)))
@@ -156,19 +161,10 @@ def make_split(roles: np.ndarray, labels: Tensor, forget: Forget, seed: int) -> 
     Raises UserError for an index outside the training images and for an empty set; only a test set
     may be missing, where no image has that role.
     """
-    train = np.flatnonzero(roles == TRAINING)
     targets = labels.cpu().numpy()
-    if forget.indices is not None:
-        chosen = np.sort(np.array(forget.indices, dtype=np.int64))
-        _check_trained_on(chosen, roles)
-    elif forget.label is not None:
-        chosen = train[targets[train] == forget.label]
-    else:
-        assert forget.fraction is not None
-        count = round(forget.fraction * len(train))
-        chosen = np.sort(np.random.default_rng([seed, 1]).permutation(train)[:count])
+    train, validation, test = (np.flatnonzero(roles == role) for role in (TRAINING, VALIDATION, TEST))
+    chosen = _choose_forgotten(forget, train, roles, targets, seed)
     retain = np.setdiff1d(train, chosen)
-    validation, test = np.flatnonzero(roles == VALIDATION), np.flatnonzero(roles == TEST)
     classwise = not np.isin(targets[chosen], targets[retain]).any()
     if classwise:
         validation, test = (index[~np.isin(targets[index], targets[chosen])] for index in (validation, test))
@@ -176,7 +172,7 @@ def make_split(roles: np.ndarray, labels: Tensor, forget: Forget, seed: int) -> 
     for name, index in sets.items():
         if len(index) == 0 and not (name == "test" and TEST not in roles):
             raise UserError(
-                f"--forget {forget.spec!r} leaves no {name} images out of {len(train)} training "
+                f"`forget` {forget.spec!r} leaves no {name} images out of {len(train)} training "
                 "images: forget another share, or add data"
             )
     as_tensor = {name: torch.from_numpy(index) for name, index in sets.items()}
@@ -189,6 +185,21 @@ def draw_sample(index: Tensor, count: int, generator: torch.Generator) -> Tensor
         return index
     order = torch.randperm(len(index), generator=generator, device=index.device)
     return index[order[:count]].sort().values
+
+
+def _choose_forgotten(
+    forget: Forget, train: np.ndarray, roles: np.ndarray, targets: np.ndarray, seed: int
+) -> np.ndarray:
+    """The indices of `train` that `forget` asks for, sorted; a share of them is drawn from `seed`."""
+    if forget.indices is not None:
+        chosen = np.sort(np.array(forget.indices, dtype=np.int64))
+        _check_trained_on(chosen, roles)
+        return chosen
+    if forget.label is not None:
+        return train[targets[train] == forget.label]
+    assert forget.fraction is not None
+    count = round(forget.fraction * len(train))
+    return np.sort(np.random.default_rng([seed, 1]).permutation(train)[:count])
 
 
 def _check_trained_on(chosen: np.ndarray, roles: np.ndarray) -> None:

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dau_fast.data.images import Augmentation, Images
-from dau_fast.data.sources import Arrays, Files, Source, mapped
-from dau_fast.data.streaming import StreamedImages
-from dau_fast.engine.device import free_memory
+from dau_fast.data.memory import free_memory
+from dau_fast.data.progress import Progress
+from dau_fast.data.streaming import Source, StreamedImages
 from dau_fast.errors import UserError
 
 # Images that are read at once where all are.
 _CHUNK = 256
-
-Announce = Callable[[str, int], Callable[[], None]]
 
 
 @dataclass(frozen=True)
@@ -34,35 +30,35 @@ class Stored:
     class_names: tuple[str, ...]
     train: int
 
-    def images(self, device: torch.device, *, streamed: bool, progress: Announce) -> Images:
-        """On `device`: all of the pixels or, `streamed`, none of them."""
+    def make_images(self, device: torch.device, *, streamed: bool, progress: Progress) -> Images:
+        """The images on `device`: all of the pixels or, `streamed`, none of them."""
         channels, height, width = self.source.shape
         held = torch.empty((0 if streamed else len(self.source), height, width, channels), dtype=torch.uint8)
         # At most 9,999 of the training part, and no other.
         sample = torch.arange(0, self.train, max(1, self.train // 5000))
         if streamed:
-            mean, std = _mean_and_std(_chunks(self.source, sample, progress))
+            mean, std = _mean_and_std(_read_chunks(self.source, sample, progress))
         else:
             start = 0
-            for chunk in _chunks(self.source, torch.arange(len(held)), progress):
+            for chunk in _read_chunks(self.source, torch.arange(len(held)), progress):
                 held[start : start + len(chunk)] = chunk
                 start += len(chunk)
-            mean, std = _mean_and_std(held[some] for some in sample.split(_CHUNK))
+            mean, std = _mean_and_std(held[rows] for rows in sample.split(_CHUNK))
         test = torch.arange(self.train, len(self.source))
         augmentation = Augmentation(pad=max(1, width // 8), flip=True)
         known = held.permute(0, 3, 1, 2), self.labels, self.class_names, test, mean, std, augmentation
         return (StreamedImages(*known, source=self.source) if streamed else Images(*known)).to(device)
 
 
-def _chunks(source: Source, index: Tensor, progress: Announce) -> Iterator[Tensor]:
+def _read_chunks(source: Source, index: Tensor, progress: Progress) -> Iterator[Tensor]:
     """Pixels [B, H, W, channels] of images `index` [N], one part after the other."""
     channels, height, width = source.shape
     advance = progress("reading images", len(index))
-    for some in index.split(_CHUNK):
-        chunk = torch.empty((len(some), height, width, channels), dtype=torch.uint8)
-        source.read(some, chunk)
+    for rows in index.split(_CHUNK):
+        chunk = torch.empty((len(rows), height, width, channels), dtype=torch.uint8)
+        source.read(rows, chunk)
         yield chunk
-        for _ in range(len(some)):
+        for _ in range(len(rows)):
             advance()
 
 
@@ -83,12 +79,12 @@ def _mean_and_std(parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     return mean.float(), variance.sqrt().float().clamp_min(1e-3)
 
 
-def streams(source: Source, asked: str, device: torch.device, processes: int) -> bool:
+def choose_streaming(source: Source, stream: str, device: torch.device, processes: int) -> bool:
     """Whether to stream; says so where nobody asked. Raises UserError for images that do not fit and must.
 
     processes: how many on this machine do the same, each on a GPU of its own or all on the CPU.
     """
-    if asked == "on":
+    if stream == "on":
         return True
     needed = len(source) * math.prod(source.shape)
     # All images are read into the CPU's memory before any of them is on a GPU.
@@ -97,47 +93,12 @@ def streams(source: Source, asked: str, device: torch.device, processes: int) ->
         free = min(free, free_memory(device))
     each = "" if processes == 1 else f" for each of {processes} processes"
     sizes = f"{needed / 1e9:.1f} GB as uint8, and {free / 1e9:.1f} GB of memory are free{each}"
-    if asked == "off" and needed > free:
-        raise UserError(f"the images do not fit into memory ({sizes}): leave --stream off out")
-    if asked == "off" or needed <= free / 2:
+    if stream == "off" and needed > free:
+        raise UserError(f"the images do not fit into memory ({sizes}): leave `stream='off'` out")
+    if stream == "off" or needed <= free / 2:
         return False
     logging.getLogger("dau_fast").warning("images are streamed, as they take %s", sizes)
     return True
-
-
-def folder_of_files(folder: Path, image_size: int | None, threads: int) -> Stored:
-    """Images under folder/train/<class>/ and folder/test/<class>/."""
-    from torchvision.datasets import ImageFolder
-
-    parts = []
-    for part in ("train", "test"):
-        if not (folder / part).is_dir():
-            raise UserError(f"--data '{folder}' has no '{part}' folder: expected {part}/<class>/<image>")
-        try:
-            parts.append(ImageFolder(os.fspath(folder / part)))
-        except (FileNotFoundError, PermissionError) as error:
-            raise UserError(f"'{folder / part}' holds no readable images: {error}") from error
-    train, test = parts
-    if train.classes != test.classes:
-        differing = ", ".join(sorted(set(train.classes) ^ set(test.classes)))
-        raise UserError(
-            f"train/ and test/ of '{folder}' differ in classes ({differing}): "
-            "give both the same class folders"
-        )
-    files = train.samples + test.samples
-    labels = torch.tensor([label for _, label in files])
-    source = Files([path for path, _ in files], image_size, threads)
-    return Stored(source, labels, tuple(train.classes), len(train))
-
-
-def arrays(folder: Path) -> Stored:
-    """folder/train/images.npy, uint8 [N, H, W, channels], and labels.npy, integers [N]; test/ alike."""
-    source = Arrays([folder / part / "images.npy" for part in ("train", "test")])
-    paths = [folder / part / "labels.npy" for part in ("train", "test")]
-    train, test = (_labels(path, len(part)) for path, part in zip(paths, source.parts, strict=True))
-    count = check_labels((f"'{paths[0]}'", train), (f"'{paths[1]}'", test))
-    labels = torch.from_numpy(np.concatenate([train, test]).astype(np.int64))
-    return Stored(source, labels, tuple(str(label) for label in range(count)), len(train))
 
 
 def check_labels(train: tuple[str, np.ndarray], test: tuple[str, np.ndarray]) -> int:
@@ -157,14 +118,3 @@ def check_labels(train: tuple[str, np.ndarray], test: tuple[str, np.ndarray]) ->
             f"{classes[-1]}"
         )
     return len(classes)
-
-
-def _labels(path: Path, count: int) -> np.ndarray:
-    """Integers [count] of a .npy file. Raises UserError where it holds something else."""
-    labels = mapped(path)
-    if labels.dtype.kind not in "iu" or labels.shape != (count,):
-        raise UserError(
-            f"'{path}' is {labels.dtype} of shape {list(labels.shape)}: expected integers of shape "
-            f"[{count}], one for each image"
-        )
-    return np.array(labels)

@@ -12,18 +12,35 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from dau_fast.data.images import Choice, Draws, Images
-from dau_fast.data.sources import Source
 
 # Batches that are read ahead of the one in use.
 DEPTH = 3
 
 T = TypeVar("T")
+
+
+class Source(Protocol):
+    """Images that are not in memory."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of each, (channels, H, W) where they are uint8."""
+
+    def __len__(self) -> int:
+        """How many images there are."""
+
+    def read(self, index: Tensor, out: Tensor) -> None:
+        """Write the pixels of images `index`, int64 [B], to `out`; no others.
+
+        out: uint8 [B, H, W, channels], or floating-point [B, ...]. Both on the CPU. May be called by several
+        threads. Raises UserError for an image that cannot be read.
+        """
 
 
 @dataclass(frozen=True)
@@ -36,11 +53,11 @@ class StreamedImages(Images):
 
     source: Source = field(kw_only=True)
 
-    def at(self, index: Tensor, draws: Draws | None = None) -> Tensor:
+    def gather(self, index: Tensor, draws: Draws | None = None) -> Tensor:
         """Normalised images [B, ...] at `index` [B], augmented by `draws`; returns when they were read."""
-        return self._made(self._read(index), draws)
+        return self._prepare(self._read(index), draws)
 
-    def each(self, choices: Iterable[Choice]) -> Iterator[tuple[Tensor, Tensor]]:
+    def make_batches(self, choices: Iterable[Choice]) -> Iterator[tuple[Tensor, Tensor]]:
         """Index [B] and normalised images [B, ...] of each of `choices`, which a thread reads ahead.
 
         What cannot be read raises its UserError here, in place of the batch. The thread ends with the
@@ -50,11 +67,11 @@ class StreamedImages(Images):
         if self.device.type == "cuda":
             side = torch.cuda.Stream(self.device)
             side.wait_stream(torch.cuda.current_stream(self.device))
-        for sent in ahead(self._sent(iter(choices), side), DEPTH):
+        for sent in read_ahead(self._send(iter(choices), side), DEPTH):
             _take_over(sent)
-            yield sent.choice.index, self._made(sent.pixels, sent.choice.draws)
+            yield sent.choice.index, self._prepare(sent.pixels, sent.choice.draws)
 
-    def _sent(self, choices: Iterator[Choice], side: torch.cuda.Stream | None) -> Iterator[_Sent]:
+    def _send(self, choices: Iterator[Choice], side: torch.cuda.Stream | None) -> Iterator[_Sent]:
         """Each of `choices` with its pixels. side: the stream of all work on them, None on a CPU."""
         while True:
             with nullcontext() if side is None else torch.cuda.stream(side):
@@ -81,10 +98,10 @@ class StreamedImages(Images):
         self.source.read(rows, out if floating else out.permute(0, 2, 3, 1))
         return out.to(self.device, non_blocking=True)
 
-    def _made(self, pixels: Tensor, draws: Draws | None) -> Tensor:
+    def _prepare(self, pixels: Tensor, draws: Draws | None) -> Tensor:
         if pixels.is_floating_point():
             return pixels
-        return self._normalised(pixels, torch.arange(len(pixels), device=self.device), draws)
+        return self._normalise(pixels, torch.arange(len(pixels), device=self.device), draws)
 
 
 class _Sent(NamedTuple):
@@ -106,7 +123,7 @@ def _take_over(sent: _Sent) -> None:
             tensor.record_stream(stream)
 
 
-def ahead(items: Iterator[T], depth: int) -> Iterator[T]:
+def read_ahead(items: Iterator[T], depth: int) -> Iterator[T]:
     """`items` in their order, each made by a thread, up to `depth` before they are asked for.
 
     An error that `items` raises comes out in place of the item. The thread ends with this iterator, when

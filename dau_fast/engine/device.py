@@ -1,16 +1,13 @@
-"""What a run asks of its device: time, free memory, no denormal numbers, and nothing lazy left to load."""
+"""What a run asks of its device: time, no denormal numbers, and nothing lazy left to load."""
 
 from __future__ import annotations
 
 import contextvars
 import ctypes
-import os
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import suppress
-from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -18,23 +15,6 @@ import torch
 from dau_fast.engine.chance import seeded
 
 T = TypeVar("T")
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be taken on `device`; of a CPU's, no more than the control group allows."""
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with suppress(OSError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next((int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")), free)
-    with suppress(OSError, ValueError):
-        # Linux, control groups version 2; "max" stands for no limit, and files in the cache can go.
-        group = Path("/sys/fs/cgroup")
-        limit, used = (int((group / f"memory.{name}").read_text()) for name in ("max", "current"))
-        usage = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-        free = min(free, limit - used + int(usage.get("inactive_file", 0)))
-    return max(0, free)
 
 
 class Stopwatch:

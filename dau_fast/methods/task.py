@@ -89,7 +89,7 @@ class Task:
         streams = [index_stream(index, batch_size, order) for index in sets]
         own = self.ranks.own_positions(batch_size, len(sets), self.images.device)
         choices = (self.images.choose(torch.cat(parts), chance, own) for parts in zip(*streams, strict=True))
-        for index, images in self.images.each(choices):
+        for index, images in self.images.make_batches(choices):
             yield Batch(images, self.labels[index], index)
 
 

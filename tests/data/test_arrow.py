@@ -193,7 +193,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     "some names": (table_of(GOOD, [0, 1, 2, 1], None), r"differ in .*\(one names them, the other does not\)"),
     "undecodable": (
         table_of(struct_of([png(), png(), b"no image", png()]), [0, 1, 2, 1]),
-        r"image 2 of '.*0\.arrow' is not a readable image: remove or replace it",
+        r"image 2 of '.*0\.arrow' is not a readable image of .*: remove or replace it",
     ),
     "truncated": (
         table_of(struct_of([png()[:50], png(), png(), png()]), [0, 1, 2, 1]),
@@ -201,7 +201,7 @@ WRONG: dict[str, tuple[Any, str]] = {
     ),
     "sizes": (
         table_of(struct_of([png(), png(), png(), png(5)]), [0, 1, 2, 1]),
-        r"image 3 of '.*0\.arrow' is not like image 0 of '.*0\.arrow'\): add --image-size",
+        r"image 3 of '.*0\.arrow' is not like image 0 of '.*0\.arrow'\): add `image_size=PIXELS`",
     ),
 }  # fmt: skip
 
@@ -217,6 +217,14 @@ def test_what_does_not_fit_is_an_error_in_one_line(name: str, stream: str, tmp_p
     with pytest.raises(UserError, match=message) as raised:
         load("arrow", tmp_path, stream=stream)
     assert "\n" not in str(raised.value)
+
+
+def test_a_pipe_in_place_of_a_file_is_an_error_and_not_waited_for(tmp_path: Path, pipe: Path) -> None:
+    write(tmp_path / "train/0.arrow", TABLE)
+    (tmp_path / "train/1.arrow").symlink_to(pipe)
+    write(tmp_path / "test/0.arrow", TABLE)
+    with pytest.raises(UserError, match=r"1\.arrow' is a pipe or a device: expected a regular file"):
+        load("arrow", tmp_path)
 
 
 def test_unnamed_labels_count_from_0_and_the_test_part_has_no_others(tmp_path: Path) -> None:

@@ -133,11 +133,11 @@ def test_what_a_seed_draws_stays_as_it_is(flip: bool) -> None:
 def test_draws_that_are_given_decide_the_batch_in_any_dtype() -> None:
     images, index = raw_images(numbered_pixels(4, 1, 4, 4), Augmentation(2, True)), torch.arange(4)
     batch = images.batch(index, seeded(0))
-    assert torch.equal(images.at(index, images.draw(4, seeded(0))), batch)
-    half = replace(images, dtype=torch.bfloat16).at(index, images.draw(4, seeded(0)))
+    assert torch.equal(images.gather(index, images.draw(4, seeded(0))), batch)
+    half = replace(images, dtype=torch.bfloat16).gather(index, images.draw(4, seeded(0)))
     assert torch.equal(half, batch.bfloat16())
     assert half.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(images.at(index), images.batch(index))
+    assert torch.equal(images.gather(index), images.batch(index))
 
 
 def test_without_a_generator_nothing_is_augmented() -> None:

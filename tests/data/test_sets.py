@@ -17,7 +17,7 @@ from torch.utils.data import Dataset, IterableDataset, Subset, TensorDataset
 from dau_fast.api import Result, unlearn
 from dau_fast.config import DauConfig
 from dau_fast.data.images import Images
-from dau_fast.data.sets import images_of
+from dau_fast.data.sets import join_sets
 from dau_fast.data.streaming import DEPTH, StreamedImages
 from dau_fast.errors import UserError
 
@@ -126,7 +126,7 @@ def test_batches_of_pictures_are_laid_out_as_in_memory(layout: torch.memory_form
         {"forget": (pictures[:4], labels[:4]), "retain": Items((pictures[4:], labels[4:]))},
         {"forget": Items((pictures[:4], labels[:4])), "retain": Items((pictures[4:], labels[4:]))},
     ):
-        (held, counts), (streamed, same_counts) = (images_of(sets, stream, CPU) for stream in (False, True))
+        (held, counts), (streamed, same_counts) = (join_sets(sets, stream, CPU) for stream in (False, True))
         assert counts == same_counts == {"forget": 4, "retain": 5}
         assert (type(held), type(streamed)) == (Images, StreamedImages)
         assert len(streamed.pixels) == 0
@@ -139,7 +139,7 @@ def test_batches_of_pictures_are_laid_out_as_in_memory(layout: torch.memory_form
 def test_the_widest_dtype_of_the_sets_is_that_of_their_batches() -> None:
     (narrow, labels), (wide, others) = blobs(4, (0,), 0), blobs(4, (1,), 1)
     sets = {"forget": Items((narrow, labels)), "retain": (wide.double(), others)}
-    held, streamed = (images_of(sets, stream, CPU)[0].batch(torch.arange(8)) for stream in (False, True))
+    held, streamed = (join_sets(sets, stream, CPU)[0].batch(torch.arange(8)) for stream in (False, True))
     assert held.dtype == streamed.dtype == torch.float64
     assert torch.equal(held, streamed)
 
@@ -149,7 +149,7 @@ def test_the_widest_dtype_of_the_sets_is_that_of_their_batches() -> None:
 
 def test_batches_are_read_ahead_and_nothing_else_is() -> None:
     items = Items(blobs(100, (0, 1), 0), targets=blobs(100, (0, 1), 0)[1])
-    images, _ = images_of({"retain": items}, True, CPU)
+    images, _ = join_sets({"retain": items}, True, CPU)
     assert items.asked == [0]
     batches = images.batches(torch.arange(100).flip(0).split(5))
     next(batches)
@@ -171,7 +171,7 @@ def test_one_thread_that_is_not_the_callers_calls_all_data_sets() -> None:
 
 def test_batches_that_are_asked_for_at_once_are_read_one_after_the_other() -> None:
     items = Items(blobs(100, (0, 1), 0), lambda i, item: (time.sleep(0.001), item)[1])
-    images, _ = images_of({"retain": items}, True, CPU)
+    images, _ = join_sets({"retain": items}, True, CPU)
     feeds = [images.batches(torch.arange(100).split(5)) for _ in range(3)]
     for batches in itertools.islice(zip(*feeds, strict=True), 8):
         assert torch.equal(batches[0], batches[2])
@@ -200,7 +200,7 @@ TOLD: dict[str, tuple[Dataset[Any], int]] = {
 @pytest.mark.parametrize("name", TOLD)
 def test_labels_that_a_data_set_tells_are_taken_and_others_are_read(name: str) -> None:
     data, reads = TOLD[name]
-    images, _ = images_of({"retain": data}, True, CPU)
+    images, _ = join_sets({"retain": data}, True, CPU)
     assert images.labels.dtype == torch.int64
     assert images.labels.tolist() == [label for _, label in (data[i] for i in range(len(data)))]
     inner = data

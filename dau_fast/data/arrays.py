@@ -1,67 +1,43 @@
-"""Where pixels come from that are read when they are needed: image files, and arrays in files."""
+"""Data sets in NumPy arrays, which are memory-mapped: only the pages of the images asked for are read."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
+import torch
 from torch import Tensor
 
-from dau_fast.data.decoding import Encoded
+from dau_fast.data.paths import check_regular
+from dau_fast.data.stored import Stored, check_labels
 from dau_fast.errors import UserError
 
 
-class Source(Protocol):
-    """Images that are not in memory."""
+def read_arrays(folder: Path) -> Stored:
+    """folder/train/images.npy, uint8 [N, H, W, channels], and labels.npy, integers [N]; test/ alike.
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of each, (channels, H, W) where they are uint8."""
-
-    def __len__(self) -> int:
-        """How many images there are."""
-
-    def read(self, index: Tensor, out: Tensor) -> None:
-        """Write the pixels of images `index`, int64 [B], to `out`; no others.
-
-        out: uint8 [B, H, W, channels], or floating-point [B, ...]. Both on the CPU. May be called by several
-        threads. Raises UserError for an image that cannot be read.
-        """
-
-
-class Files(Encoded):
-    """Image files."""
-
-    def __init__(self, paths: Sequence[str], image_size: int | None, threads: int) -> None:
-        self.paths = paths
-        super().__init__(image_size, threads)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def content(self, number: int) -> str:
-        return self.paths[number]
-
-    def name(self, number: int) -> str:
-        return f"'{self.paths[number]}'"
+    Raises UserError for files that are missing or hold something else.
+    """
+    source = Arrays([folder / part / "images.npy" for part in ("train", "test")])
+    paths = [folder / part / "labels.npy" for part in ("train", "test")]
+    train, test = (_read_labels(path, len(part)) for path, part in zip(paths, source.parts, strict=True))
+    count = check_labels((f"'{paths[0]}'", train), (f"'{paths[1]}'", test))
+    labels = torch.from_numpy(np.concatenate([train, test]).astype(np.int64))
+    return Stored(source, labels, tuple(str(label) for label in range(count)), len(train))
 
 
 class Arrays:
-    """Memory-mapped arrays, uint8 [N, H, W, channels] in C order, one after the other.
-
-    The system reads the pages of the images that are asked for.
-    """
+    """Memory-mapped arrays, uint8 [N, H, W, channels] in C order, one after the other, as a Source."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        arrays = [mapped(path) for path in paths]
+        arrays = [map_array(path) for path in paths]
         for path, array in zip(paths, arrays, strict=True):
             _check_images(path, array)
             if array.shape[1:] != arrays[0].shape[1:]:
                 raise UserError(
-                    f"'{path}' holds images of shape {_said(array.shape[1:])} and '{paths[0]}' of "
-                    f"{_said(arrays[0].shape[1:])}: give both the same shape"
+                    f"'{path}' holds images of shape {list(array.shape[1:])} and '{paths[0]}' of "
+                    f"{list(arrays[0].shape[1:])}: give both the same shape"
                 )
         self.parts = arrays
         height, width, channels = arrays[0].shape[1:]
@@ -71,6 +47,7 @@ class Arrays:
         return sum(len(part) for part in self.parts)
 
     def read(self, index: Tensor, out: Tensor) -> None:
+        """Write images `index`, int64 [B], to `out`, uint8 [B, H, W, channels], as Source says."""
         # Row by row, as PyTorch's indexing takes ten times as long: it copies twice, and to new memory.
         for number, pixels in zip(index.tolist(), out.numpy(), strict=True):
             for part in self.parts:
@@ -80,8 +57,9 @@ class Arrays:
                 number -= len(part)
 
 
-def mapped(path: Path) -> np.ndarray:
+def map_array(path: Path) -> np.ndarray:
     """The array in the .npy file `path`, memory-mapped and not empty. Raises UserError where it is none."""
+    check_regular(path, f"'{path}'")
     try:
         array: np.ndarray = np.lib.format.open_memmap(path, mode="r")
     except FileNotFoundError as error:
@@ -92,7 +70,7 @@ def mapped(path: Path) -> np.ndarray:
             f"'{path}' is not a readable NumPy array: write it with numpy.save ({reason})"
         ) from error
     if array.size == 0:
-        raise UserError(f"'{path}' holds no numbers: shape {_said(array.shape)}, expected at least one image")
+        raise UserError(f"'{path}' holds no numbers: shape {list(array.shape)}, expected at least one image")
     return array
 
 
@@ -100,7 +78,7 @@ def _check_images(path: Path, array: np.ndarray) -> None:
     """UserError unless `array` may be images: its last axis, the channels, is no longer than H and W."""
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] > min(array.shape[1:3]):
         raise UserError(
-            f"'{path}' is {array.dtype} of shape {_said(array.shape)}: expected uint8 images "
+            f"'{path}' is {array.dtype} of shape {list(array.shape)}: expected uint8 images "
             "[N, height, width, channels]"
         )
     if not array.flags.c_contiguous:
@@ -110,5 +88,12 @@ def _check_images(path: Path, array: np.ndarray) -> None:
         )
 
 
-def _said(shape: Sequence[int]) -> str:
-    return str(list(shape))
+def _read_labels(path: Path, count: int) -> np.ndarray:
+    """Integers [count] of a .npy file. Raises UserError where it holds something else."""
+    labels = map_array(path)
+    if labels.dtype.kind not in "iu" or labels.shape != (count,):
+        raise UserError(
+            f"'{path}' is {labels.dtype} of shape {list(labels.shape)}: expected integers of shape "
+            f"[{count}], one for each image"
+        )
+    return np.array(labels)
