@@ -18,7 +18,7 @@ from measuring import seconds
 from recording import write_json
 from speed import Cases, Target, command, faster, largest, share
 
-from dau_fast.ops.barlow_twins import backward_op, forward_op
+from dau_fast.ops._barlow_twins_op import backward_op, forward_op
 from dau_fast.ops.reference import barlow_twins_reference
 
 
