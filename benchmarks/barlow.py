@@ -18,7 +18,7 @@ from support.measuring import seconds
 from support.recording import write_json
 from support.speed import Cases, Target, command, faster, largest, share
 
-from dau_fast.ops.barlow_twins import backward_op, forward_op
+from dau_fast.ops._barlow_twins_op import backward_op, forward_op
 from dau_fast.ops.reference import barlow_twins_reference
 
 

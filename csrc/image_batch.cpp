@@ -3,9 +3,12 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <stdexcept>
+#include <utility>
 #include <vector>
 
 #include "parallel.h"
+#include "ranges.h"
 
 namespace dau_fast {
 namespace {
@@ -134,20 +137,14 @@ void gather(const PixelStore& store, const Windows& windows, const std::vector<T
   });
 }
 
-bool exists(const PixelStore& store, const Windows& windows, std::size_t i) {
-  const auto within = [&](const std::int64_t* starts) {
-    return !starts || (starts[i] >= 0 && starts[i] <= 2 * windows.pad);
-  };
-  const std::int64_t image = windows.index[i];
-  return image >= 0 && image < store.count && within(windows.rows) && within(windows.columns);
-}
-
 }  // namespace
 
-std::size_t image_batch(const PixelStore& store, const Windows& windows, Number number, void* out,
-                        std::size_t threads) {
-  for (std::size_t i = 0; i < windows.batch; ++i) {
-    if (!exists(store, windows, i)) return i;
+void image_batch(const PixelStore& store, const Windows& windows, Number number, void* out,
+                 std::size_t threads) {
+  const std::size_t n = windows.batch;
+  require_in_range<std::out_of_range>("index holds", windows.index, n, store.count - 1);
+  for (const auto& [what, starts] : {std::pair{"rows hold", windows.rows}, {"columns hold", windows.columns}}) {
+    require_in_range<std::invalid_argument>(what, starts, n, 2 * windows.pad, ", twice the padding");
   }
   const std::vector<float> table = normalised(store);
   if (number == Number::float32) {
@@ -156,7 +153,6 @@ std::size_t image_batch(const PixelStore& store, const Windows& windows, Number 
     const auto values = rounded(table, number == Number::float16 ? float16 : bfloat16);
     gather(store, windows, values, static_cast<std::uint16_t*>(out), threads);
   }
-  return windows.batch;
 }
 
 }  // namespace dau_fast

@@ -32,9 +32,12 @@ struct Windows {
 
 enum class Number { float32, float16, bfloat16 };
 
-// out: [batch, height, width, channels]. Returns the first image of the batch whose index or window
-// does not exist, in which case nothing is written, or `batch`.
-std::size_t image_batch(const PixelStore& store, const Windows& windows, Number number, void* out,
-                        std::size_t threads);
+// The widest padding: twice as much still fits what a GPU counts windows in.
+constexpr std::int64_t kMostPad = (std::int64_t{1} << 30) - 1;
+
+// out: [batch, height, width, channels]. Before anything is written throws std::out_of_range for an index that
+// is no image, and std::invalid_argument for a window that lies outside.
+void image_batch(const PixelStore& store, const Windows& windows, Number number, void* out,
+                 std::size_t threads);
 
 }  // namespace dau_fast

@@ -8,6 +8,9 @@
 
 namespace dau_fast {
 
+// Bytes of a mask of `n` weights.
+constexpr std::size_t packed_size(std::size_t n) { return n / 8 + (n % 8 != 0); }
+
 // One byte for each of `n` flags in (any non-zero value is true), ceil(n / 8) bytes out.
 void pack(const std::uint8_t* flags, std::uint8_t* bits, std::size_t n);
 

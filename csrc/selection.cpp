@@ -96,7 +96,8 @@ Selection select_smallest(const std::vector<Scores>& tensors, std::size_t k, std
   for (const auto [shift, width] : {Digit{20, 11}, Digit{10, 10}, Digit{0, 10}}) {
     const auto counts = histogram(tensors, value, shift, width, threads);
     std::uint32_t digit = 0;
-    while (found.below + counts[digit] < k) found.below += counts[digit++];
+    // Bounded by the digits as well: the values may be changed meanwhile.
+    while (digit + 1 < counts.size() && found.below + counts[digit] < k) found.below += counts[digit++];
     value = value << width | digit;
     found.equal = counts[digit];
   }

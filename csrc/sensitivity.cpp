@@ -4,8 +4,10 @@
 #include <bit>
 #include <cmath>
 #include <limits>
+#include <stdexcept>
 
 #include "parallel.h"
+#include "ranges.h"
 
 namespace dau_fast {
 namespace {
@@ -85,87 +87,116 @@ DAU_FAST_INSIDE std::size_t first_equal(const float* z, std::size_t n, float val
   return found == z + n ? 0 : static_cast<std::size_t>(found - z);
 }
 
+struct Parts {
+  double miss, pull, scale;
+};
+
+// The softmax of one row into `out`, unless that is null, and what the other numbers are made of.
+DAU_FAST_INSIDE Parts forward_row(const float* z, std::size_t classes, float largest, std::size_t label,
+                                  float* out) {
+  // The label is left out of the sums and not taken off them, which would cost its digits.
+  const float* rest = z + label + 1;
+  const std::size_t after = classes - label - 1;
+  const Sums low = out ? exponentials<true>(z, label, largest, out)
+                       : exponentials<false>(z, label, largest, nullptr);
+  const Sums high = out ? exponentials<true>(rest, after, largest, out + label + 1)
+                        : exponentials<false>(rest, after, largest, nullptr);
+  const float at_label = exp_negative(z[label] - largest);
+  const double others = low.first + high.first, squares = low.second + high.second;
+  const double scale = 1 / (others + at_label);
+  const double miss = others * scale, pull = std::sqrt(squares * scale * scale + miss * miss);
+  if (out) {
+    out[label] = at_label;
+    const float factor = static_cast<float>(scale);
+#pragma omp simd
+    for (std::size_t i = 0; i < classes; ++i) out[i] *= factor;
+  }
+  return {miss, pull, scale};
+}
+
 DAU_FAST_WIDE
-void forward_rows(const Batch& in, const std::int64_t* targets, bool bias, float* shown,
+void forward_rows(const Batch& in, const std::int64_t* targets, bool bias, float* stats, float* shown,
                   std::int64_t* predicted, std::size_t begin, std::size_t end) {
   const std::size_t classes = in.classes;
   for (std::size_t row = begin; row < end; ++row) {
     const float* z = in.logits + row * classes;
     const float* h = in.features + row * in.width;
-    float* out = in.softmax ? shown + row * (classes + 1) : nullptr;
     const float largest = largest_of(z, classes);
     const std::size_t label = targets ? static_cast<std::size_t>(targets[row])
                                       : first_equal(z, classes, largest);
     if (!targets) predicted[row] = static_cast<std::int64_t>(label);
-    // The label is left out of the sums and not taken off them, which would cost its digits.
-    const float* rest = z + label + 1;
-    const std::size_t after = classes - label - 1;
-    const Sums low = out ? exponentials<true>(z, label, largest, out)
-                         : exponentials<false>(z, label, largest, nullptr);
-    const Sums high = out ? exponentials<true>(rest, after, largest, out + label + 1)
-                          : exponentials<false>(rest, after, largest, nullptr);
-    const float at_label = exp_negative(z[label] - largest);
-    const double others = low.first + high.first, squares = low.second + high.second;
-    const double scale = 1 / (others + at_label);
-    const double miss = others * scale, pull = std::sqrt(squares * scale * scale + miss * miss);
+    float* out = in.softmax ? shown + row * (classes + 1) : nullptr;
+    const auto [miss, pull, scale] = forward_row(z, classes, largest, label, out);
     const double length = std::sqrt(dot(h, h, in.width) + (bias ? 1 : 0));
-    if (out) {
-      out[label] = at_label;
-      const float factor = static_cast<float>(scale);
-#pragma omp simd
-      for (std::size_t i = 0; i < classes; ++i) out[i] *= factor;
-    }
     shown[in.softmax ? row * (classes + 1) + classes : row] = static_cast<float>(pull * length);
     const double kept[] = {miss, pull, length, largest, scale};
-    for (std::size_t k = 0; k < 5; ++k) in.stats[k * in.batch + row] = static_cast<float>(kept[k]);
+    for (std::size_t k = 0; k < 5; ++k) stats[k * in.batch + row] = static_cast<float>(kept[k]);
   }
 }
 
-DAU_FAST_WIDE
-void backward_rows(const Batch& in, const std::int64_t* labels, const float* grad, float* grad_logits,
-                   float* grad_features, std::size_t begin, std::size_t end) {
-  const std::size_t classes = in.classes;
+// What was kept of a row, in the order of stats.
+struct Kept {
+  float miss, pull, length, largest, scale;
+};
+
+// dL/dz of one row from dL/ds and, with `softmax`, dL/dp, the numbers of `grad` [classes].
+DAU_FAST_INSIDE void logits_row(const float* z, std::size_t classes, std::size_t label, const Kept& kept,
+                                float grad_s, const float* grad, bool softmax, float* out) {
   const float tiny = std::sqrt(std::numeric_limits<float>::min());
+  const auto [miss, pull, length, largest, scale] = kept;
+  const float factor = grad_s * length / (pull < tiny ? tiny : pull), rest = miss - pull * pull;
+  const float p_label = exp_negative(z[label] - largest) * scale;
+  float at_label = -grad_s * length * pull * p_label;
+  if (softmax) {
+#pragma omp simd
+    for (std::size_t i = 0; i < classes; ++i) out[i] = exp_negative(z[i] - largest) * scale;
+    const float mean = static_cast<float>(dot(out, grad, classes));
+    at_label += p_label * (grad[label] - mean);
+#pragma omp simd
+    for (std::size_t i = 0; i < classes; ++i) {
+      const float p = out[i];
+      out[i] = p * factor * (p + rest) + p * (grad[i] - mean);
+    }
+  } else {
+#pragma omp simd
+    for (std::size_t i = 0; i < classes; ++i) {
+      const float p = exp_negative(z[i] - largest) * scale;
+      out[i] = p * factor * (p + rest);
+    }
+  }
+  out[label] = at_label;
+}
+
+DAU_FAST_INSIDE void features_row(const float* h, std::size_t width, const Kept& kept, float grad_s,
+                                  float* out) {
+  const float tiny = std::sqrt(std::numeric_limits<float>::min());
+  const float factor = grad_s * kept.pull / (kept.length < tiny ? tiny : kept.length);
+#pragma omp simd
+  for (std::size_t i = 0; i < width; ++i) out[i] = factor * h[i];
+}
+
+DAU_FAST_WIDE
+void backward_rows(const Batch& in, const std::int64_t* labels, const float* stats, const float* grad,
+                   float* grad_logits, float* grad_features, std::size_t begin, std::size_t end) {
+  const std::size_t classes = in.classes, batch = in.batch;
   for (std::size_t row = begin; row < end; ++row) {
     const float* grad_row = grad + (in.softmax ? row * (classes + 1) : row);
     const float grad_s = in.softmax ? grad_row[classes] : grad_row[0];
-    float kept[5];
-    for (std::size_t k = 0; k < 5; ++k) kept[k] = in.stats[k * in.batch + row];
-    const auto [miss, pull, length, largest, scale] = kept;
+    const Kept kept{stats[row], stats[batch + row], stats[2 * batch + row], stats[3 * batch + row],
+                    stats[4 * batch + row]};
     if (grad_logits) {
-      const float* z = in.logits + row * classes;
-      float* out = grad_logits + row * classes;
-      const float factor = grad_s * length / (pull < tiny ? tiny : pull), rest = miss - pull * pull;
-      const std::size_t label = static_cast<std::size_t>(labels[row]);
-      const float p_label = exp_negative(z[label] - largest) * scale;
-      float at_label = -grad_s * length * pull * p_label;
-      if (in.softmax) {
-#pragma omp simd
-        for (std::size_t i = 0; i < classes; ++i) out[i] = exp_negative(z[i] - largest) * scale;
-        const float mean = static_cast<float>(dot(out, grad_row, classes));
-        at_label += p_label * (grad_row[label] - mean);
-#pragma omp simd
-        for (std::size_t i = 0; i < classes; ++i) {
-          const float p = out[i];
-          out[i] = p * factor * (p + rest) + p * (grad_row[i] - mean);
-        }
-      } else {
-#pragma omp simd
-        for (std::size_t i = 0; i < classes; ++i) {
-          const float p = exp_negative(z[i] - largest) * scale;
-          out[i] = p * factor * (p + rest);
-        }
-      }
-      out[label] = at_label;
+      logits_row(in.logits + row * classes, classes, static_cast<std::size_t>(labels[row]), kept, grad_s,
+                 grad_row, in.softmax, grad_logits + row * classes);
     }
     if (grad_features) {
-      const float factor = grad_s * pull / (length < tiny ? tiny : length);
-      const float* h = in.features + row * in.width;
-      float* out = grad_features + row * in.width;
-#pragma omp simd
-      for (std::size_t i = 0; i < in.width; ++i) out[i] = factor * h[i];
+      features_row(in.features + row * in.width, in.width, kept, grad_s, grad_features + row * in.width);
     }
   }
+}
+
+void check_labels(const Batch& in, const std::int64_t* labels) {
+  const auto last = static_cast<std::int64_t>(in.classes) - 1;
+  require_in_range<std::invalid_argument>("targets lie in", labels, in.batch, last);
 }
 
 // Calls work(begin, end) for shares of the rows, on as many threads as the numbers in them are worth.
@@ -179,24 +210,19 @@ void share(const Batch& in, std::size_t threads, const Work& work) {
 
 }  // namespace
 
-std::size_t sensitivity_forward(const Batch& in, const std::int64_t* targets, bool bias, float* shown,
-                                std::int64_t* predicted, std::size_t threads) {
-  if (targets) {
-    const auto classes = static_cast<std::int64_t>(in.classes);
-    for (std::size_t row = 0; row < in.batch; ++row) {
-      if (targets[row] < 0 || targets[row] >= classes) return row;
-    }
-  }
+void sensitivity_forward(const Batch& in, const std::int64_t* targets, bool bias, float* stats, float* shown,
+                         std::int64_t* predicted, std::size_t threads) {
+  check_labels(in, targets);
   share(in, threads, [&](std::size_t begin, std::size_t end) {
-    forward_rows(in, targets, bias, shown, predicted, begin, end);
+    forward_rows(in, targets, bias, stats, shown, predicted, begin, end);
   });
-  return in.batch;
 }
 
-void sensitivity_backward(const Batch& in, const std::int64_t* labels, const float* grad,
+void sensitivity_backward(const Batch& in, const std::int64_t* labels, const float* stats, const float* grad,
                           float* grad_logits, float* grad_features, std::size_t threads) {
+  check_labels(in, labels);
   share(in, threads, [&](std::size_t begin, std::size_t end) {
-    backward_rows(in, labels, grad, grad_logits, grad_features, begin, end);
+    backward_rows(in, labels, stats, grad, grad_logits, grad_features, begin, end);
   });
 }
 

@@ -7,23 +7,22 @@
 
 namespace dau_fast {
 
-// logits [batch, classes], features [batch, width]; stats [5, batch]: miss, pull, length, largest,
-// scale, where scale is 1 over the sum of exponentials.
+// logits [batch, classes], features [batch, width].
 struct Batch {
   const float* logits;
   const float* features;
-  float* stats;
   std::size_t batch, classes, width;
   bool softmax;  // shown is [batch, classes + 1] with the softmax before s, else s alone, [batch]
 };
 
-// targets: [batch], or null for the predicted labels, which then go into `predicted`. Returns the
-// first row whose target is no class, in which case nothing that was written counts, or `batch`.
-std::size_t sensitivity_forward(const Batch& in, const std::int64_t* targets, bool bias, float* shown,
-                                std::int64_t* predicted, std::size_t threads);
+// stats [5, batch]: miss, pull, length, largest, scale, where scale is 1 over the sum of exponentials.
+// targets: [batch], or null for the predicted labels, which then go into `predicted`. Throws
+// std::invalid_argument, before anything is written, for a target that is no class.
+void sensitivity_forward(const Batch& in, const std::int64_t* targets, bool bias, float* stats, float* shown,
+                         std::int64_t* predicted, std::size_t threads);
 
-// grad has the shape of `shown`. grad_logits, grad_features: null where not wanted.
-void sensitivity_backward(const Batch& in, const std::int64_t* labels, const float* grad,
+// grad has the shape of `shown`. grad_logits, grad_features: null where not wanted. Throws as above.
+void sensitivity_backward(const Batch& in, const std::int64_t* labels, const float* stats, const float* grad,
                           float* grad_logits, float* grad_features, std::size_t threads);
 
 }  // namespace dau_fast

@@ -71,7 +71,7 @@ def test_with_a_compiler_the_module_is_built_where_python_finds_it(tmp_path: Pat
     assert result.returncode == 0, result.stderr
     assert said(result) == []
     (module,) = (tmp_path / "lib" / "dau_fast").glob(MODULE)
-    program = "import _C; print(_C.count(0, 0), _C.__file__)"
+    program = "import _C; print(_C.count(bits=(0, 0), n=0), _C.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(module.parent)}
     loaded = subprocess.check_output([sys.executable, "-c", program], env=environment, text=True)
     assert loaded.split() == ["0", str(module)]

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from dau_fast.ops._layer_gradients import UNITS
+from dau_fast.ops import register_layer
 
 
 def synchronise_batchnorm(network: nn.Module) -> nn.Module:
@@ -121,4 +121,4 @@ class _Normalise(torch.autograd.Function):
 
 
 # In evaluation mode, where alone a sample has a gradient of its own, it is like any other.
-UNITS[GlobalBatchNorm] = UNITS[nn.BatchNorm2d]
+register_layer(GlobalBatchNorm, like=nn.BatchNorm2d)

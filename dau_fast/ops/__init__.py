@@ -4,7 +4,7 @@ from dau_fast.ops.barlow_twins import barlow_twins_loss
 from dau_fast.ops.image_batch import image_batch
 from dau_fast.ops.linear_sensitivity import linear_sensitivity
 from dau_fast.ops.packed_masks import apply_masks_, count_kept, pack_mask, unpack_mask
-from dau_fast.ops.per_sample_grad_norms import input_grad_norms, per_sample_grad_norms
+from dau_fast.ops.per_sample_grad_norms import input_grad_norms, per_sample_grad_norms, register_layer
 from dau_fast.ops.selection import mask_smallest
 from dau_fast.ops.sensitivity import attack_features, sensitivity
 
@@ -19,6 +19,7 @@ __all__ = [
     "mask_smallest",
     "pack_mask",
     "per_sample_grad_norms",
+    "register_layer",
     "sensitivity",
     "unpack_mask",
 ]

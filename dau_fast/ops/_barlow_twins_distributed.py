@@ -14,7 +14,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dau_fast.ops.barlow_twins import compute_dtype, forward_op, gradients, prefers_gram, primal_loss
+from dau_fast.ops._barlow_twins_op import (
+    compute_dtype,
+    forward_op,
+    gradients,
+    prefers_gram,
+    primal_loss,
+)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

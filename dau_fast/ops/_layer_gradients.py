@@ -14,13 +14,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from dau_fast.ops._library import define, kernels
+from dau_fast.ops._library import check_devices, define
 
 # Numbers in a temporary array: 8 MB of float32.
 _CHUNK = 2_000_000
@@ -37,7 +38,7 @@ def square_sums(x: Tensor, axes: int = 1) -> Tensor:
 
 
 @dataclass
-class _Sum:
+class Sum:
     """A gradient that is there at once: per-sample gradients [B, ...] of a bias or a scale."""
 
     parameter: Tensor
@@ -51,7 +52,7 @@ class _Sum:
 
 
 @dataclass
-class _Product:
+class Product:
     """A gradient sum_t g_t x_t^T. x: samples -> [b, G, d, T], for a slice of them; g: [B, G, p, T]."""
 
     parameter: Tensor
@@ -88,9 +89,22 @@ def _gram_squares(x: Tensor, g: Tensor) -> Tensor:
     return product.flatten(1).sum(1, dtype=wide(product))
 
 
-def _gram_squares_cuda(x: Tensor, g: Tensor) -> Tensor:
-    fused = kernels("_per_sample_grad_norms_cuda") if torch.float64 not in (x.dtype, g.dtype) else None
-    return fused.gram_squares(x, g) if fused else _gram_squares(x, g)
+def _check_gram(x: Tensor, g: Tensor) -> None:
+    fit = x.ndim == g.ndim == 4 and x.shape[:2] == g.shape[:2] and x.shape[3] == g.shape[3]
+    if not fit:
+        raise ValueError(
+            f"x has shape {list(x.shape)}, g {list(g.shape)}: expected [B, G, d, T] and [B, G, p, T]"
+        )
+    check_devices(x=x, g=g)
+
+
+def _takes_gram(x: Tensor, g: Tensor) -> bool:
+    return torch.float64 not in (x.dtype, g.dtype)
+
+
+def _gram_squares_triton(kernels: ModuleType, x: Tensor, g: Tensor) -> Tensor:
+    squares: Tensor = kernels.gram_squares(x, g)
+    return squares
 
 
 def _gram_squares_fake(x: Tensor, g: Tensor) -> Tensor:
@@ -98,12 +112,17 @@ def _gram_squares_fake(x: Tensor, g: Tensor) -> Tensor:
 
 
 gram_op = define(
-    "gram_squares(Tensor x, Tensor g) -> Tensor", _gram_squares, _gram_squares_fake, cuda=_gram_squares_cuda
+    "gram_squares(Tensor x, Tensor g) -> Tensor",
+    _gram_squares,
+    _gram_squares_fake,
+    check=_check_gram,
+    triton=("_per_sample_grad_norms_cuda", _gram_squares_triton),
+    takes=_takes_gram,
 )
 
 
 @dataclass
-class _Lookup:
+class Lookup:
     """An Embedding's gradient: rows g_t [B, T, D] added up at indices [B, T], padding left out."""
 
     parameter: Tensor
@@ -129,14 +148,14 @@ class _Lookup:
 # ---- layers: what a layer's parameters get from input x [B, ...] and output gradient g
 
 
-def _linear(layer: nn.Linear, x: Tensor, g: Tensor) -> Iterator[_Product | _Sum]:
+def _linear(layer: nn.Linear, x: Tensor, g: Tensor) -> Iterator[Product | Sum]:
     columns, pulls = (z.reshape(len(z), 1, -1, z.shape[-1]).mT for z in (x, g))
-    yield _Product(layer.weight, lambda part: columns[part], pulls, layer.in_features)
+    yield Product(layer.weight, lambda part: columns[part], pulls, layer.in_features)
     if layer.bias is not None:
-        yield _Sum(layer.bias, pulls.sum(3))
+        yield Sum(layer.bias, pulls.sum(3))
 
 
-def _convolution(layer: Any, x: Tensor, g: Tensor) -> Iterator[_Product | _Sum]:
+def _convolution(layer: Any, x: Tensor, g: Tensor) -> Iterator[Product | Sum]:
     groups = layer.groups
     pulls = g.reshape(len(g), groups, layer.out_channels // groups, -1)
     d = layer.weight[0].numel()
@@ -144,9 +163,9 @@ def _convolution(layer: Any, x: Tensor, g: Tensor) -> Iterator[_Product | _Sum]:
     def patches(part: slice) -> Tensor:
         return _patches(layer, x[part]).reshape(-1, groups, d, pulls.shape[-1])
 
-    yield _Product(layer.weight, patches, pulls, d)
+    yield Product(layer.weight, patches, pulls, d)
     if layer.bias is not None:
-        yield _Sum(layer.bias, pulls.sum(3))
+        yield Sum(layer.bias, pulls.sum(3))
 
 
 def _patches(layer: Any, x: Tensor) -> Tensor:
@@ -174,39 +193,41 @@ def _patches(layer: Any, x: Tensor) -> Tensor:
     return x.movedim((-3, -2, -1), (2, 3, 4)).flatten(1, 4).flatten(2)
 
 
-def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> Iterator[_Lookup]:
+def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> Iterator[Lookup]:
     if layer.scale_grad_by_freq or layer.max_norm is not None:
         raise ValueError("an Embedding with scale_grad_by_freq or max_norm has no per-sample gradient here")
     index, rows = x.reshape(len(x), -1), g.reshape(len(x), -1, layer.embedding_dim)
     if layer.padding_idx is not None:
         rows = rows * (index != layer.padding_idx).unsqueeze(2)
-    yield _Lookup(layer.weight, index, rows)
+    yield Lookup(layer.weight, index, rows)
 
 
-def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor) -> Iterator[_Sum]:
+def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor) -> Iterator[Sum]:
     shape = layer.normalized_shape
     unit = F.layer_norm(x, shape, eps=layer.eps)
     between = tuple(range(1, x.ndim - len(shape)))
     yield from _scale_and_shift(layer, g * unit, g, between)
 
 
-def _group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor) -> Iterator[_Sum]:
+def _group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor) -> Iterator[Sum]:
     unit = F.group_norm(x, layer.num_groups, eps=layer.eps)
     yield from _scale_and_shift(layer, g * unit, g, tuple(range(2, x.ndim)))
 
 
-def _batch_norm(layer: Any, x: Tensor, g: Tensor) -> Iterator[_Sum]:
+def _batch_norm(layer: Any, x: Tensor, g: Tensor) -> Iterator[Sum]:
     unit = F.batch_norm(x, layer.running_mean, layer.running_var, eps=layer.eps)
     yield from _scale_and_shift(layer, g * unit, g, tuple(range(2, x.ndim)))
 
 
-def _scale_and_shift(layer: Any, scaled: Tensor, g: Tensor, over: tuple[int, ...]) -> Iterator[_Sum]:
+def _scale_and_shift(layer: Any, scaled: Tensor, g: Tensor, over: tuple[int, ...]) -> Iterator[Sum]:
     for parameter, value in ((layer.weight, scaled), (layer.bias, g)):
         if parameter is not None:
-            yield _Sum(parameter, value.sum(over) if over else value)
+            yield Sum(parameter, value.sum(over) if over else value)
 
 
-UNITS: dict[type, Callable[..., Iterator[Any]]] = {
+# A layer's rule, by its exact type: a subclass may compute something else.
+Rule = Callable[..., Iterator[Sum | Product | Lookup]]
+RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
     nn.Conv1d: _convolution,
     nn.Conv2d: _convolution,

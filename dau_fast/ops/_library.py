@@ -1,62 +1,173 @@
-"""How every op of this package is registered with PyTorch, and which path runs where.
+"""How every op of this package is registered with PyTorch, and which of its paths runs: decided here alone.
 
-An op has one schema, a plain PyTorch implementation that runs on every device, a fake one that knows
-shapes alone, and where it pays C++ for the CPU and a Triton launcher for CUDA. Autograd stays outside,
-in an `autograd.Function` around the op: that costs less a call than autograd registered on the op.
+An op has one schema, a definition in plain PyTorch that runs on every device, a fake one that knows shapes
+alone, and where it pays a fused path: C++ on the CPU, Triton on CUDA. One rule holds for all of them: the
+fused path runs where it is compiled and takes the arguments, else the definition does; of the entries of
+lists, those that it takes. Autograd stays outside, in an `autograd.Function` around the op: that costs less
+a call than autograd registered on the op.
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import compress
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
+
+from dau_fast.ops import _native
 
 LIBRARY = torch.library.Library("dau_fast", "DEF")
+
+# What an op runs on a device, "CPU" or "CUDA", by its name and that: a machine without a GPU can test both.
+PATHS: dict[tuple[str, str], Callable[..., Any]] = {}
+
+# Called with the compiled module and the op's arguments.
+Fused = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Lists:
+    """An op that returns nothing, and whose first `count` arguments are lists: an entry a tensor, or empty.
+
+    changed: which of them are changed in place.
+    """
+
+    count: int
+    changed: Sequence[int]
 
 
 def define(
     schema: str,
-    implementation: Callable[..., Any],
+    definition: Callable[..., Any],
     fake: Callable[..., Any],
     *,
-    cpu: Callable[..., Any] | None = None,
-    cuda: Callable[..., Any] | None = None,
+    check: Callable[..., None] | None = None,
+    cpp: Fused | None = None,
+    triton: tuple[str, Fused] | None = None,
+    takes: Callable[..., Any] | None = None,
+    lists: Lists | None = None,
 ) -> Any:
     """Register an op and return its overload, torch.ops.dau_fast.<name>.default.
 
-    schema: "name(Tensor x, ...) -> ...". implementation: plain PyTorch, any device. fake: the same
-    shapes, dtypes and devices from shapes alone. cpu, cuda: what runs there instead, if anything.
+    schema: "name(Tensor x, ...) -> ...". definition: plain PyTorch, any device. fake: the same shapes, dtypes
+    and devices from shapes alone. check: raises ValueError for arguments that do not fit, before every path.
+    cpp: what runs on the CPU instead. triton: the module of kernels, and what runs them on CUDA. takes:
+    whether those two take the arguments, by default any; with lists, one bool an entry.
     """
     name = LIBRARY.define(schema)
-    LIBRARY.impl(name, _as_given(implementation), "CompositeExplicitAutograd")
-    torch.library.register_fake(f"dau_fast::{name}", fake, lib=LIBRARY)
-    for device, own in (("CPU", cpu), ("CUDA", cuda)):
-        if own is not None:
-            LIBRARY.impl(name, _as_given(own), device)
+    found = {"CPU": (cpp, _extension), "CUDA": (None, _extension)}
+    if triton is not None:
+        found["CUDA"] = triton[1], functools.partial(_kernels, triton[0])
+    for device, (fused, compiled) in found.items():
+        run = definition if fused is None else _either(definition, fused, compiled, takes, lists)
+        PATHS[name, device] = _guarded(run, check, device.lower())
+        LIBRARY.impl(name, PATHS[name, device], device)
+    LIBRARY.impl(name, _guarded(definition, check), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"dau_fast::{name}", _checked(fake, check), lib=LIBRARY)
     return getattr(torch.ops.dau_fast, name).default
 
 
-def _as_given(implementation: Callable[..., Any]) -> Callable[..., Any]:
-    """`implementation` with autocast off inside: what an op keeps in float32 must stay there.
+def _extension() -> ModuleType | None:
+    return _native.extension
 
-    Its first argument is a tensor, or a list of some.
-    """
 
-    @functools.wraps(implementation)
-    def run(first: Tensor | list[Tensor], *rest: Any) -> Any:
-        device = (first if isinstance(first, Tensor) else first[0]).device.type
-        if not torch.is_autocast_enabled(device):
-            return implementation(first, *rest)
-        with torch.autocast(device, enabled=False):
-            return implementation(first, *rest)
+def _kernels(module: str) -> ModuleType | None:
+    return _native.kernels(module)
+
+
+def _either(
+    definition: Callable[..., Any],
+    fused: Fused,
+    compiled: Callable[[], ModuleType | None],
+    takes: Callable[..., Any] | None,
+    lists: Lists | None,
+) -> Callable[..., Any]:
+    """The rule."""
+
+    def run(*arguments: Any) -> Any:
+        module = compiled()
+        if module is None or not (takes is None or takes(*arguments)):
+            return definition(*arguments)
+        return fused(module, *arguments)
+
+    if lists is None:
+        return run
+    assert takes is not None
+    return _by_entry(definition, fused, compiled, takes, lists)
+
+
+def _by_entry(
+    definition: Callable[..., None],
+    fused: Fused,
+    compiled: Callable[[], ModuleType | None],
+    takes: Callable[..., list[bool]],
+    lists: Lists,
+) -> Callable[..., None]:
+    def run(*arguments: Any) -> None:
+        module = compiled()
+        suited = [] if module is None else takes(*arguments)
+        if not any(suited):
+            return definition(*arguments)
+        if not all(suited):
+            definition(*_entries(arguments, lists, [not fits for fits in suited]))
+            arguments = _entries(arguments, lists, suited)
+        fused(module, *arguments)
+        # Autograd cannot see a write through an address.
+        return increment_version([tensor for place in lists.changed for tensor in arguments[place]])
 
     return run
+
+
+def _entries(arguments: tuple[Any, ...], lists: Lists, chosen: list[bool]) -> tuple[Any, ...]:
+    """`arguments` with the chosen entries of their lists alone."""
+    families = (list(compress(family, chosen)) for family in arguments[: lists.count])
+    return *families, *arguments[lists.count :]
+
+
+def _guarded(
+    run: Callable[..., Any], check: Callable[..., None] | None, device: str | None = None
+) -> Callable[..., Any]:
+    """`run` after `check`, with autocast off inside: what an op keeps in float32 must stay there.
+
+    device: where it runs; None for that of its first argument, a tensor or a list of some.
+    """
+
+    def guarded(*arguments: Any) -> Any:
+        if check is not None:
+            check(*arguments)
+        if not torch.is_autocast_enabled(device or _device_of(arguments[0])):
+            return run(*arguments)
+        with torch.autocast(device or _device_of(arguments[0]), enabled=False):
+            return run(*arguments)
+
+    return guarded
+
+
+def _device_of(first: Tensor | list[Tensor]) -> str:
+    return (first if isinstance(first, Tensor) else first[0]).device.type
+
+
+def _checked(fake: Callable[..., Any], check: Callable[..., None] | None) -> Callable[..., Any]:
+    def run(*arguments: Any, **named: Any) -> Any:
+        if check is not None:
+            check(*arguments, **named)
+        return fake(*arguments, **named)
+
+    return run
+
+
+def check_devices(**arguments: Tensor | None) -> None:
+    """ValueError unless all that are given are on one device."""
+    (first, device), *others = [(name, x.device) for name, x in arguments.items() if x is not None]
+    for name, other in others:
+        if other != device:
+            raise ValueError(f"{name} is on {other}, {first} on {device}: expected one device")
 
 
 def differentiable_once(op: Any, instead: str) -> Callable[..., Any]:
@@ -80,21 +191,3 @@ def differentiable_once(op: Any, instead: str) -> Callable[..., Any]:
         return Once.apply(*arguments) if once else op(*arguments)
 
     return run
-
-
-_warned: set[str] = set()
-
-
-def kernels(module: str) -> ModuleType | None:
-    """The module of Triton kernels `module` of this package, or None without Triton, said once."""
-    try:
-        return importlib.import_module(f"dau_fast.ops.{module}")
-    except ImportError as error:
-        if module not in _warned:
-            _warned.add(module)
-            logging.getLogger("dau_fast").warning(
-                "Triton cannot be imported (%s): plain PyTorch runs on the GPU instead; install triton "
-                "for the fused kernels",
-                error,
-            )
-        return None

@@ -7,13 +7,14 @@ has 256 values, so C++ looks its result up in a table of 256 numbers a channel, 
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dau_fast.ops import _native
-from dau_fast.ops._library import define, kernels
+from dau_fast.ops._library import check_devices, define
+from dau_fast.ops._native import array
 from dau_fast.ops.reference import image_batch_reference
 
 
@@ -39,17 +40,27 @@ def image_batch(
     Raises ValueError where arguments do not fit, IndexError for an index outside 0 to N - 1 and
     ValueError for a window outside the padded image; on CUDA those two are device-side assertions.
     """
-    _check(pixels, index, mean, std, pad, dtype)
-    if (rows is None) != (columns is None):
-        raise ValueError("of rows and columns one is None: expected both or neither")
-    for name, choice in (("rows", rows), ("columns", columns), ("flip", flip)):
-        if choice is not None:
-            _check_choice(name, choice, index, boolean=name == "flip")
     batch: Tensor = image_batch_op(pixels, index, mean, std, rows, columns, flip, pad, dtype)
     return batch
 
 
-def _check(pixels: Tensor, index: Tensor, mean: Tensor, std: Tensor, pad: int, dtype: torch.dtype) -> None:
+# ---- what the op refuses
+
+# Twice as much still fits the 32 bits in which Triton counts.
+_MOST_PAD = 2**30 - 1
+
+
+def _check(
+    pixels: Tensor,
+    index: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    rows: Tensor | None,
+    columns: Tensor | None,
+    flip: Tensor | None,
+    pad: int,
+    dtype: torch.dtype,
+) -> None:
     if pixels.dtype != torch.uint8 or pixels.ndim != 4:
         raise ValueError(f"pixels are {_said(pixels)}: expected uint8 of shape [N, C, H, W]")
     if index.dtype != torch.int64 or index.ndim != 1:
@@ -57,13 +68,16 @@ def _check(pixels: Tensor, index: Tensor, mean: Tensor, std: Tensor, pad: int, d
     for name, given in (("mean", mean), ("std", std)):
         if given.dtype != torch.float32 or given.ndim != 1 or len(given) not in (1, pixels.shape[1]):
             raise ValueError(f"{name} is {_said(given)}: expected float32 of shape [{pixels.shape[1]}]")
-    for name, given in (("index", index), ("mean", mean), ("std", std)):
-        if given.device != pixels.device:
-            raise ValueError(f"{name} is on {given.device}, pixels on {pixels.device}: expected one device")
-    if pad < 0:
-        raise ValueError(f"pad is {pad}: expected 0 or more")
+    check_devices(pixels=pixels, index=index, mean=mean, std=std, rows=rows, columns=columns, flip=flip)
+    if not 0 <= pad <= _MOST_PAD:
+        raise ValueError(f"pad is {pad}: expected 0 or more, and at most {_MOST_PAD}")
     if not dtype.is_floating_point:
         raise ValueError(f"dtype is {dtype}: expected one of floating point")
+    if (rows is None) != (columns is None):
+        raise ValueError("of rows and columns one is None: expected both or neither")
+    for name, choice in (("rows", rows), ("columns", columns), ("flip", flip)):
+        if choice is not None:
+            _check_choice(name, choice, index, boolean=name == "flip")
 
 
 def _check_choice(name: str, choice: Tensor, index: Tensor, *, boolean: bool) -> None:
@@ -74,8 +88,6 @@ def _check_choice(name: str, choice: Tensor, index: Tensor, *, boolean: bool) ->
             f"{name} is {_said(choice)}: expected {'bool or ' if boolean else ''}integers of shape "
             f"{list(index.shape)}"
         )
-    if choice.device != index.device:
-        raise ValueError(f"{name} is on {choice.device}, pixels on {index.device}: expected one device")
 
 
 def _said(tensor: Tensor) -> str:
@@ -85,7 +97,7 @@ def _said(tensor: Tensor) -> str:
 # ---- the op, and its paths
 
 
-def _plain(
+def _definition(
     pixels: Tensor,
     index: Tensor,
     mean: Tensor,
@@ -96,12 +108,22 @@ def _plain(
     pad: int,
     dtype: torch.dtype,
 ) -> Tensor:
+    if pixels.device.type == "cpu":  # elsewhere the host would wait
+        _check_inside(pixels, index, rows, columns, pad)
     batch = image_batch_reference(pixels, index, mean, std, rows, columns, flip, pad, dtype)
     # Where a side is 1 many strides are channels_last; a compiler is promised these.
     return _empty(pixels, index, dtype).copy_(batch)
 
 
-def _cpu(
+_NUMBERS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+def _takes(pixels: Tensor, *rest: Any) -> bool:
+    return pixels.is_cuda or rest[-1] in _NUMBERS
+
+
+def _cpp(
+    extension: ModuleType,
     pixels: Tensor,
     index: Tensor,
     mean: Tensor,
@@ -112,26 +134,34 @@ def _cpu(
     pad: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    name = str(dtype).removeprefix("torch.")
-    if _native.extension is None or name not in ("float32", "float16", "bfloat16"):
-        _check_inside(pixels, index, rows, columns, pad)
-        return _plain(pixels, index, mean, std, rows, columns, flip, pad, dtype)
     channels = pixels.shape[1]
-    scales = [(x if len(x) == channels else x.expand(channels)).contiguous() for x in (mean, std)]
-    choices = [
-        None if choice is None else choice.to(torch.int64).contiguous()
-        for choice in (index, rows, columns, flip)
-    ]
+    mean, std = ((x if len(x) == channels else x.expand(channels)).contiguous() for x in (mean, std))
+    index = index.contiguous()
+    rows, columns, flip = (_int64(choice) for choice in (rows, columns, flip))
     out = _empty(pixels, index, dtype)
-    written = _native.extension.image_batch(
-        pixels.data_ptr(), pixels.shape, pixels.stride(),
-        *(scale.data_ptr() for scale in scales),
-        *(0 if choice is None else choice.data_ptr() for choice in choices),
-        len(index), pad, getattr(_native.extension.Number, name), out.data_ptr(), torch.get_num_threads(),
-    )  # fmt: skip
-    if written < len(index):
-        _check_inside(pixels, index, rows, columns, pad)
+    extension.image_batch(
+        # The pixels may lie anywhere in their memory: what counts is how much of it comes after the first.
+        pixels=(pixels.data_ptr(), pixels.untyped_storage().nbytes() - pixels.storage_offset()),
+        shape=pixels.shape,
+        strides=pixels.stride(),
+        mean=array(mean),
+        std=array(std),
+        index=array(index),
+        rows=array(rows),
+        columns=array(columns),
+        flip=array(flip),
+        pad=pad,
+        number=getattr(extension.Number, _NUMBERS[dtype]),
+        out=array(out),
+        threads=torch.get_num_threads(),
+    )
     return out
+
+
+def _int64(choice: Tensor | None) -> Tensor | None:
+    if choice is None:
+        return None
+    return (choice if choice.dtype == torch.int64 else choice.long()).contiguous()
 
 
 def _check_inside(
@@ -150,9 +180,8 @@ def _check_inside(
                 raise ValueError(f"{name} hold {low} to {high}: expected 0 to {2 * pad}, twice the padding")
 
 
-def _cuda(pixels: Tensor, *rest: Any) -> Tensor:
-    fused = kernels("_image_batch_cuda")
-    batch: Tensor = (fused.image_batch if fused else _plain)(pixels, *rest)
+def _triton(kernels: ModuleType, *arguments: Any) -> Tensor:
+    batch: Tensor = kernels.image_batch(*arguments)
     return batch
 
 
@@ -169,8 +198,10 @@ def _empty(pixels: Tensor, index: Tensor, dtype: torch.dtype) -> Tensor:
 image_batch_op = define(
     "image_batch(Tensor pixels, Tensor index, Tensor mean, Tensor std, Tensor? rows, Tensor? columns,"
     " Tensor? flip, int pad, ScalarType dtype) -> Tensor",
-    _plain,
+    _definition,
     _fake,
-    cpu=_cpu,
-    cuda=_cuda,
+    check=_check,
+    cpp=_cpp,
+    triton=("_image_batch_cuda", _triton),
+    takes=_takes,
 )

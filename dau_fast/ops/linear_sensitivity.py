@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dau_fast.ops._library import define, differentiable_once
+from dau_fast.ops._library import check_devices, define, differentiable_once
 from dau_fast.ops.sensitivity import (
     check_targets,
     compute_dtype,
@@ -45,26 +45,8 @@ def linear_sensitivity(features: Tensor, weight: Tensor, bias: Tensor | None, ta
         dtype = torch.get_autocast_dtype(device)
         features, weight = features.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-    _check(features, weight, bias)
-    check_targets(targets, len(features))
     s: Tensor = _LinearSensitivity.apply(features, weight, bias, targets)
     return s
-
-
-def _check(features: Tensor, weight: Tensor, bias: Tensor | None) -> None:
-    fit = features.ndim == weight.ndim == 2 and features.shape[1] == weight.shape[1] and len(weight) > 0
-    if not fit or (bias is not None and bias.shape != weight.shape[:1]):
-        shown = None if bias is None else list(bias.shape)
-        raise ValueError(
-            f"features have shape {list(features.shape)}, weight {list(weight.shape)}, bias {shown}: "
-            "expected [B, D], [C, D] and [C] with at least one class"
-        )
-    kinds = {x.dtype for x in (features, weight, bias) if x is not None}
-    if len(kinds) > 1 or not features.is_floating_point():
-        raise ValueError(
-            f"features, weight and bias are {', '.join(sorted(map(str, kinds)))}: expected one "
-            "floating-point dtype; convert them"
-        )
 
 
 class _LinearSensitivity(torch.autograd.Function):
@@ -81,6 +63,46 @@ class _LinearSensitivity(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:3]
         grads = _backward_once(grad, *ctx.saved_tensors, *wanted)
         return *(g if want else None for g, want in zip(grads, wanted, strict=True)), None
+
+
+# ---- what the ops refuse
+
+
+def _check_forward(features: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> None:
+    fit = features.ndim == weight.ndim == 2 and features.shape[1] == weight.shape[1] and len(weight) > 0
+    if not fit or (bias is not None and bias.shape != weight.shape[:1]):
+        shown = None if bias is None else list(bias.shape)
+        raise ValueError(
+            f"features have shape {list(features.shape)}, weight {list(weight.shape)}, bias {shown}: "
+            "expected [B, D], [C, D] and [C] with at least one class"
+        )
+    kinds = {x.dtype for x in (features, weight, bias) if x is not None}
+    if len(kinds) > 1 or not features.is_floating_point():
+        raise ValueError(
+            f"features, weight and bias are {', '.join(sorted(map(str, kinds)))}: expected one "
+            "floating-point dtype; convert them"
+        )
+    check_targets(targets, len(features))
+    check_devices(features=features, weight=weight, bias=bias, targets=targets)
+
+
+def _check_backward(
+    grad: Tensor,
+    features: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    stats: Tensor,
+    *_: bool,
+) -> None:
+    _check_forward(features, weight, bias, targets)
+    check_devices(features=features, grad=grad, stats=stats)
+    batch = len(features)
+    if grad.shape != (batch,) or stats.shape != (5, batch):
+        raise ValueError(
+            f"grad has shape {list(grad.shape)}, stats {list(stats.shape)}: expected [{batch}] and "
+            f"[5, {batch}], as from the forward op"
+        )
 
 
 # ---- the ops: plain PyTorch, in which matrix products take nearly all the time
@@ -191,12 +213,14 @@ forward_op = define(
     " -> (Tensor, Tensor)",
     _forward,
     _forward_fake,
+    check=_check_forward,
 )
 backward_op = define(
     "linear_sensitivity_backward(Tensor grad, Tensor features, Tensor weight, Tensor? bias, Tensor targets,"
     " Tensor stats, bool need_features, bool need_weight, bool need_bias) -> (Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
+    check=_check_backward,
 )
 _backward_once = differentiable_once(
     backward_op,

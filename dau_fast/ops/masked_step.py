@@ -6,115 +6,271 @@ Contiguous float32 tensors go through C++ on the CPU and through Triton on CUDA,
 PyTorch.
 
 Weights and state must be 0 where the mask is False before the first step: what is masked is not read.
+Sizes that do not fit raise ValueError before anything is changed: C++ sees to that itself.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import increment_version
 
-from dau_fast.ops import _native
-from dau_fast.ops._library import define, kernels
-from dau_fast.ops.packed_masks import addresses, sizes
+from dau_fast.ops._library import Lists, define
+from dau_fast.ops._native import array, arrays
+from dau_fast.ops.packed_masks import check_mask
 from dau_fast.ops.reference import masked_adamw_reference_, masked_sgd_reference_
 
-# Both steps take the arguments of their definitions in reference.py, whichever path they go: lists with an
-# entry a weight, or empty; the learning rate, a float or a tensor with one element; numbers. masks: uint8
-# [ceil(n / 8)] from pack_mask, contiguous, or None for a weight without one.
-_Step = Callable[..., None]
+# Both ops take lists with an entry a weight, or empty; the learning rate, a float or a tensor with one
+# element; numbers. masks: uint8 [ceil(n / 8)] from pack_mask, or None for a weight without one.
+_Family = Sequence[Tensor]
+_Masks = Sequence[Tensor | None]
 
 
-def _cpp_sgd(
-    weights: list[Tensor],
-    grads: list[Tensor],
-    momenta: list[Tensor],
-    masks: list[Tensor | None],
-    first: list[bool],
-    lr: float | Tensor,
+# ---- what the ops refuse. C++ and Triton see to the sizes of single tensors, as they walk over them anyway.
+
+
+def _check_sgd(
+    weights: _Family,
+    grads: _Family,
+    momenta: _Family,
+    masks: _Masks,
+    first: Sequence[bool],
+    lr: float,
+    lr_tensor: Tensor | None,
+    *_: Any,
+) -> None:
+    _check_lengths(weights, grads=grads, masks=masks)
+    if momenta or first:
+        _check_lengths(weights, momenta=momenta, first=first)
+    _check_rate(lr_tensor)
+
+
+def _check_adamw(
+    weights: _Family,
+    grads: _Family,
+    exp_avgs: _Family,
+    exp_avg_sqs: _Family,
+    steps: _Family,
+    masks: _Masks,
+    lr: float,
+    lr_tensor: Tensor | None,
+    *_: Any,
+) -> None:
+    _check_lengths(weights, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs, steps=steps, masks=masks)
+    _check_rate(lr_tensor)
+
+
+def _check_lengths(weights: _Family, **families: Sequence[Any]) -> None:
+    for name, family in families.items():
+        if len(family) != len(weights):
+            raise ValueError(
+                f"{name} has {len(family)} entries: expected one for each of {len(weights)} weights"
+            )
+
+
+def _check_rate(lr_tensor: Tensor | None) -> None:
+    if lr_tensor is not None and lr_tensor.numel() != 1:
+        raise ValueError(f"lr_tensor has shape {list(lr_tensor.shape)}: expected one element")
+
+
+def _check_shapes(weights: _Family, masks: _Masks, **families: _Family) -> None:
+    for place, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
+        for name, family in families.items():
+            if family and family[place].shape != weight.shape:
+                raise ValueError(
+                    f"{name}[{place}] has shape {list(family[place].shape)}: expected {list(weight.shape)}, "
+                    "its weight's"
+                )
+        if mask is not None:
+            check_mask(f"mask {place}", mask, weight)
+
+
+# ---- plain PyTorch
+
+
+def _sgd(
+    weights: _Family,
+    grads: _Family,
+    momenta: _Family,
+    masks: _Masks,
+    first: Sequence[bool],
+    lr: float,
+    lr_tensor: Tensor | None,
     *settings: Any,
 ) -> None:
-    arrays = addresses(weights), addresses(grads), addresses(momenta), _mask_addresses(masks)
-    step = _native.extension.masked_sgd  # type: ignore[union-attr]
-    step(*arrays, sizes(weights), first, float(lr), *settings, torch.get_num_threads())
+    _check_shapes(weights, masks, grads=grads, momenta=momenta)
+    families = list(weights), list(grads), list(momenta)
+    masked_sgd_reference_(*families, masks, first, _rate(lr, lr_tensor), *settings)
 
 
-def _cpp_adamw(
-    weights: list[Tensor],
-    grads: list[Tensor],
-    exp_avgs: list[Tensor],
-    exp_avg_sqs: list[Tensor],
-    steps: list[Tensor],
-    masks: list[Tensor | None],
-    lr: float | Tensor,
+def _adamw(
+    weights: _Family,
+    grads: _Family,
+    exp_avgs: _Family,
+    exp_avg_sqs: _Family,
+    steps: _Family,
+    masks: _Masks,
+    lr: float,
+    lr_tensor: Tensor | None,
     *settings: Any,
 ) -> None:
-    state = addresses(exp_avgs), addresses(exp_avg_sqs), addresses(steps)
-    arrays = addresses(weights), addresses(grads), *state, _mask_addresses(masks)
-    step = _native.extension.masked_adamw  # type: ignore[union-attr]
-    step(*arrays, sizes(weights), float(lr), *settings, torch.get_num_threads())
+    _check_shapes(weights, masks, grads=grads, exp_avgs=exp_avgs, exp_avg_sqs=exp_avg_sqs)
+    _check_steps(steps)
+    families = list(weights), list(grads), list(exp_avgs), list(exp_avg_sqs), list(steps)
+    masked_adamw_reference_(*families, masks, _rate(lr, lr_tensor), *settings)
 
 
-def _mask_addresses(masks: list[Tensor | None]) -> list[int]:
-    return [0 if mask is None else mask.data_ptr() for mask in masks]
+def _check_steps(steps: _Family) -> None:
+    for place, step in enumerate(steps):
+        if step.numel() != 1:
+            raise ValueError(f"steps[{place}] has shape {list(step.shape)}: expected one element")
 
 
-# ---- which tensors take which path
+def _rate(lr: float, lr_tensor: Tensor | None) -> float | Tensor:
+    return lr if lr_tensor is None else lr_tensor.reshape(())
 
 
-def _implementation(
-    plain: _Step, lists: int, changed: Sequence[int] = (), native: Callable[[], _Step | None] = lambda: None
-) -> _Step:
-    """What an op runs on one kind of device.
-
-    lists: how many of the arguments are lists, weights and gradients first. changed: which of them are
-    changed in place. native: finds the fused step, if there is one; the others are stepped by `plain`.
-    """
-
-    def run(*arguments: Any) -> None:
-        families, (lr, lr_tensor, *settings) = arguments[:lists], arguments[lists:]
-        rate = lr if lr_tensor is None else lr_tensor.reshape(())
-        fused, state = native(), [families[place] for place in changed if families[place]]
-        suited = _suited(families[1], state) if fused else [False] * len(families[0])
-        others = [place for place, fits in enumerate(suited) if not fits]
-        if others:
-            plain(*(_take(family, others) for family in families), rate, *settings)
-        if fused is None or len(others) == len(suited):
-            return
-        if others:
-            chosen = [place for place, fits in enumerate(suited) if fits]
-            families = tuple(_take(family, chosen) for family in families)
-        weights, grads, *rest = families
-        fused(weights, [grad.contiguous() for grad in grads], *rest, rate, *settings)
-        # Autograd cannot see a write through an address.
-        increment_version([tensor for place in changed for tensor in families[place]])
-
-    return run
+# ---- which entries C++ and Triton take: contiguous float32, and masks as pack_mask makes them
 
 
-def _suited(grads: list[Tensor], state: list[list[Tensor]]) -> list[bool]:
-    """Whether each weight and its state are contiguous float32, and its gradient is float32."""
-    float32 = torch.float32
-    suited = [grad.dtype is float32 for grad in grads]
-    for family in state:
+def _takes_sgd(weights: _Family, grads: _Family, momenta: _Family, masks: _Masks, *_: Any) -> list[bool]:
+    return _suited(grads, masks, weights, momenta)
+
+
+def _takes_adamw(
+    weights: _Family,
+    grads: _Family,
+    exp_avgs: _Family,
+    exp_avg_sqs: _Family,
+    steps: _Family,
+    masks: _Masks,
+    *_: Any,
+) -> list[bool]:
+    return _suited(grads, masks, weights, exp_avgs, exp_avg_sqs, steps)
+
+
+def _suited(grads: _Family, masks: _Masks, *changed: _Family) -> list[bool]:
+    float32, uint8 = torch.float32, torch.uint8
+    suited = [
+        grad.dtype is float32 and (mask is None or (mask.dtype is uint8 and mask.is_contiguous()))
+        for grad, mask in zip(grads, masks, strict=True)
+    ]
+    for family in changed:
         fits = [tensor.dtype is float32 and tensor.is_contiguous() for tensor in family]
-        suited = [before and now for before, now in zip(suited, fits, strict=True)]
+        suited = [before and now for before, now in zip(suited, fits, strict=True)] if fits else suited
     return suited
 
 
-def _take(items: Sequence[Any], places: list[int]) -> list[Any]:
-    return [items[place] for place in places] if items else []
+# ---- C++
 
 
-def _cpp(step: _Step) -> Callable[[], _Step | None]:
-    return lambda: step if _native.extension else None
+def _sgd_cpp(
+    extension: ModuleType,
+    weights: _Family,
+    grads: _Family,
+    momenta: _Family,
+    masks: _Masks,
+    first: Sequence[bool],
+    lr: float,
+    lr_tensor: Tensor | None,
+    momentum: float,
+    dampening: float,
+    weight_decay: float,
+    nesterov: bool,
+    maximize: bool,
+) -> None:
+    grads = [grad.contiguous() for grad in grads]
+    extension.masked_sgd(
+        weights=arrays(weights),
+        grads=arrays(grads),
+        momenta=arrays(momenta),
+        bits=_mask_arrays(masks),
+        first=first,
+        lr=float(_rate(lr, lr_tensor)),
+        momentum=momentum,
+        dampening=dampening,
+        weight_decay=weight_decay,
+        nesterov=nesterov,
+        maximize=maximize,
+        threads=torch.get_num_threads(),
+    )
 
 
-def _triton(name: str) -> Callable[[], _Step | None]:
-    return lambda: getattr(kernels("_masked_step_cuda"), name, None)
+def _adamw_cpp(
+    extension: ModuleType,
+    weights: _Family,
+    grads: _Family,
+    exp_avgs: _Family,
+    exp_avg_sqs: _Family,
+    steps: _Family,
+    masks: _Masks,
+    lr: float,
+    lr_tensor: Tensor | None,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    maximize: bool,
+) -> None:
+    grads = [grad.contiguous() for grad in grads]
+    extension.masked_adamw(
+        weights=arrays(weights),
+        grads=arrays(grads),
+        exp_avgs=arrays(exp_avgs),
+        exp_avg_sqs=arrays(exp_avg_sqs),
+        steps=arrays(steps),
+        bits=_mask_arrays(masks),
+        lr=float(_rate(lr, lr_tensor)),
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        weight_decay=weight_decay,
+        maximize=maximize,
+        threads=torch.get_num_threads(),
+    )
+
+
+def _mask_arrays(masks: _Masks) -> tuple[list[int], list[int]]:
+    pairs = [array(mask) for mask in masks]
+    return [address for address, _ in pairs], [size for _, size in pairs]
+
+
+# ---- Triton
+
+
+def _sgd_triton(
+    kernels: ModuleType,
+    weights: _Family,
+    grads: _Family,
+    momenta: _Family,
+    masks: _Masks,
+    first: Sequence[bool],
+    lr: float,
+    lr_tensor: Tensor | None,
+    *settings: Any,
+) -> None:
+    grads = [grad.contiguous() for grad in grads]
+    kernels.sgd(weights, grads, momenta, masks, first, _rate(lr, lr_tensor), *settings)
+
+
+def _adamw_triton(
+    kernels: ModuleType,
+    weights: _Family,
+    grads: _Family,
+    exp_avgs: _Family,
+    exp_avg_sqs: _Family,
+    steps: _Family,
+    masks: _Masks,
+    lr: float,
+    lr_tensor: Tensor | None,
+    *settings: Any,
+) -> None:
+    _check_steps(steps)
+    grads = [grad.contiguous() for grad in grads]
+    kernels.adamw(weights, grads, exp_avgs, exp_avg_sqs, steps, masks, _rate(lr, lr_tensor), *settings)
 
 
 # ---- registration
@@ -124,34 +280,28 @@ def _nothing(*_: Any) -> None:
     """Both ops only change what they are given."""
 
 
-def _define(schema: str, plain: _Step, cpp: _Step, triton: str, lists: int, changed: tuple[int, ...]) -> Any:
-    return define(
-        schema,
-        _implementation(plain, lists),
-        _nothing,
-        cpu=_implementation(plain, lists, changed, _cpp(cpp)),
-        cuda=_implementation(plain, lists, changed, _triton(triton)),
-    )
-
-
 # lr_tensor stands for lr where it is given, so that captured and compiled code need not know its value.
-masked_sgd_op = _define(
+masked_sgd_op = define(
     "masked_sgd_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] momenta, Tensor?[] masks, bool[] first,"
     " float lr, Tensor? lr_tensor, float momentum, float dampening, float weight_decay, bool nesterov,"
     " bool maximize) -> ()",
-    masked_sgd_reference_,
-    _cpp_sgd,
-    "sgd",
-    lists=5,
-    changed=(0, 2),
+    _sgd,
+    _nothing,
+    check=_check_sgd,
+    cpp=_sgd_cpp,
+    triton=("_masked_step_cuda", _sgd_triton),
+    takes=_takes_sgd,
+    lists=Lists(count=5, changed=(0, 2)),
 )
-masked_adamw_op = _define(
+masked_adamw_op = define(
     "masked_adamw_(Tensor(a!)[] weights, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,"
     " Tensor(d!)[] steps, Tensor?[] masks, float lr, Tensor? lr_tensor, float beta1, float beta2, float eps,"
     " float weight_decay, bool maximize) -> ()",
-    masked_adamw_reference_,
-    _cpp_adamw,
-    "adamw",
-    lists=6,
-    changed=(0, 2, 3, 4),
+    _adamw,
+    _nothing,
+    check=_check_adamw,
+    cpp=_adamw_cpp,
+    triton=("_masked_step_cuda", _adamw_triton),
+    takes=_takes_adamw,
+    lists=Lists(count=6, changed=(0, 2, 3, 4)),
 )

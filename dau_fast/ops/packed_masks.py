@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
-from torch import Tensor
-from torch.autograd.graph import increment_version
+from torch import Tensor, nn
 
-from dau_fast.ops import _native
-from dau_fast.ops._library import kernels
+from dau_fast.ops._library import Lists, define
+from dau_fast.ops._native import array, arrays
 from dau_fast.ops.reference import (
     apply_masks_reference_,
     pack_mask_reference,
@@ -29,13 +29,7 @@ def pack_mask(mask: Tensor) -> Tensor:
 
     Raises ValueError for another dtype.
     """
-    if mask.dtype != torch.bool:
-        raise ValueError(f"mask is {_name(mask.dtype)}: expected bool; convert it with mask.bool()")
-    if _native.extension is None or not has_cpu_memory(mask):
-        return pack_mask_reference(mask)
-    mask = mask.contiguous()
-    packed = torch.empty(packed_size(mask.numel()), dtype=torch.uint8)
-    _native.extension.pack(mask.data_ptr(), packed.data_ptr(), mask.numel())
+    packed: Tensor = pack_op(mask)
     return packed
 
 
@@ -44,13 +38,7 @@ def unpack_mask(packed: Tensor, shape: Sequence[int]) -> Tensor:
 
     Raises ValueError for another dtype or size.
     """
-    n = math.prod(shape)
-    _check_packed("packed mask", packed, n)
-    if _native.extension is None or not has_cpu_memory(packed):
-        return unpack_mask_reference(packed, shape)
-    packed = packed.contiguous()
-    mask = torch.empty(tuple(shape), dtype=torch.bool)
-    _native.extension.unpack(packed.data_ptr(), mask.data_ptr(), n)
+    mask: Tensor = unpack_op(packed, shape)
     return mask
 
 
@@ -59,11 +47,7 @@ def count_kept(packed: Tensor, n: int) -> int:
 
     Waits for the device. Raises ValueError for another dtype or size.
     """
-    _check_packed("packed mask", packed, n)
-    if _native.extension is None or not has_cpu_memory(packed):
-        return int(unpack_mask_reference(packed, (n,)).sum())
-    packed = packed.contiguous()
-    return int(_native.extension.count(packed.data_ptr(), n))
+    return int(count_op(packed, n))
 
 
 def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
@@ -78,60 +62,49 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
             f"{len(tensors)} tensors and {len(masks)} masks: expected one mask a tensor; pass "
             "both lists in one order"
         )
+    devices = {tensor.device for tensor in tensors}
+    with torch.no_grad():
+        if len(devices) == 1 and _are_plain(tensors):
+            apply_op(tensors, masks)
+            return
+        _check_pairs(tensors, masks)
+        for device in devices:
+            ours = [place for place, tensor in enumerate(tensors) if tensor.device == device]
+            _apply_on_one_device([tensors[place] for place in ours], [masks[place] for place in ours])
+
+
+def _apply_on_one_device(tensors: list[Tensor], masks: list[Tensor]) -> None:
+    # Subclasses that keep their elements elsewhere, such as distributed tensors, know PyTorch's ops alone.
+    (apply_op if _are_plain(tensors) else apply_masks_reference_)(tensors, masks)
+
+
+def _are_plain(tensors: Sequence[Tensor]) -> bool:
+    return torch.compiler.is_compiling() or {type(tensor) for tensor in tensors} <= {Tensor, nn.Parameter}
+
+
+# ---- what the ops refuse
+
+
+def _check_bool(mask: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"mask is {_name(mask.dtype)}: expected bool; convert it with mask.bool()")
+
+
+def _check_shape(packed: Tensor, shape: Sequence[int]) -> None:
+    _check_packed("packed mask", packed, math.prod(shape))
+    if any(size < 0 for size in shape):
+        raise ValueError(f"shape is {list(shape)}: expected sizes of 0 or more")
+
+
+def _check_count(packed: Tensor, n: int) -> None:
+    _check_packed("packed mask", packed, n)
+
+
+def _check_pairs(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+    if len(tensors) != len(masks):
+        raise ValueError(f"{len(tensors)} tensors and {len(masks)} masks: expected one mask a tensor")
     for index, (tensor, mask) in enumerate(zip(tensors, masks, strict=True)):
         check_mask(f"mask {index}", mask, tensor)
-    fused = kernels("_masked_step_cuda") if any(tensor.is_cuda for tensor in tensors) else None
-    # By device: contiguous float32 tensors, and their packed masks.
-    suited: dict[torch.device, tuple[list[Tensor], list[Tensor]]] = {}
-    for tensor, mask in zip(tensors, masks, strict=True):
-        native = fused if tensor.is_cuda else _native.extension
-        if native is None or not _is_plain_float32(tensor, mask):
-            apply_masks_reference_([tensor], [mask])
-            continue
-        chosen, bits = suited.setdefault(tensor.device, ([], []))
-        chosen.append(tensor)
-        bits.append(pack_mask(mask) if mask.dtype == torch.bool else mask.contiguous())
-    for device, (chosen, bits) in suited.items():
-        if device.type == "cpu" and _native.extension is not None:
-            threads = torch.get_num_threads()
-            _native.extension.apply(addresses(chosen), addresses(bits), sizes(chosen), threads)
-        elif fused is not None:
-            fused.apply(chosen, bits)
-        increment_version(chosen)  # autograd cannot see a write through an address
-
-
-def addresses(tensors: Sequence[Tensor]) -> list[int]:
-    """What the extension takes for a list of tensors."""
-    return [tensor.data_ptr() for tensor in tensors]
-
-
-def sizes(tensors: Sequence[Tensor]) -> list[int]:
-    """How many elements each tensor has."""
-    return [tensor.numel() for tensor in tensors]
-
-
-def _is_plain_float32(tensor: Tensor, mask: Tensor) -> bool:
-    contiguous = tensor.dtype == torch.float32 and tensor.is_contiguous()
-    return contiguous and _has_memory(tensor) and _has_memory(mask)
-
-
-def has_cpu_memory(tensor: Tensor) -> bool:
-    """Whether data_ptr() may be read here."""
-    return tensor.device.type == "cpu" and _has_memory(tensor)
-
-
-def _has_memory(tensor: Tensor) -> bool:
-    """Whether data_ptr() is an address: not while compiling, where plain PyTorch fuses anyway.
-
-    Subclasses (fake and distributed tensors) keep their elements elsewhere or nowhere.
-    """
-    if torch.compiler.is_compiling() or type(tensor) not in (Tensor, torch.nn.Parameter):
-        return False
-    return tensor.device.type in ("cpu", "cuda") and tensor.layout == torch.strided
-
-
-def packed_size(n: int) -> int:
-    return -(-n // 8)
 
 
 def _check_packed(name: str, packed: Tensor, n: int) -> None:
@@ -167,3 +140,86 @@ def check_mask(name: str, mask: Tensor, tensor: Tensor) -> None:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def packed_size(n: int) -> int:
+    """Bytes of a packed mask of n weights."""
+    return -(-n // 8)
+
+
+# ---- C++ and Triton
+
+
+def _pack_cpp(extension: ModuleType, mask: Tensor) -> Tensor:
+    mask = mask.contiguous()
+    packed = torch.empty(packed_size(mask.numel()), dtype=torch.uint8)
+    extension.pack(flags=array(mask), bits=array(packed))
+    return packed
+
+
+def _unpack_cpp(extension: ModuleType, packed: Tensor, shape: Sequence[int]) -> Tensor:
+    packed = packed.contiguous()
+    mask = torch.empty(shape, dtype=torch.bool)
+    extension.unpack(bits=array(packed), flags=array(mask))
+    return mask
+
+
+def _count(packed: Tensor, n: int) -> Tensor:
+    return unpack_mask_reference(packed, (n,)).sum()
+
+
+def _count_cpp(extension: ModuleType, packed: Tensor, n: int) -> Tensor:
+    packed = packed.contiguous()
+    return torch.tensor(extension.count(bits=array(packed), n=n))
+
+
+def _takes_each(tensors: list[Tensor], masks: list[Tensor]) -> list[bool]:
+    return [tensor.dtype is torch.float32 and tensor.is_contiguous() for tensor in tensors]
+
+
+def _apply_cpp(extension: ModuleType, tensors: list[Tensor], masks: list[Tensor]) -> None:
+    bits = [_bits(mask) for mask in masks]
+    extension.apply(weights=arrays(tensors), bits=arrays(bits), threads=torch.get_num_threads())
+
+
+def _apply_triton(kernels: ModuleType, tensors: list[Tensor], masks: list[Tensor]) -> None:
+    kernels.apply(tensors, [_bits(mask) for mask in masks])
+
+
+def _bits(mask: Tensor) -> Tensor:
+    return pack_mask(mask) if mask.dtype is torch.bool else mask.contiguous()
+
+
+# ---- registration
+
+pack_op = define(
+    "pack_mask(Tensor mask) -> Tensor",
+    pack_mask_reference,
+    lambda mask: mask.new_empty(packed_size(mask.numel()), dtype=torch.uint8),
+    check=_check_bool,
+    cpp=_pack_cpp,
+)
+unpack_op = define(
+    "unpack_mask(Tensor packed, SymInt[] shape) -> Tensor",
+    unpack_mask_reference,
+    lambda packed, shape: packed.new_empty(shape, dtype=torch.bool),
+    check=_check_shape,
+    cpp=_unpack_cpp,
+)
+count_op = define(
+    "count_kept(Tensor packed, SymInt n) -> Tensor",
+    _count,
+    lambda packed, n: packed.new_empty((), dtype=torch.int64),
+    check=_check_count,
+    cpp=_count_cpp,
+)
+apply_op = define(
+    "apply_masks_(Tensor(a!)[] tensors, Tensor[] masks) -> ()",
+    apply_masks_reference_,
+    lambda tensors, masks: None,
+    check=_check_pairs,
+    cpp=_apply_cpp,
+    triton=("_masked_step_cuda", _apply_triton),
+    takes=_takes_each,
+    lists=Lists(count=2, changed=(0,)),
+)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Literal, overload
 
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
-from dau_fast.ops._layer_gradients import UNITS, square_sums, wide
+from dau_fast.ops._layer_gradients import RULES, Rule, Sum, square_sums, wide
 
 LossFunction = Callable[..., Tensor]
 
@@ -62,11 +62,11 @@ def per_sample_grad_norms(
     must be in evaluation mode. loss_fn(outputs, targets): takes reduction="none", as PyTorch's own
     do, or returns one loss a sample, [B]. per_layer: a dictionary instead, from the names of layers
     to norms [B]. create_graph: makes the result differentiable.
-    Layers: Linear, Conv1d to 3d, Embedding, LayerNorm, GroupNorm, BatchNorm1d to 3d and SyncBatchNorm;
-    also used more than once, and with shared parameters. Under autocast and in half precision, squares
-    are summed in float32. Raises ValueError for trainable parameters of any other layer, by name; with
-    strict=False those are left out and a warning says so. Raises ValueError for a parameter that is
-    used outside its layer, as in x @ embedding.weight.T.
+    Layers: Linear, Conv1d to 3d, Embedding, LayerNorm, GroupNorm, BatchNorm1d to 3d and SyncBatchNorm, and
+    what `register_layer` was told of; also used more than once, and with shared parameters. Under autocast
+    and in half precision, squares are summed in float32. Raises ValueError for trainable parameters of
+    any other layer, by name; with strict=False those are left out and a warning says so. Raises
+    ValueError for a parameter that is used outside its layer, as in x @ embedding.weight.T.
     The model is left as it was: no gradients, no hooks, the same mode.
     """
     layers, unknown = _layers(model, strict)
@@ -115,6 +115,46 @@ def input_grad_norms(
         losses = sample_losses(loss_fn, model(x), targets)
         (grad,) = torch.autograd.grad(losses.sum(), [x], create_graph=create_graph)
     return torch.linalg.vector_norm(grad.flatten(1), dim=1)
+
+
+def register_layer(
+    layer: type[nn.Module],
+    rule: Callable[..., Iterable[tuple[Tensor, Tensor]]] | None = None,
+    *,
+    like: type[nn.Module] | None = None,
+) -> None:
+    """Teach `per_sample_grad_norms` the layers of type `layer`, subclasses not included.
+
+    rule(layer, x, g): yields pairs of a parameter and its gradient for every sample, [B, *parameter.shape],
+    from the layer's input x and the gradient g with respect to its output, both [B, ...]; of x[b] and g[b]
+    alone for sample b, by differentiable operations. like: instead of a rule, a layer type that is known.
+    Raises ValueError unless one of both is given, for a `layer` that is known already, for a `like` that
+    is not, and, when the rule is used, for gradients of another shape.
+    """
+    name = layer.__name__
+    if layer in RULES:
+        raise ValueError(f"{name} has a per-sample gradient already: expected another type of layer")
+    if rule is not None and like is None:
+        RULES[layer] = _checked_rule(rule)
+    elif like is not None and rule is None:
+        if like not in RULES:
+            raise ValueError(f"no per-sample gradient is known for {like.__name__}: {name} cannot be like it")
+        RULES[layer] = RULES[like]
+    else:
+        raise ValueError(f"{name} needs a rule or a layer that it is like: expected one of the two")
+
+
+def _checked_rule(rule: Callable[..., Iterable[tuple[Tensor, Tensor]]]) -> Rule:
+    def run(layer: nn.Module, x: Tensor, g: Tensor) -> Iterator[Sum]:
+        for parameter, gradients in rule(layer, x, g):
+            if gradients.shape != (len(g), *parameter.shape):
+                raise ValueError(
+                    f"the rule of {type(layer).__name__} gives gradients of shape {list(gradients.shape)}: "
+                    f"expected {[len(g), *parameter.shape]}, one of the parameter's shape a sample"
+                )
+            yield Sum(parameter, gradients)
+
+    return run
 
 
 def sample_losses(loss_fn: LossFunction, outputs: Any, targets: Tensor) -> Tensor:
@@ -166,7 +206,7 @@ class _Squares:
         if x.is_floating_point():
             x = x.to(pull.dtype)  # as autocast did for the layer
         with torch.autocast(pull.device.type, enabled=False):
-            for unit in UNITS[type(layer)](layer, x, pull):
+            for unit in RULES[type(layer)](layer, x, pull):
                 key = id(unit.parameter)
                 if not unit.parameter.requires_grad:
                     continue
@@ -191,7 +231,7 @@ def _layers(model: nn.Module, strict: bool) -> tuple[dict[str, nn.Module], dict[
     unknown: dict[str, nn.Module] = {}
     for name, layer in model.named_modules():
         if any(parameter.requires_grad for parameter in layer.parameters(recurse=False)):
-            (known if type(layer) in UNITS else unknown)[name] = layer
+            (known if type(layer) in RULES else unknown)[name] = layer
     if unknown:
         named = ", ".join(f"{name or 'the model itself'} ({type(m).__name__})" for name, m in unknown.items())
         if strict:

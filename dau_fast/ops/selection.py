@@ -7,12 +7,14 @@ finds the threshold. Exactly as many are dropped as were asked for: of equal val
 from __future__ import annotations
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from dau_fast.ops import _native
-from dau_fast.ops.packed_masks import addresses, has_cpu_memory, pack_mask, packed_size, sizes
+from dau_fast.ops._library import define
+from dau_fast.ops._native import arrays
+from dau_fast.ops.packed_masks import pack_mask, packed_size
 
 
 def mask_smallest(tensors: Sequence[Tensor], k: int) -> list[Tensor]:
@@ -22,20 +24,39 @@ def mask_smallest(tensors: Sequence[Tensor], k: int) -> list[Tensor]:
     `pack_mask`. Equal values are dropped in the order of the tensors and of their row-major elements.
     Raises ValueError for a k that is negative or more than there are, and for NaN.
     """
-    total = sum(sizes(tensors))
+    if not tensors:
+        _check([], k)
+        return []
+    return list(smallest_op([tensor.detach() for tensor in tensors], k))
+
+
+def _check(tensors: Sequence[Tensor], k: int) -> None:
+    total = sum(_sizes(tensors))
     if not 0 <= k <= total:
         raise ValueError(f"k is {k}: expected 0 to {total}, the number of values")
-    scores = [tensor.detach() for tensor in tensors]
+    devices = {tensor.device for tensor in tensors}
+    if len(devices) > 1:
+        raise ValueError(f"tensors are on {', '.join(sorted(map(str, devices)))}: expected one device")
+
+
+def _sizes(tensors: Sequence[Tensor]) -> list[int]:
+    return [tensor.numel() for tensor in tensors]
+
+
+# ---- plain PyTorch
+
+
+def _definition(scores: list[Tensor], k: int) -> list[Tensor]:
     if k == 0:
-        return [pack_mask(torch.ones_like(score, dtype=torch.bool)) for score in scores]
-    if _native.extension is None or not all(has_cpu_memory(score) for score in scores):
-        for index, score in enumerate(scores):
-            if score.isnan().any():
-                raise _no_order(index)
-        return _packed(_kept(_magnitudes(scores), k), scores)
-    if all(score.dtype == torch.float32 for score in scores):
-        return _selected([score.contiguous() for score in scores], k)
-    return _packed(_kept_by_rounding(_magnitudes(scores), k, scores), scores)
+        return _none_dropped(scores)
+    for index, score in enumerate(scores):
+        if score.isnan().any():
+            raise _no_order(index)
+    return _packed(_kept(_magnitudes(scores), k), scores)
+
+
+def _none_dropped(scores: list[Tensor]) -> list[Tensor]:
+    return [pack_mask(torch.ones_like(score, dtype=torch.bool)) for score in scores]
 
 
 def _magnitudes(scores: list[Tensor]) -> Tensor:
@@ -43,7 +64,7 @@ def _magnitudes(scores: list[Tensor]) -> Tensor:
 
 
 def _packed(kept: Tensor, scores: list[Tensor]) -> list[Tensor]:
-    return [pack_mask(part) for part in kept.split(sizes(scores))]
+    return [pack_mask(part) for part in kept.split(_sizes(scores))]
 
 
 def _kept(values: Tensor, k: int) -> Tensor:
@@ -56,10 +77,29 @@ def _kept(values: Tensor, k: int) -> Tensor:
     return kept
 
 
-def _kept_by_rounding(values: Tensor, k: int, scores: list[Tensor]) -> Tensor:
+def _no_order_in(scores: list[Tensor]) -> ValueError:
+    return _no_order(next(index for index, score in enumerate(scores) if score.isnan().any()))
+
+
+def _no_order(index: int) -> ValueError:
+    return ValueError(f"tensor {index} has NaN values: expected numbers; NaN is neither small nor large")
+
+
+# ---- C++
+
+
+def _cpp(extension: ModuleType, scores: list[Tensor], k: int) -> list[Tensor]:
+    if k == 0:
+        return _none_dropped(scores)
+    if all(score.dtype == torch.float32 for score in scores):
+        return _selected(extension, [score.contiguous() for score in scores], k)
+    return _packed(_kept_by_rounding(extension, _magnitudes(scores), k, scores), scores)
+
+
+def _kept_by_rounding(extension: ModuleType, values: Tensor, k: int, scores: list[Tensor]) -> Tensor:
     """`_kept`: rounding to float32 keeps the order, so that only what rounds to the threshold is compared."""
     rounded = values.float()
-    threshold, below, _, nan = _select([rounded], k)
+    threshold, below, _, nan = _select(extension, [rounded], k)
     if nan:
         raise _no_order_in(scores)
     kept = rounded > threshold
@@ -68,32 +108,34 @@ def _kept_by_rounding(values: Tensor, k: int, scores: list[Tensor]) -> Tensor:
     return kept
 
 
-def _selected(scores: list[Tensor], k: int) -> list[Tensor]:
-    threshold, below, equal, nan = _select(scores, k)
+def _selected(extension: ModuleType, scores: list[Tensor], k: int) -> list[Tensor]:
+    threshold, below, equal, nan = _select(extension, scores, k)
     if nan:
         raise _no_order_in(scores)
-    counts, ties = sizes(scores), k - below
-    masks = [torch.empty(packed_size(n), dtype=torch.uint8) for n in counts]
-    assert _native.extension is not None
-    _native.extension.mask_smallest(
-        addresses(scores), addresses(masks), counts, threshold, ties, ties == equal, torch.get_num_threads()
+    masks = [torch.empty(packed_size(score.numel()), dtype=torch.uint8) for score in scores]
+    extension.mask_smallest(
+        values=arrays(scores),
+        bits=arrays(masks),
+        threshold=threshold,
+        ties=k - below,
+        all_ties=k - below == equal,
+        threads=torch.get_num_threads(),
     )
     return masks
 
 
-def _select(scores: list[Tensor], k: int) -> tuple[float, int, int, int]:
+def _select(extension: ModuleType, scores: list[Tensor], k: int) -> tuple[float, int, int, int]:
     """The k-th smallest of contiguous float32 values; how many are below it, equal to it, and NaN."""
-    assert _native.extension is not None
-    threads = torch.get_num_threads()
-    found: tuple[float, int, int, int] = _native.extension.select(
-        addresses(scores), sizes(scores), k, threads
+    found: tuple[float, int, int, int] = extension.select(
+        values=arrays(scores), k=k, threads=torch.get_num_threads()
     )
     return found
 
 
-def _no_order_in(scores: list[Tensor]) -> ValueError:
-    return _no_order(next(index for index, score in enumerate(scores) if score.isnan().any()))
-
-
-def _no_order(index: int) -> ValueError:
-    return ValueError(f"tensor {index} has NaN values: expected numbers; NaN is neither small nor large")
+smallest_op = define(
+    "mask_smallest(Tensor[] tensors, int k) -> Tensor[]",
+    _definition,
+    lambda tensors, k: [x.new_empty(packed_size(x.numel()), dtype=torch.uint8) for x in tensors],
+    check=_check,
+    cpp=_cpp,
+)

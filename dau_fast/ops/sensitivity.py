@@ -16,13 +16,14 @@ so that what is kept from forward to backward are five numbers a sample and noth
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dau_fast.ops import _native
-from dau_fast.ops._library import define, differentiable_once, kernels
+from dau_fast.ops._library import check_devices, define, differentiable_once
+from dau_fast.ops._native import array
 
 
 def sensitivity(logits: Tensor, features: Tensor, targets: Tensor, bias: bool = True) -> Tensor:
@@ -35,7 +36,6 @@ def sensitivity(logits: Tensor, features: Tensor, targets: Tensor, bias: bool = 
     Raises ValueError where shapes do not fit, or for a target outside 0 to C - 1; on CUDA that one is a
     device-side assertion, as in torch.nn.functional.cross_entropy.
     """
-    _check(logits, features, targets)
     s: Tensor = _Sensitivity.apply(logits, features, targets, bias, False)
     return s
 
@@ -45,26 +45,8 @@ def attack_features(logits: Tensor, features: Tensor, targets: Tensor | None) ->
 
     Arguments, dtype and errors as in `sensitivity`; targets None means the predicted label.
     """
-    _check(logits, features, targets)
     u: Tensor = _Sensitivity.apply(logits, features, targets, True, True)
     return u
-
-
-def _check(logits: Tensor, features: Tensor, targets: Tensor | None) -> None:
-    if logits.ndim != 2 or features.ndim != 2 or len(logits) != len(features) or logits.shape[1] == 0:
-        raise ValueError(
-            f"logits have shape {list(logits.shape)}, features {list(features.shape)}: expected [B, C] "
-            "and [B, D] with one B and at least one class"
-        )
-    check_targets(targets, len(logits))
-
-
-def check_targets(targets: Tensor | None, batch: int) -> None:
-    """ValueError unless `targets` are None or int64 [batch]."""
-    if targets is not None and (targets.shape != (batch,) or targets.dtype != torch.int64):
-        raise ValueError(
-            f"targets are {targets.dtype} of shape {list(targets.shape)}: expected int64 of shape [{batch}]"
-        )
 
 
 class _Sensitivity(torch.autograd.Function):
@@ -87,6 +69,50 @@ class _Sensitivity(torch.autograd.Function):
         wanted = ctx.needs_input_grad[:2]
         grads = _backward_once(grad, *ctx.saved_tensors, ctx.softmax, *wanted)
         return grads[0] if wanted[0] else None, grads[1] if wanted[1] else None, None, None, None
+
+
+# ---- what the ops refuse
+
+
+def _check_forward(
+    logits: Tensor, features: Tensor, targets: Tensor | None, bias: bool, softmax: bool
+) -> None:
+    if logits.ndim != 2 or features.ndim != 2 or len(logits) != len(features) or logits.shape[1] == 0:
+        raise ValueError(
+            f"logits have shape {list(logits.shape)}, features {list(features.shape)}: expected [B, C] "
+            "and [B, D] with one B and at least one class"
+        )
+    check_targets(targets, len(logits))
+    check_devices(logits=logits, features=features, targets=targets)
+
+
+def check_targets(targets: Tensor | None, batch: int) -> None:
+    """ValueError unless `targets` are None or int64 [batch]."""
+    if targets is not None and (targets.shape != (batch,) or targets.dtype != torch.int64):
+        raise ValueError(
+            f"targets are {targets.dtype} of shape {list(targets.shape)}: expected int64 of shape [{batch}]"
+        )
+
+
+def _check_backward(
+    grad: Tensor,
+    logits: Tensor,
+    features: Tensor,
+    labels: Tensor,
+    stats: Tensor,
+    softmax: bool,
+    need_logits: bool,
+    need_features: bool,
+) -> None:
+    _check_forward(logits, features, labels, True, softmax)
+    check_devices(logits=logits, grad=grad, stats=stats)
+    batch, classes = logits.shape
+    shown = (batch, classes + 1) if softmax else (batch,)
+    if grad.shape != shown or stats.shape != (5, batch) or stats.dtype != compute_dtype(logits, features):
+        raise ValueError(
+            f"grad has shape {list(grad.shape)}, stats {stats.dtype} {list(stats.shape)}: expected "
+            f"{list(shown)} and stats as from the forward op"
+        )
 
 
 # ---- the ops
@@ -167,7 +193,10 @@ def logits_gradient(
     here: bool [B, 1], whether these classes include the label, where they are some of all.
     """
     miss, pull, length = stats[:3]
-    at_label = p.gather(1, labels).mul_((-grad_s * length * pull).unsqueeze(1))
+    try:
+        at_label = p.gather(1, labels).mul_((-grad_s * length * pull).unsqueeze(1))
+    except RuntimeError as error:
+        raise no_such_class(labels, p.shape[1]) from error
     factor = grad_s * length / above_zero(pull)
     # The factor first: p^2 may be below what float32 can hold where the factor is large.
     scaled = p * factor.unsqueeze(1)
@@ -190,32 +219,46 @@ def above_zero(x: Tensor) -> Tensor:
 
 def compute_dtype(*inputs: Tensor) -> torch.dtype:
     """What sums are kept in: float64 where an input is, else float32."""
-    return torch.float64 if any(x.dtype == torch.float64 for x in inputs) else torch.float32
+    return torch.float64 if torch.float64 in [x.dtype for x in inputs] else torch.float32
 
 
-# ---- C++, in float32
+# ---- C++ and Triton, in float32
 
 
-def _forward_cpu(
-    logits: Tensor, features: Tensor, targets: Tensor | None, bias: bool, softmax: bool
+def _takes_forward(logits: Tensor, features: Tensor, *_: Any) -> bool:
+    return compute_dtype(logits, features) == torch.float32
+
+
+def _takes_backward(grad: Tensor, logits: Tensor, features: Tensor, *_: Any) -> bool:
+    return compute_dtype(logits, features) == torch.float32
+
+
+def _forward_cpp(
+    extension: ModuleType, logits: Tensor, features: Tensor, targets: Tensor | None, bias: bool, softmax: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if _native.extension is None or compute_dtype(logits, features) != torch.float32:
-        return _forward(logits, features, targets, bias, softmax)
-    z, h = _float32(logits), _float32(features)
+    z, h, labels = _float32(logits), _float32(features), None if targets is None else targets.contiguous()
     batch, classes = z.shape
     shown, stats = z.new_empty((batch, classes + 1) if softmax else batch), z.new_empty((5, batch))
-    labels = z.new_empty(batch, dtype=torch.int64) if targets is None else targets.contiguous()
-    given, found = (0, labels.data_ptr()) if targets is None else (labels.data_ptr(), 0)
-    bad = _native.extension.sensitivity_forward(
-        z.data_ptr(), h.data_ptr(), given, shown.data_ptr(), stats.data_ptr(), found,
-        batch, classes, h.shape[1], bias, softmax, torch.get_num_threads(),
-    )  # fmt: skip
-    if bad < batch:
-        raise no_such_class(labels, classes)
-    return shown, stats, labels if targets is None else labels.new_empty(0)
+    predicted = z.new_empty(batch if targets is None else 0, dtype=torch.int64)
+    extension.sensitivity_forward(
+        logits=array(z),
+        features=array(h),
+        targets=array(labels),
+        shown=array(shown),
+        stats=array(stats),
+        predicted=array(predicted),
+        batch=batch,
+        classes=classes,
+        width=h.shape[1],
+        bias=bias,
+        softmax=softmax,
+        threads=torch.get_num_threads(),
+    )
+    return shown, stats, predicted
 
 
-def _backward_cpu(
+def _backward_cpp(
+    extension: ModuleType,
     grad: Tensor,
     logits: Tensor,
     features: Tensor,
@@ -225,39 +268,42 @@ def _backward_cpu(
     need_logits: bool,
     need_features: bool,
 ) -> tuple[Tensor, Tensor]:
-    wanted = need_logits, need_features
-    if _native.extension is None or compute_dtype(logits, features) != torch.float32:
-        return _backward(grad, logits, features, labels, stats, softmax, *wanted)
-    grad, z, h, labels = _float32(grad), _float32(logits), _float32(features), labels.contiguous()
-    grads = [x.new_empty(x.shape if want else 0) for x, want in zip((z, h), wanted, strict=True)]
-    outputs = [g.data_ptr() if want else 0 for g, want in zip(grads, wanted, strict=True)]
-    _native.extension.sensitivity_backward(
-        grad.data_ptr(), z.data_ptr(), h.data_ptr(), labels.data_ptr(), stats.data_ptr(), *outputs,
-        *z.shape, h.shape[1], softmax, torch.get_num_threads(),
-    )  # fmt: skip
-    return grads[0].to(logits.dtype), grads[1].to(features.dtype)
+    grad, z, h = _float32(grad), _float32(logits), _float32(features)
+    labels, stats = labels.contiguous(), stats.contiguous()
+    grad_logits = z.new_empty(z.shape if need_logits else 0)
+    grad_features = h.new_empty(h.shape if need_features else 0)
+    extension.sensitivity_backward(
+        grad=array(grad),
+        logits=array(z),
+        features=array(h),
+        labels=array(labels),
+        stats=array(stats),
+        grad_logits=array(grad_logits),
+        grad_features=array(grad_features),
+        batch=len(z),
+        classes=z.shape[1],
+        width=h.shape[1],
+        softmax=softmax,
+        threads=torch.get_num_threads(),
+    )
+    return grad_logits.to(logits.dtype), grad_features.to(features.dtype)
 
 
 def _float32(x: Tensor) -> Tensor:
-    return x.to(torch.float32).contiguous()
+    return (x if x.dtype == torch.float32 else x.float()).contiguous()
+
+
+def _forward_triton(kernels: ModuleType, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    found: tuple[Tensor, Tensor, Tensor] = kernels.forward(*arguments)
+    return found
+
+
+def _backward_triton(kernels: ModuleType, *arguments: Any) -> tuple[Tensor, Tensor]:
+    grads: tuple[Tensor, Tensor] = kernels.backward(*arguments)
+    return grads
 
 
 # ---- registration
-
-
-def _forward_cuda(logits: Tensor, features: Tensor, *settings: Any) -> tuple[Tensor, Tensor, Tensor]:
-    fused = _fused(logits, features)
-    return (fused.forward if fused else _forward)(logits, features, *settings)
-
-
-def _backward_cuda(grad: Tensor, logits: Tensor, features: Tensor, *saved: Any) -> tuple[Tensor, Tensor]:
-    fused = _fused(logits, features)
-    return (fused.backward if fused else _backward)(grad, logits, features, *saved)
-
-
-def _fused(logits: Tensor, features: Tensor) -> Any:
-    """The Triton kernels, which compute in float32, or None for float64 and without Triton."""
-    return kernels("_sensitivity_cuda") if compute_dtype(logits, features) == torch.float32 else None
 
 
 def _forward_fake(
@@ -282,16 +328,20 @@ forward_op = define(
     " -> (Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
-    cpu=_forward_cpu,
-    cuda=_forward_cuda,
+    check=_check_forward,
+    cpp=_forward_cpp,
+    triton=("_sensitivity_cuda", _forward_triton),
+    takes=_takes_forward,
 )
 backward_op = define(
     "sensitivity_backward(Tensor grad, Tensor logits, Tensor features, Tensor labels, Tensor stats,"
     " bool softmax, bool need_logits, bool need_features) -> (Tensor, Tensor)",
     _backward,
     _backward_fake,
-    cpu=_backward_cpu,
-    cuda=_backward_cuda,
+    check=_check_backward,
+    cpp=_backward_cpp,
+    triton=("_sensitivity_cuda", _backward_triton),
+    takes=_takes_backward,
 )
 _backward_once = differentiable_once(
     backward_op,

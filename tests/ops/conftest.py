@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+
+from dau_fast.ops import _native
 
 
 @pytest.fixture
@@ -21,3 +25,16 @@ def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         return tensor.fill_(True if tensor.dtype == torch.bool else min(2**40, torch.iinfo(tensor.dtype).max))
 
     monkeypatch.setattr(Tensor, "new_empty", filled)
+
+
+@pytest.fixture
+def _without_triton(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if it were not installed, and nobody had been told."""
+    monkeypatch.setitem(sys.modules, "triton", None)
+    for module in [name for name in sys.modules if name.startswith("dau_fast.ops._") and "_cuda" in name]:
+        monkeypatch.delitem(sys.modules, module)
+    for known in (_native.kernels, _native._warn_once):
+        known.cache_clear()
+    yield
+    for known in (_native.kernels, _native._warn_once):
+        known.cache_clear()

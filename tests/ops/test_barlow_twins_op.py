@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import pickle
-import sys
 from collections.abc import Callable
 
 import pytest
@@ -13,15 +12,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dau_fast.nn import BarlowTwinsLoss
-from dau_fast.ops import _library, barlow_twins_loss
-from dau_fast.ops.barlow_twins import (
+from dau_fast.ops import barlow_twins_loss
+from dau_fast.ops._barlow_twins_op import (
     PRECISIONS,
-    _backward_cuda,
-    _forward_cuda,
     backward_op,
     forward_op,
     prefers_gram,
 )
+from dau_fast.ops._library import PATHS
 from dau_fast.ops.reference import barlow_twins_reference
 
 # (N, D), both forms: the Gram form runs where N < 0.75 D.
@@ -315,16 +313,13 @@ def test_captured_in_a_cuda_graph(device: torch.device) -> None:
             assert relative_error(one, other) < 1e-5
 
 
-def test_without_triton_plain_pytorch_takes_over_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "dau_fast.ops._barlow_twins_cuda", raising=False)
-    monkeypatch.setattr(_library, "_warned", set())
+@pytest.mark.usefixtures("_without_triton")
+def test_without_triton_plain_pytorch_takes_over_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     a, b = views(6, 9, torch.float32)
     for _ in range(2):
-        loss, stats, products = _forward_cuda(a, b, 5e-3, 1e-5, True, "ieee")
-        _backward_cuda(loss.new_ones(()), a, b, stats, products, 5e-3, True, "ieee", True, True)
+        loss, stats, products = PATHS["barlow_twins_forward", "CUDA"](a, b, 5e-3, 1e-5, True, "ieee")
+        saved = stats, products, 5e-3, True, "ieee", True, True
+        PATHS["barlow_twins_backward", "CUDA"](loss.new_ones(()), a, b, *saved)
     assert relative_error(loss, defined(a, b)) < 1e-5
     (record,) = caplog.records
     assert "plain PyTorch runs on the GPU instead; install triton" in record.message

@@ -12,8 +12,9 @@ from calling import environment
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dau_fast.ops import _library, _native, image_batch
-from dau_fast.ops.image_batch import _cuda, image_batch_op
+from dau_fast.ops import _native, image_batch
+from dau_fast.ops._library import PATHS
+from dau_fast.ops.image_batch import image_batch_op
 from dau_fast.ops.reference import image_batch_reference
 
 # (N, C, H, W, B, pad): more padding than image and sides of 1 among them.
@@ -313,15 +314,11 @@ def test_what_does_not_exist_stops_a_cuda_device(device: torch.device) -> None:
         assert message in done.stdout + done.stderr
 
 
-def test_without_triton_plain_pytorch_takes_over_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "dau_fast.ops._image_batch_cuda", raising=False)
-    monkeypatch.setattr(_library, "_warned", set())
+@pytest.mark.usefixtures("_without_triton")
+def test_without_triton_plain_pytorch_takes_over_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     store, windows = sample(5, 3, 8, 8, 7, 2)
     for _ in range(2):
-        found = _cuda(*arguments(store, windows, torch.float32))
+        found = PATHS["image_batch", "CUDA"](*arguments(store, windows, torch.float32))
     assert torch.equal(found, image_batch_reference(**store, **windows))
     (record,) = caplog.records
     assert "plain PyTorch runs on the GPU instead; install triton" in record.message

@@ -241,8 +241,8 @@ def test_cpp_takes_what_it_can_in_one_call(path: str, monkeypatch: pytest.Monkey
     calls: list[int] = []
 
     class Spy:
-        def masked_sgd(self, weights: list[int], *_: Any) -> None:
-            calls.append(len(weights))
+        def masked_sgd(self, *, weights: tuple[list[int], list[int]], **_: Any) -> None:
+            calls.append(len(weights[0]))
 
     monkeypatch.setattr(_native, "extension", Spy())
     weights = [torch.zeros(4), torch.zeros(4, dtype=torch.float64), torch.zeros(4)]

@@ -264,7 +264,7 @@ def test_cpp_takes_contiguous_float32_and_nothing_else(path: str, monkeypatch: p
     monkeypatch.setattr(_native, "extension", spy)
     mask = torch.rand(4, 4) < 0.5
     apply_masks_([torch.ones(4, 4), torch.nn.Parameter(torch.ones(4, 4))], [mask, pack_mask(mask)])
-    assert [len(call.args[0]) for call in spy.apply.call_args_list] == [2]
+    assert [len(call.kwargs["weights"][0]) for call in spy.apply.call_args_list] == [2]
     apply_masks_([torch.ones(4, 4).T[:, 1:], torch.ones(4, 4).double()], [mask[:, 1:], mask])
     assert spy.apply.call_count == 1
 
@@ -340,6 +340,7 @@ def test_a_present_extension_is_silent(
 def test_an_absent_extension_is_one_warning(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    _native._warn_once.cache_clear()
     # None in sys.modules is Python's own way to make an import fail as if nothing were there.
     monkeypatch.setitem(sys.modules, "dau_fast._C", None)
     assert _native._load() is None
@@ -361,6 +362,7 @@ def test_an_absent_extension_is_one_warning(
 def test_a_broken_extension_is_one_warning_with_its_reason(
     error: ImportError, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    _native._warn_once.cache_clear()
     assert load_with(error, monkeypatch) is None
     (record,) = caplog.records
     assert "dau_fast._C cannot be loaded (" in record.getMessage()

@@ -11,9 +11,10 @@ from calling import environment
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dau_fast.ops import _library, _native, attack_features, sensitivity
+from dau_fast.ops import _native, attack_features, sensitivity
+from dau_fast.ops._library import PATHS
 from dau_fast.ops.reference import sensitivity_reference
-from dau_fast.ops.sensitivity import _backward_cuda, _forward_cuda, backward_op, forward_op
+from dau_fast.ops.sensitivity import backward_op, forward_op
 
 # (B, C, D)
 SHAPES = [(1, 2, 1), (5, 3, 0), (7, 10, 33), (33, 17, 5), (3, 1000, 64), (2, 5003, 3)]
@@ -377,16 +378,12 @@ def test_a_wrong_target_stops_a_cuda_device(device: torch.device) -> None:
         assert "a target is no class" in done.stdout + done.stderr
 
 
-def test_without_triton_plain_pytorch_takes_over_and_says_so_once(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "dau_fast.ops._sensitivity_cuda", raising=False)
-    monkeypatch.setattr(_library, "_warned", set())
+@pytest.mark.usefixtures("_without_triton")
+def test_without_triton_plain_pytorch_takes_over_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     z, h, y = sample(6, 9, 4)
     for _ in range(2):
-        s, stats, _ = _forward_cuda(z, h, y, True, False)
-        _backward_cuda(torch.ones_like(s), z, h, y, stats, False, True, True)
+        s, stats, _ = PATHS["sensitivity_forward", "CUDA"](z, h, y, True, False)
+        PATHS["sensitivity_backward", "CUDA"](torch.ones_like(s), z, h, y, stats, False, True, True)
     assert error(s, defined(z.double(), h.double(), y)) < 1e-5
     (record,) = caplog.records
     assert "plain PyTorch runs on the GPU instead; install triton" in record.message
