@@ -58,7 +58,7 @@ def barlow_twins_loss(
 
         return global_loss(z_a, z_b, lambd, eps, group, precision, rows)
     if len(z_a) < 2:
-        raise ValueError(f"z_a and z_b have {len(z_a)} rows: expected one shape [N, D] with N of at least 2")
+        raise ValueError(f"z_a and z_b are {list(z_a.shape)}: expected one shape [N, D] with N of at least 2")
     gram = prefers_gram(*z_a.shape)
     loss: Tensor = _BarlowTwins.apply(z_a, z_b, lambd, eps, gram, precision)
     return loss
