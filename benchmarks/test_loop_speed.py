@@ -17,11 +17,10 @@ from typing import Any
 
 import pytest
 import torch
-from support.jobs import experiment, untrained
+from support.jobs import experiment, settings, untrained
 from support.loops import flops_an_image, playing, playing_by_loader, training, training_by_loader
 from support.measuring import flops_per_second, synchronise
 
-from dau_fast.config import DauConfig
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
 
@@ -46,7 +45,7 @@ def task(smoke: bool, device: torch.device) -> Task:
 def fitted(task: Task, precision: str, engine: str) -> Task:
     """The task with a model of `precision` and steps by `engine`."""
     job = experiment(task.images.device, smoke=True, engine=engine, precision=precision)
-    return replace(task, original=job.fresh(0), engine=job.engine)
+    return replace(task, original=job.fresh(0), runtime=job.runtime)
 
 
 # ---- rows
@@ -119,7 +118,7 @@ def test_training_steps(benchmark: Any, task: Task, way: str, batch_size: int, s
 
 def test_turns_of_the_game(benchmark: Any, task: Task, way: str, smoke: bool) -> None:
     device = task.images.device.type
-    config: DauConfig = task.settings["dau"]
+    config = settings(task)
     steps = 2 if smoke else 12
     if way == "DataLoader":
         chosen, make = fitted(task, "fp32", "eager"), playing_by_loader

@@ -10,6 +10,7 @@ Denormal numbers count as zero on both sides, which research code does not see t
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -17,11 +18,11 @@ import torch
 from support import plain
 from support.jobs import experiment, settings, untrained
 
-from dau_fast.engine.runtime import flushed_denormals
-from dau_fast.job import experiment as pipeline
+from dau_fast.engine.device import run_flushed
+from dau_fast.job import assembly
+from dau_fast.job.experiment import run_seed
 from dau_fast.methods.dau import game
-from dau_fast.methods.running import run
-from dau_fast.methods.task import silent
+from dau_fast.methods.running import run_timed
 from dau_fast.metrics.unlearning import measure
 
 FORGET = ("random:0.01", "random:0.05", "random:0.1", "random:0.25", "random:0.5")
@@ -40,27 +41,24 @@ def parts_of_ours(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         finally:
             spent["evaluation"] += time.perf_counter() - began
 
-    monkeypatch.setattr(pipeline, "measure", timed)
+    monkeypatch.setattr(assembly, "measure", timed)
     return spent
 
 
 def ours(device: torch.device, smoke: bool, forget: str = "random:0.1") -> dict[str, float]:
     """One seed of the main job; seconds by part, preparation included."""
-    result = pipeline.run_seed(
-        experiment(device, smoke=smoke, forget=forget), 0, twice=False, progress=silent
-    )
-    return {name: entry["seconds"] + entry["compile_seconds"] for name, entry in result.entries.items()}
+    finished = run_seed(experiment(device, smoke=smoke, forget=forget), 0).outcome.finished
+    return {name: made.seconds + made.compile_seconds for name, made in finished.items()}
 
 
 def theirs(device: torch.device, smoke: bool) -> dict[str, float]:
     task = untrained(experiment(device, smoke=smoke))
-    config = settings(task.split)
+    config = settings(task)
     network = task.original.release().to(memory_format=torch.contiguous_format)
     job = plain.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
     # The longest game, which random forgetting plays almost always.
     turns = max(1, round(config.game_epochs * len(task.split.retain) / config.batch_size))
-    with flushed_denormals():
-        return plain.run(job, turns)
+    return run_flushed(lambda: plain.run(job, turns), device)
 
 
 @pytest.mark.parametrize("way", ["dau_fast", "DataLoader"])
@@ -93,10 +91,10 @@ def test_cost_of_unlearning_by_forget_set(
 ) -> None:
     """Unlearning alone, on an original that was never trained: the cost does not depend on it."""
     task = untrained(experiment(device, smoke=smoke, forget=forget))
-    seconds: list[float] = []
+    play = partial(game.unlearn, config=settings(task))
 
     def work() -> None:
-        seconds.append(run("dau", game.unlearn, task).seconds)
+        run_timed("dau", play, task)
 
     benchmark.group = "unlearning"
     benchmark.pedantic(work, rounds=1 if smoke else ROUNDS)

@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from unittest import mock
@@ -25,12 +26,12 @@ from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.cost import Job, Network, count_network
 from dau_fast.data.images import Augmentation, Images
 from dau_fast.data.split import Split
+from dau_fast.engine.device import warm_up
 from dau_fast.engine.ranks import ALONE, Ranks
-from dau_fast.engine.runtime import warm_up
-from dau_fast.engine.steps import Engine
-from dau_fast.job.experiment import builder
+from dau_fast.engine.runtime import Runtime
+from dau_fast.job.assembly import network_builder
 from dau_fast.methods.dau import game, referee
-from dau_fast.methods.running import run
+from dau_fast.methods.running import run_timed
 from dau_fast.methods.task import Task
 from support.measuring import peak_memory
 
@@ -121,11 +122,9 @@ def task_of(case: Case, ranks: Ranks = ALONE) -> Task:
     index = torch.arange(sum(sizes))
     forget, retain, validation = index.split(sizes)
     split = Split(index[: len(forget) + len(retain)], validation, index[:0], forget, retain, False)
-    fresh = builder(ARCH, images, None, ranks)
-    engine = Engine(ranks=ranks)
-    return Task(
-        images, split, 0, fresh(0), fresh, TrainingRecipe(), {"dau": case.config}, engine=engine
-    )  # fmt: skip
+    runtime = Runtime(ranks=ranks)
+    fresh = network_builder(ARCH, images, runtime)
+    return Task(images, split, 0, fresh(0), fresh, TrainingRecipe(), runtime=runtime)
 
 
 def network_of(case: Case) -> Network:
@@ -156,7 +155,8 @@ def timed(chosen: Sequence[Case], rounds: int, ranks: Ranks = ALONE) -> dict[str
     with endless():
         for _ in range(rounds):
             for case in chosen:
-                finished = run("dau", game.unlearn, task_of(case, ranks))
+                play = partial(game.unlearn, config=case.config)
+                finished = run_timed("dau", play, task_of(case, ranks))
                 assert finished.history is not None
                 assert finished.history["stopped"] == "the longest game was played"
                 found[case.name].append(finished.seconds)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
+
 import torch
 
 from dau_fast.config import DauConfig, fast_recipe, split_config, training_recipe
 from dau_fast.data import named as data
-from dau_fast.data.split import Forget, Split, make_split
-from dau_fast.engine.runtime import choose_precision
-from dau_fast.engine.steps import choose_engine
-from dau_fast.job.experiment import Experiment, builder
+from dau_fast.data.split import Forget
+from dau_fast.engine.runtime import Runtime, choose_precision
+from dau_fast.job.assembly import network_builder
+from dau_fast.job.experiment import Experiment, make_task
+from dau_fast.methods.registry import get_method
 from dau_fast.methods.task import Task
-from dau_fast.models import Classifier
 
 
 def synthetic(count: int, size: int = 32, classes: int = 10) -> data.Images:
@@ -43,23 +45,25 @@ def experiment(
     images = (synthetic(60_000) if on_cuda else data.load("digits")).to(device)
     epochs = epochs or (2 if smoke or on_cuda else None)
     recipe, fast = training_recipe(name, epochs), fast_recipe(name, epochs)
+    runtime = Runtime(device, choose_precision(precision, device), engine)
     return Experiment(
-        images, Forget.parse(forget, images.class_names), methods, 0, split_config(name), recipe,
-        {"retrain": recipe, "retrain_fast": fast}, builder(arch, images, choose_precision(precision, device)),
-        None, "classifier", None, choose_engine(engine, device),
-    )  # fmt: skip
+        images,
+        Forget.parse(forget, images.class_names),
+        tuple(get_method(method) for method in methods),
+        network_builder(arch, images, runtime),
+        recipe,
+        {"retrain_fast": asdict(fast)},
+        shares=split_config(name),
+        runtime=runtime,
+    )
 
 
 def untrained(job: Experiment) -> Task:
     """The task of the job's first seed with an original that was never trained, for loops alone."""
-    roles = job.roles(job.seed)
-    split = make_split(roles, job.images.labels, job.forget, job.seed).to(job.images.device)
-    model: Classifier = job.fresh(job.seed)
-    return Task(
-        job.images, split, job.seed, model, job.fresh, job.recipe, {"dau": settings(split)}, engine=job.engine
-    )
+    return make_task(job, job.draw_roles(job.seed), job.seed)
 
 
-def settings(split: Split) -> DauConfig:
+def settings(task: Task) -> DauConfig:
     """The game as the command line plays it."""
-    return DauConfig.default(classwise=split.classwise, retain_images=len(split.retain))
+    chosen: DauConfig = get_method("dau").resolve(task)
+    return chosen

@@ -12,14 +12,15 @@ from typing import Any
 
 import torch
 
-from dau_fast.config import DauConfig, SplitConfig, TrainingRecipe
+from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.cost import Job, Network, count_memory, count_network
 from dau_fast.data.split import Forget
-from dau_fast.engine.runtime import choose_precision
-from dau_fast.engine.steps import choose_engine
-from dau_fast.job.experiment import Experiment, builder
+from dau_fast.engine.runtime import Runtime, choose_precision
+from dau_fast.job.assembly import network_builder
+from dau_fast.job.experiment import Experiment
+from dau_fast.methods.registry import get_method
 from dau_fast.methods.task import Task
-from support.jobs import synthetic, untrained
+from support.jobs import settings, synthetic, untrained
 from support.loops import flops_an_image, playing, training
 from support.measuring import flops_per_second, peak_memory, seconds
 
@@ -30,10 +31,10 @@ def task(device: torch.device, engine: str, smoke: bool) -> Task:
     """An untrained ResNet-50 on as many images as show what resident ones cost; toys: the small network."""
     count, size, classes, arch = (180, 16, 10, "small") if smoke else (6000, 224, 1000, "resnet50")
     images = synthetic(count, size, classes).to(device)
+    runtime = Runtime(device, choose_precision("auto", device), engine)
     job = Experiment(
-        images, Forget("random:0.1", fraction=0.1), ("dau",), 0, SplitConfig(), TrainingRecipe(), {},
-        builder(arch, images, choose_precision("auto", device)), None, "classifier",
-        engine=choose_engine(engine, device),
+        images, Forget("random:0.1", fraction=0.1), (get_method("dau"),),
+        network_builder(arch, images, runtime), TrainingRecipe(), runtime=runtime,
     )  # fmt: skip
     return untrained(job)
 
@@ -57,7 +58,7 @@ def _row(device: torch.device, engine: str, batch: int, what: str, smoke: bool) 
         torch.cuda.empty_cache()
     steps = 2 if smoke else STEPS
     chosen = task(device, engine, smoke)
-    config = replace(chosen.settings["dau"], batch_size=batch)
+    config = replace(settings(chosen), batch_size=batch)
     model = chosen.original
     network = count_network(model, chosen.images.batch(chosen.split.train[:8]))
     expected = {"predicted_bytes": predicted(chosen, network, config, what)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -13,43 +13,38 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dau_fast.config import DauConfig
 from dau_fast.data.images import Images
-from dau_fast.engine.batches import Batch, generator_for, index_stream
+from dau_fast.engine.batches import Batch, index_stream
+from dau_fast.engine.chance import generator_for
+from dau_fast.engine.device import Stopwatch
+from dau_fast.engine.loop import Loop, prepare_loop
 from dau_fast.engine.optimizers import sgd
-from dau_fast.engine.runtime import Stopwatch, choose_precision
-from dau_fast.engine.steps import Engine
-from dau_fast.engine.training import train
-from dau_fast.job.experiment import builder
-from dau_fast.methods.dau.game import Game
+from dau_fast.engine.runtime import Runtime, choose_precision
+from dau_fast.engine.training import make_loop, train
+from dau_fast.job.assembly import network_builder
+from dau_fast.methods.dau.game import Game, plan_game
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
 from support import plain
 
 
-class PreparedOnce(Engine):
-    """`engine`, for a loop that runs many times on the same players: what rows hold is steps alone."""
+def stepping(loop: Loop, runtime: Runtime) -> Callable[[], None]:
+    """The loop's steps, as often as they are called for: prepared once, so that rows hold steps alone."""
+    loop.model.train()
+    step = prepare_loop(loop, loop.inputs(next(loop.batches)), runtime).step
 
-    def __init__(self, engine: Engine) -> None:
-        super().__init__(engine.name)
-        self._engine, self._step = engine, None
+    def work() -> None:
+        for _ in range(loop.steps):
+            step(*loop.inputs(next(loop.batches)))
 
-    def prepare(self, *arguments: Any, **named: Any) -> Any:
-        self._step = self._step or self._engine.prepare(*arguments, **named)
-        return self._step
+    return work
 
 
 def training(task: Task, batch_size: int, steps: int) -> Callable[[], None]:
     model = task.original
     optimizer = sgd(model, None, lr=0.01, momentum=0.9, weight_decay=5e-4)
     batches = task.feed("speed", batch_size, task.split.train)
-    engine = PreparedOnce(task.engine)
-
-    def work() -> None:
-        train(
-            model, batches, steps=steps, optimizer=optimizer,
-            scheduler=ConstantLR(optimizer, 1.0), engine=engine,
-        )  # fmt: skip
-
-    return work
+    loop = make_loop(model, batches, steps=steps, optimizer=optimizer)
+    return stepping(loop, task.runtime)
 
 
 def training_by_loader(task: Task, batch_size: int, steps: int) -> Callable[[], None]:
@@ -70,14 +65,10 @@ def training_by_loader(task: Task, batch_size: int, steps: int) -> Callable[[], 
 
 
 def playing(task: Task, config: DauConfig, steps: int) -> Callable[[], None]:
-    game = Game(task.original, task, config, turns=steps)
+    task, schedule = plan_game(task, config)
+    game = Game(task.original, task, config, schedule)
     game.warm_up()
-
-    def work() -> None:
-        for _ in range(steps):
-            game.turn()
-
-    return work
+    return stepping(replace(game.make_loop(), steps=steps), task.runtime)
 
 
 def playing_by_loader(task: Task, config: DauConfig, steps: int) -> Callable[[], None]:
@@ -115,12 +106,13 @@ def measure_training_rate(device: torch.device, steps: int = 60) -> float:
     pixels = torch.randint(0, 256, (4096, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (4096,))
     images = Images(pixels, labels, tuple("0123456789")).to(device)
-    model = builder("resnet18", images, choose_precision("auto", device))(0)
+    runtime = Runtime(device, choose_precision("auto", device))
+    model = network_builder("resnet18", images, runtime)(0)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scheduler = ConstantLR(optimizer)
     order = index_stream(torch.arange(4096, device=device), 256, generator_for(0, "speed", device))
     batches = (Batch(images.batch(index), images.labels[index], index) for index in order)
     for count in (20, steps):
         with Stopwatch(device) as watch:
-            train(model, batches, steps=count, optimizer=optimizer, scheduler=scheduler)
+            train(model, batches, steps=count, optimizer=optimizer, scheduler=scheduler, runtime=runtime)
     return steps * 256 / watch.seconds

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from dau_fast.report.record import hardware, versions
+from dau_fast.report.facts import describe_hardware, list_versions
 
 ROOT = Path(__file__).parents[2]
 RECORDS = ROOT / "benchmarks" / "records"
@@ -29,8 +29,8 @@ def environment(device: torch.device) -> dict[str, Any]:
     return {
         "commit": _commit(),
         "device": str(device),
-        "hardware": hardware(device),
-        "versions": versions(),
+        "hardware": describe_hardware(device),
+        "versions": list_versions(),
         "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 

@@ -20,9 +20,12 @@ from dau_fast.config import FAST_RETRAINING, SplitConfig
 from dau_fast.data import named as data
 from dau_fast.data.images import Images
 from dau_fast.data.split import Forget
-from dau_fast.engine.runtime import warm_up
-from dau_fast.job.experiment import Experiment, builder, run_seed
-from dau_fast.methods.task import silent
+from dau_fast.engine.device import warm_up
+from dau_fast.engine.runtime import Runtime
+from dau_fast.job.assembly import network_builder
+from dau_fast.job.experiment import Experiment, run_seed
+from dau_fast.methods.registry import get_method
+from dau_fast.report.record import describe_seed
 
 # Images: forgotten, held out, tested on, and the small retain set; retain images for each forgotten one.
 FORGET, VALIDATION_IMAGES, TEST, RETAIN, TIMES, SAMPLE = 200, 600, 1500, 1800, 10, 9.0
@@ -61,19 +64,20 @@ def _seed(
     # By the fast recipe throughout: what is compared is one retain set with the other.
     recipe = replace(FAST_RETRAINING, epochs=epochs)
     experiment = Experiment(
-        part, Forget("indices", indices=tuple(range(forget))), ("dau", "retrain"), seed,
-        SplitConfig(validation_share=validation / count), recipe, {"retrain": recipe},
-        builder("small", part, None), None, "classifier", retain_sample=SAMPLE,
+        part, Forget("indices", indices=tuple(range(forget))),
+        (get_method("retrain"), get_method("dau")), network_builder("small", part, Runtime()), recipe,
+        {"dau": {"retain_sample": SAMPLE}}, seed, shares=SplitConfig(validation_share=validation / count),
     )  # fmt: skip
-    result = run_seed(experiment, seed, twice=True, progress=silent)
+    result = run_seed(experiment, seed, twice=True)
     assert result.retraining_gap is not None
-    dau = result.entries["dau"]
+    entries = describe_seed(result)
+    dau = entries["dau"]
     return {
         "avg_gap": dau["avg_gap"],
         "noise_floor": result.retraining_gap,
-        "original": result.entries["original"]["avg_gap"],
+        "original": entries["original"]["avg_gap"],
         "seconds": dau["seconds"],
-        "retraining_seconds": result.entries["retrain"]["seconds"],
+        "retraining_seconds": entries["retrain"]["seconds"],
     }
 
 

@@ -91,7 +91,7 @@ def run_loop(loop: Loop, runtime: Runtime) -> tuple[LoopCost, ...]:
         for number in range(1, loop.steps + 1):
             inputs = loop.inputs(waiting.take(loop.batches))
             if prepared is None:
-                prepared = _prepare(loop, inputs, runtime)
+                prepared = prepare_loop(loop, inputs, runtime)
             profiler.run(partial(prepared.step, *inputs))
             waiting.finish()
             if loop.after(number):
@@ -110,7 +110,8 @@ def run_loop(loop: Loop, runtime: Runtime) -> tuple[LoopCost, ...]:
     return (cost,)
 
 
-def _prepare(loop: Loop, inputs: tuple[Tensor, ...], runtime: Runtime) -> Prepared:
+def prepare_loop(loop: Loop, inputs: tuple[Tensor, ...], runtime: Runtime) -> Prepared:
+    """The loop's step, ready to be called with tensors like `inputs`; nothing is changed by it."""
     ranks = runtime.ranks
     rows = ranks.sizes(len(inputs[0]) // loop.sets, inputs[0].device)
     called = ranks.parallel(loop.model)

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,25 @@ def train(
     reports call this loop. seed: of what the model itself draws, such as dropout.
     """
 
+    def after(_: int) -> None:
+        scheduler.step()
+        on_step()
+
+    loop = make_loop(model, batches, steps=steps, optimizer=optimizer, loss=loss, name=name)
+    return run_loop(replace(loop, after=after, seed=seed), runtime or Runtime())
+
+
+def make_loop(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    *,
+    steps: int,
+    optimizer: Optimizer,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    name: str = "training",
+) -> Loop:
+    """The loop that `train` runs, without its schedule."""
+
     def build_loss(compile: Compile, forward: Forward) -> PartLoss:
         objective = compile(lambda images, targets: loss(forward(images).logits, targets))
 
@@ -56,11 +76,7 @@ def train(
 
         return part_loss
 
-    def after(_: int) -> None:
-        scheduler.step()
-        on_step()
-
-    loop = Loop(
+    return Loop(
         name,
         model,
         optimizer,
@@ -68,10 +84,8 @@ def train(
         steps,
         loss=build_loss,
         inputs=lambda batch: (batch.images, batch.labels),
-        after=after,
-        seed=seed,
+        after=lambda _: None,
     )
-    return run_loop(loop, runtime or Runtime())
 
 
 @torch.no_grad()

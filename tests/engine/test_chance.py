@@ -69,8 +69,7 @@ def test_inside_a_seeded_block_the_seed_decides_and_nothing_is_left_of_it() -> N
 def test_a_seeded_block_that_fails_leaves_nothing_either() -> None:
     before = torch.get_rng_state()
     with pytest.raises(KeyError), seeded(4, CPU):
-        torch.rand(3)
-        raise KeyError
+        raise KeyError(torch.rand(3))
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -56,9 +56,13 @@ def test_a_loop_that_ended_early_does_not_reach_into_the_next(tmp_path: Path) ->
 
 
 def test_a_loop_that_fails_is_no_longer_looked_at(tmp_path: Path) -> None:
-    with pytest.raises(KeyError), Profiler("game", CPU, tmp_path) as profiler:
-        profiler.run(work)
+    def fail() -> None:
+        work()
         raise KeyError
+
+    profiler = Profiler("game", CPU, tmp_path)
+    with pytest.raises(KeyError), profiler:
+        profiler.run(fail)
     assert profiler.found is not None
     with torch.profiler.profile() as profile, section("forward"):
         torch.ones(2).sum()

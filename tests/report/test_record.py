@@ -15,8 +15,9 @@ from dau_fast.methods.running import Finished
 from dau_fast.metrics.unlearning import Measures
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
+from dau_fast.report import record
 from dau_fast.report.facts import describe_pruning
-from dau_fast.report.record import combine, method_entry
+from dau_fast.report.record import build_report, combine, method_entry
 
 ROOT_7 = 7**0.5  # the sample standard deviation of 1, 2 and 6
 
@@ -186,6 +187,12 @@ def test_the_runs_are_not_changed() -> None:
 # ---- the whole report
 
 
+@pytest.fixture(autouse=True)
+def entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results bring their entries along."""
+    monkeypatch.setattr(record, "describe_seed", lambda result: result.entries)
+
+
 def result(seed: int, gap: float | None) -> Any:
     index = torch.arange(4)
     return SimpleNamespace(
@@ -204,11 +211,11 @@ def test_the_noise_floor_is_the_mean_over_runs_that_all_have_one(
     gaps: list[float | None], floor: float | None
 ) -> None:
     results = [result(seed, gap) for seed, gap in enumerate(gaps)]
-    assert report({"forget": {"spec": "random:0.5"}}, results)["noise_floor"] == floor
+    assert build_report({"forget": {"spec": "random:0.5"}}, results)["noise_floor"] == floor
 
 
 def test_several_runs_stand_in_the_report_one_by_one() -> None:
-    found = report({"forget": {"spec": "random:0.5"}}, [result(1, 0.5), result(2, 1.5)])
+    found = build_report({"forget": {"spec": "random:0.5"}}, [result(1, 0.5), result(2, 1.5)])
     assert found["schema"] == 1
     assert found["methods"]["dau"]["ua"] == 1.5
     assert found["game"] == {"stopped": "1"}
@@ -216,4 +223,4 @@ def test_several_runs_stand_in_the_report_one_by_one() -> None:
     assert [run["methods"]["dau"]["ua"] for run in found["runs"]] == [1.0, 2.0]
     assert [run["retraining_gap"] for run in found["runs"]] == [0.5, 1.5]
     assert [run["forget"]["indices"] for run in found["runs"]] == [[1, 2, 3], [2, 3]]
-    assert report({"forget": {"spec": "random:0.5"}}, [result(1, None)])["runs"] is None
+    assert build_report({"forget": {"spec": "random:0.5"}}, [result(1, None)])["runs"] is None

@@ -114,6 +114,10 @@ class Game:
 
     def play(self, advance: Callable[[], None] = lambda: None) -> tuple[LoopCost, ...]:
         """Take turns until the referee has seen enough, after `warm_up`; `advance` is called after each."""
+        return run_loop(self.make_loop(advance), self.task.runtime)
+
+    def make_loop(self, advance: Callable[[], None] = lambda: None) -> Loop:
+        """The turns as a loop, after `warm_up`."""
 
         def after(turn: int) -> bool:
             advance()
@@ -122,7 +126,7 @@ class Game:
 
         # The other sensitivities take a gradient inside the pass.
         simple = self.config.sensitivity == "classifier"
-        loop = Loop(
+        return Loop(
             "game",
             self.defender,
             self._defend,
@@ -137,7 +141,6 @@ class Game:
             compilable=None if simple else f"sensitivity '{self.config.sensitivity}' cannot be compiled",
             seed=self.task.derive_seed("game noise"),
         )
-        return run_loop(loop, self.task.runtime)
 
     def _show(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         """Images and labels of retain, forget and validation, and which the attacker may learn from."""
