@@ -33,7 +33,7 @@ from dau_fast.job.request import Request, make_experiment
 from dau_fast.methods.dau.view import SENSITIVITIES, time_sensitivities
 from dau_fast.methods.registry import find_methods
 from dau_fast.prune.registry import find_pruners
-from dau_fast.report.facts import describe_run
+from dau_fast.report.facts import describe_costs, describe_run
 from dau_fast.report.output import OutputFolder
 from dau_fast.report.page import render
 from dau_fast.report.progress import progress_bars
@@ -117,7 +117,7 @@ def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) ->
         traces = folder if profiled else None
         report, result = _run(request, _make_runtime(device, ranks, computing, parts, traces), bars)
         _write(folder, report, result)
-    _print(report, out)
+    _print(report, result, out)
 
 
 # Options of the runtime.
@@ -166,11 +166,14 @@ def _write(folder: Path, report: dict[str, Any], result: SeedResult) -> None:
     (folder / "report.html").write_text(render(report), encoding="utf-8")
 
 
-def _print(report: dict[str, Any], out: Path) -> None:
+def _print(report: dict[str, Any], result: SeedResult, out: Path) -> None:
     console = Console()
     console.print(table(report))
     if "profile" in report["run"]:
         console.print(profile_table(report["run"]["profile"]))
+        costs = describe_costs(result)
+        if costs:
+            console.print(costs.describe(), markup=False, highlight=False)
     files = f"{out / 'report.html'} shows the pictures, {out / 'report.json'} has every number."
     console.print(files, markup=False, highlight=False, soft_wrap=True)
 

@@ -9,12 +9,11 @@ from dau_fast.cost.equivalents import Equivalents, count_equivalents
 from dau_fast.cost.fit import CONSTANTS, Cost, Machine, count_units, fit_machine, predict
 from dau_fast.cost.memory import Breaking, count_memory, predict_memory, what_breaks_first
 from dau_fast.cost.network import Network, count_network, has_batchnorm
-from dau_fast.cost.passes import EVALUATION_BATCH, Passes, count_passes
+from dau_fast.cost.passes import Passes, count_passes
 from dau_fast.cost.work import Job, Work, count_work
 
 __all__ = [
     "CONSTANTS",
-    "EVALUATION_BATCH",
     "Breaking",
     "Cost",
     "Equivalents",

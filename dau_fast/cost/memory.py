@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from dau_fast.cost.passes import EVALUATION_BATCH, share_rows
+from dau_fast.cost.passes import share_rows
 from dau_fast.cost.work import Job
+from dau_fast.engine.evaluation import EVALUATION_BATCH
 
 # Of an image, on every process: its label, its places in the split and in the order of a pass, its exam.
 _IMAGE_BYTES = 5 * 8 + 1

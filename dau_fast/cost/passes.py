@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass
 
 from dau_fast.config import DauConfig
+from dau_fast.engine.evaluation import EVALUATION_BATCH
 from dau_fast.methods.dau.schedule import Schedule
 
-# Images of a batch in evaluation and in the BatchNorm pass, as View.over and recompute_batchnorm take them.
-EVALUATION_BATCH = 512
 # A backward pass costs two forward ones: gradients of inputs, and of weights.
 FORWARDS_A_STEP = 3
 

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from dau_fast.config import DauConfig
 from dau_fast.cost.network import Network
 from dau_fast.cost.passes import (
-    EVALUATION_BATCH,
     Passes,
     count_passes,
     lesson_sizes,
     share_rows,
     split_norm_batches,
 )
+from dau_fast.engine.evaluation import EVALUATION_BATCH
 from dau_fast.methods.dau.schedule import Schedule
 
 # DistributedDataParallel averages gradients in buckets: a first small one, the others of 25 MiB.
@@ -138,7 +138,7 @@ def _list_messages(job: Job) -> Iterator[tuple[int, int, float]]:
     yield from _list_turn_messages(job)
     yield from _list_look_messages(job)
     ranks = job.processes
-    yield 1, ranks - 1, (ranks - 1) * 8  # rows of a batch, by process
+    yield 2, ranks - 1, (ranks - 1) * 8  # rows of a batch, by process, once for each loop
 
 
 def _list_step_messages(job: Job) -> Iterator[tuple[int, int, float]]:

@@ -51,7 +51,7 @@ class Profiler:
 
     def run(self, step: Callable[[], None]) -> None:
         """Take `step`, the loop's next one."""
-        if self._window and not self._window.steps:
+        if self._window and not self._window.begun:
             self._window.begin()
         step()
         if self._window:
@@ -61,7 +61,7 @@ class Profiler:
 
     def _finish(self) -> None:
         window, self._window = self._window, None
-        if window and window.steps:
+        if window and window.begun:
             assert self._trace
             self.found = LoopProfile(window.steps, window.end(self._trace))
 
@@ -92,14 +92,14 @@ class _Window:
     active: _Window | None = None
 
     def __init__(self, device: torch.device) -> None:
-        self.steps = 0
+        self.steps, self.begun = 0, False
         self._cuda = device.type == "cuda"
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self._cuda else [])]
         self._profile = profile(activities=activities)
         self._marks: list[tuple[str, float | torch.cuda.Event]] = []
 
     def begin(self) -> None:
-        _Window.active = self
+        _Window.active, self.begun = self, True
         # Kineto writes a line to stderr whenever it starts and stops.
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")
         self._profile.start()

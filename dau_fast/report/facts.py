@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from dau_fast.config import PruneConfig
+from dau_fast.cost import Equivalents, count_equivalents, has_batchnorm
 from dau_fast.data.split import Split
 from dau_fast.data.streaming import StreamedImages
 from dau_fast.engine.loop import LoopCost
@@ -30,6 +31,7 @@ def describe_run(
     loops = [loop for result in results for made in result.outcome.finished.values() for loop in made.loops]
     chosen = first.outcome.settings
     game = chosen.get("dau")
+    equivalents = describe_costs(first)
     return {
         "dataset": request.dataset,
         "arch": request.arch,
@@ -37,6 +39,7 @@ def describe_run(
         "seed": request.seed,
         "repeats": request.repeats,
         **describe_runtime(runtime, loops),
+        "image_equivalents": equivalents.list_totals() if equivalents else None,
         "streamed": isinstance(experiment.images, StreamedImages),
         "epochs": experiment.recipe.epochs,
         "retrain_epochs": {name: chosen[name].epochs for name in _RETRAINED if name in chosen},
@@ -58,6 +61,23 @@ def describe_run(
 
 # Methods whose training has a length in epochs that the page shows.
 _RETRAINED = ("retrain", "retrain_fast")
+
+
+def describe_costs(result: SeedResult) -> Equivalents | None:
+    """The game beside retraining in image equivalents; None where no game was played."""
+    outcome, split = result.outcome, result.split
+    settings, model = outcome.settings, outcome.task.original
+    if "dau" not in settings:
+        return None
+    return count_equivalents(
+        settings["dau"],
+        {name: settings[name] for name in _RETRAINED if name in settings},
+        forget=len(split.forget),
+        retain=len(split.retain),
+        validation=len(split.validation),
+        classes=model.head.out_features,
+        batchnorm=has_batchnorm(model.network),
+    )
 
 
 def list_settings(experiment: Experiment, result: SeedResult) -> dict[str, dict[str, Any]]:

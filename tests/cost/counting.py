@@ -18,8 +18,10 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_post_hook
 
 from dau_fast.config import DauConfig
 from dau_fast.cost import Job, count_network
+from dau_fast.engine import loop
 from dau_fast.engine.ranks import Ranks
-from dau_fast.engine.steps import Engine, Step
+from dau_fast.engine.runtime import Runtime
+from dau_fast.engine.steps import Build, Prepared
 from dau_fast.methods.dau import game, referee
 from dau_fast.methods.dau.attacker import Attacker
 from dau_fast.methods.task import Task
@@ -34,11 +36,18 @@ CONFIGS = {
 }
 
 
-class Unrehearsed(Engine):
-    """Steps are built and not run: what is counted is what the clock of a method sees."""
+@contextmanager
+def unrehearsed() -> Iterator[None]:
+    """Steps are built and not run before: what is counted is what the clock of a method sees."""
 
-    def prepare(self, loop: str, build: Callable[..., Step], *_: Any, **__: Any) -> Step:
-        return build(lambda function: function)
+    def prepare(name: str, build: Build, *given: Any, compilable: str | None = None) -> Prepared:
+        runtime: Runtime = given[-1]
+        parts = runtime.count_parts(name)
+        return Prepared(build(lambda function: function, parts), "eager", "", parts, 0.0)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "prepare", prepare)
+        yield
 
 
 class Watched(Ranks):
@@ -58,7 +67,7 @@ def endless() -> Iterator[None]:
         yield
 
 
-def count_game(task: Task) -> dict[str, int]:
+def count_game(task: Task, config: DauConfig) -> dict[str, int]:
     """What a game without end does, by the names of Work; of evaluation batches, those of all kinds."""
     seen: Counter[str] = Counter()
     forward, judge, look = Classifier.forward, Attacker.forward, referee.Referee.look
@@ -83,13 +92,13 @@ def count_game(task: Task) -> dict[str, int]:
         seen["updates"] += size * (size == defender)
         seen["steps" if size == defender else "attacker_steps"] += 1
 
-    with endless(), pytest.MonkeyPatch.context() as patch:
+    with endless(), unrehearsed(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "forward", passed)
         patch.setattr(Attacker, "forward", judged)
         patch.setattr(referee.Referee, "look", looked)
         handle = register_optimizer_step_post_hook(stepped)
         try:
-            game.unlearn(task)
+            game.unlearn(task, config)
         finally:
             handle.remove()
     return dict(seen)
@@ -110,7 +119,7 @@ def count_equivalents_of(work: Callable[[], object]) -> float:
     def backed(gradient: Tensor) -> None:
         seen["backward"] += len(gradient)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with unrehearsed(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "forward", passed)
         work()
     return (seen["forward"] + 2 * seen["backward"]) / 3

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from functools import partial
 
 import pytest
-from counting import CONFIGS, Unrehearsed, count_equivalents_of, endless
+from counting import CONFIGS, count_equivalents_of, endless
 from toys import ONE_CLASS, TENTH, trained
 
 from dau_fast.config import DauConfig, TrainingRecipe
@@ -34,18 +34,18 @@ def predicted(task: Task, config: DauConfig) -> Equivalents:
 @pytest.mark.parametrize("forget", [TENTH, ONE_CLASS], ids=["tenth", "class"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_game_makes_the_passes_that_were_predicted(name: str, forget: Forget) -> None:
-    task = replace(trained(forget, CONFIGS[name]), engine=Unrehearsed())
+    task = trained(forget)
     with endless():
-        made = count_equivalents_of(lambda: game.unlearn(task))
+        made = count_equivalents_of(lambda: game.unlearn(task, CONFIGS[name]))
     assert predicted(task, CONFIGS[name]).list_totals()["dau"] == pytest.approx(made, rel=1e-12)
 
 
 def test_retrainings_make_the_passes_that_were_predicted() -> None:
-    task = trained(TENTH, CONFIGS["usual"])
-    task = replace(task, engine=Unrehearsed(), settings={**task.settings, "retrain_fast": SHORT})
+    task = trained(TENTH)
     totals = predicted(task, CONFIGS["usual"]).list_totals()
-    for name, unlearn in {"retrain": retrain.unlearn, "retrain_fast": retrain.unlearn_fast}.items():
-        made = count_equivalents_of(lambda unlearn=unlearn: unlearn(task))
+    rows = {"retrain": (retrain.unlearn, task.recipe), "retrain_fast": (retrain.unlearn_fast, SHORT)}
+    for name, (unlearn, recipe) in rows.items():
+        made = count_equivalents_of(partial(unlearn, task, recipe))
         assert totals[name] == pytest.approx(made, rel=1e-12), name
 
 

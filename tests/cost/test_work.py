@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch.distributed as dist
-from counting import CONFIGS, Unrehearsed, Watched, count_game, job_of
+from counting import CONFIGS, Watched, count_game, job_of
 from machines import USUAL
 from ranks import together
 from torch import nn
@@ -17,6 +17,7 @@ from toys import TENTH, trained
 from dau_fast.config import DauConfig
 from dau_fast.cost import Work, count_work
 from dau_fast.data.split import Forget
+from dau_fast.engine.runtime import Runtime
 from dau_fast.models import Classifier
 
 
@@ -30,17 +31,17 @@ def expected(work: Work) -> dict[str, float]:
 @pytest.mark.parametrize("forget", [TENTH, Forget("random:0.5", fraction=0.5)], ids=["tenth", "half"])
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_work_is_that_of_a_real_game(name: str, forget: Forget) -> None:
-    task = replace(trained(forget, CONFIGS[name]), engine=Unrehearsed())
+    task = trained(forget)
     predicted = expected(count_work(job_of(task, CONFIGS[name])))
     assert [predicted.pop(name) for name in ("collectives", "hops", "wire_bytes")] == [0, 0, 0]
-    assert count_game(task) == predicted
+    assert count_game(task, CONFIGS[name]) == predicted
 
 
 def test_without_batchnorm_there_is_no_pass_for_it() -> None:
-    task = trained(TENTH, USUAL)
+    task = trained(TENTH)
     bare = Classifier(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)))
-    task = replace(task, original=bare, fresh=lambda _: bare, engine=Unrehearsed())
-    found = count_game(task)
+    task = replace(task, original=bare, fresh=lambda _: bare)
+    found = count_game(task, USUAL)
     predicted = count_work(job_of(task, USUAL))
     assert predicted.norm_images == 0
     assert "norm_images" not in found
@@ -48,7 +49,7 @@ def test_without_batchnorm_there_is_no_pass_for_it() -> None:
 
 
 def compare_processes(rank: int, ranks: int, config: DauConfig) -> None:
-    task = trained(TENTH, config)
+    task = trained(TENTH)
     job = job_of(task, config, ranks)
     sent: list[tuple[str, int]] = []
     shared = Watched(rank, ranks)
@@ -63,7 +64,7 @@ def compare_processes(rank: int, ranks: int, config: DauConfig) -> None:
                 return given(first, *rest, **more)
 
             patch.setattr(dist, name, noted)
-        found = count_game(replace(task, engine=Unrehearsed(ranks=shared)))
+        found = count_game(replace(task, runtime=Runtime(ranks=shared)), config)
     # By rings: each part travels to all but one, twice where it is also added up.
     travels = {"all_reduce": 2 * (ranks - 1) / ranks, "all_gather": ranks - 1, "broadcast": 1}
     hops = {"all_reduce": 2 * (ranks - 1), "all_gather": ranks - 1, "broadcast": 1}

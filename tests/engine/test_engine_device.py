@@ -1,16 +1,17 @@
-"""The clock of a run, free memory, and denormal numbers."""
+"""The clock of a run, and denormal numbers: zero on every thread, and the caller's mode as before."""
 
 from __future__ import annotations
 
-import os
+import _thread
+import threading
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 
-from dau_fast.engine.device import Stopwatch, flushed_denormals, free_memory, warm_up
+from dau_fast.engine import device
+from dau_fast.engine.device import Stopwatch, run_flushed, warm_up
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -50,76 +51,99 @@ def test_a_stopwatch_waits_for_the_device_at_both_ends(monkeypatch: pytest.Monke
     assert events == ["cuda", "read", "work", "cuda", "read"]
 
 
-def flushes() -> bool:
-    """Whether the smallest numbers are treated as zero on this thread."""
-    return bool(torch.full((64,), 1e-30).mul(torch.full((64,), 1e-10)).sum() == 0)
+def test_warming_up_runs_where_there_is_no_gpu() -> None:
+    warm_up(CPU)
+
+
+# ---- denormal numbers
 
 
 @pytest.fixture
-def denormals() -> Iterator[None]:
-    """Denormal numbers are kept, whatever ran before; afterwards everything is as it was."""
-    before = flushes()
-    if not torch.set_flush_denormal(False):
-        pytest.skip("this CPU cannot flush denormal numbers")
+def two_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
     yield
-    torch.set_flush_denormal(before)
+    torch.set_num_threads(before)
 
 
-@pytest.mark.usefixtures("denormals")
-def test_denormals_are_flushed_inside_the_block_alone() -> None:
-    assert not flushes()
-    with flushed_denormals():
-        assert flushes()
-    assert not flushes()
+def on_fresh_thread(work: Callable[[], None]) -> None:
+    """Do `work` where no worker thread has started yet."""
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    if failed:
+        raise failed[0]
 
 
-@pytest.mark.usefixtures("denormals")
-def test_denormals_are_back_after_an_exception() -> None:
-    with pytest.raises(KeyError), flushed_denormals():
-        raise KeyError
-    assert not flushes()
+def denormals() -> int:
+    """How many of a million products stay denormal, on all threads that share the work."""
+    return int((torch.full((2**20,), 1e-30) * 1e-10).count_nonzero())
 
 
-@pytest.mark.usefixtures("denormals")
-def test_a_block_inside_a_block_changes_nothing() -> None:
-    with flushed_denormals():
-        with flushed_denormals():
-            assert flushes()
-        assert flushes()
-    assert not flushes()
+@pytest.mark.usefixtures("two_threads")
+def test_workers_that_started_before_are_no_exception() -> None:
+    def check() -> None:
+        assert denormals() == 2**20  # and so two workers have started
+        torch.set_flush_denormal(True)
+        assert 0 < denormals() < 2**20
+        torch.set_flush_denormal(False)
+        assert run_flushed(denormals, CPU) == 0
+        assert denormals() == 2**20
+
+    on_fresh_thread(check)
 
 
-MEMINFO = "MemTotal:       100 kB\nMemFree: 10 kB\nMemAvailable:   60 kB\n"
-GROUP = "/sys/fs/cgroup/memory."
-USED = {f"{GROUP}current": "40960\n", f"{GROUP}stat": "anon 5\ninactive_file 10240\n"}
+@pytest.mark.usefixtures("two_threads")
+def test_where_all_threads_flush_nothing_is_moved_to_another_one() -> None:
+    def check() -> None:
+        torch.set_flush_denormal(True)
+        here = threading.get_ident()
+        assert run_flushed(lambda: (denormals(), threading.get_ident()), CPU) == (0, here)
+        assert denormals() == 0
+
+    on_fresh_thread(check)
 
 
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({"/proc/meminfo": MEMINFO}, 61_440),
-        ({"/proc/meminfo": MEMINFO, f"{GROUP}max": "max\n", **USED}, 61_440),
-        ({"/proc/meminfo": MEMINFO, f"{GROUP}max": "81920\n", **USED}, 51_200),
-        ({"/proc/meminfo": MEMINFO, f"{GROUP}max": "20480\n", **USED}, 0),
-        ({}, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")),
-    ],
-    ids=["no group", "no limit", "limit", "limit reached", "neither"],
-)
-def test_free_memory_is_what_system_and_control_group_leave(
-    files: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def read_text(self: Path, *_: object) -> str:
-        if str(self) not in files:
-            raise FileNotFoundError(self)
-        return files[str(self)]
+@pytest.mark.parametrize("flush", [True, False])
+def test_the_callers_mode_is_as_before(flush: bool) -> None:
+    def check() -> None:
+        torch.set_flush_denormal(flush)
+        with pytest.raises(KeyError):
+            run_flushed(lambda: {}[1], CPU)
+        assert bool(torch.tensor(1e-30) * torch.tensor(1e-10) == 0) == flush
 
-    monkeypatch.setattr(Path, "read_text", read_text)
-    assert free_memory(CPU) == expected
+    on_fresh_thread(check)
 
 
-def test_free_memory_of_this_machine_is_less_than_it_has() -> None:
-    assert 0 < free_memory(CPU) <= os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def test_an_error_on_another_thread_reaches_the_caller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_workers_flush", lambda: False)
+    with pytest.raises(KeyError):
+        run_flushed(lambda: {}[1], CPU)
 
 
-def test_warming_up_runs_where_there_is_no_gpu() -> None:
-    warm_up(CPU)
+def test_ctrl_c_ends_the_work_on_another_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_workers_flush", lambda: False)
+    ended: list[type[BaseException]] = []
+    begun = threading.Event()
+    threading.Thread(target=lambda: begun.wait(60) and _thread.interrupt_main()).start()
+
+    def work() -> None:
+        try:
+            begun.set()
+            for _ in range(2000):
+                time.sleep(0.005)
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        run_flushed(work, CPU)
+    assert ended == [KeyboardInterrupt]
