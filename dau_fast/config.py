@@ -46,11 +46,11 @@ def _check(
         fits = number and math.isfinite(value) and low <= value <= high
         if not fits or (open_low and value == low) or (open_high and value == high):
             kind = "a whole number" if whole else "a number"
-            below = "" if high == math.inf else f" and {'below' if open_high else 'at most'} {high:g}"
-            raise UserError(
-                f"`{name}={value}`: expected {kind} {'above' if open_low else 'from'} {low:g}"
-                f"{'' if open_low or below else ' up'}{below}"
-            )
+            begin = f"{'above' if open_low else 'from'} {low:g}"
+            end = "" if open_low else " up"
+            if high < math.inf:
+                end = f" to {'below ' if open_high else ''}{high:g}"
+            raise UserError(f"`{name}={value}`: expected {kind} {begin}{end}")
 
 
 @dataclass(frozen=True)

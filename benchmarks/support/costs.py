@@ -223,4 +223,6 @@ def held(case: Case) -> float:
     task = task_of(case)
     own = [task.images.pixels, *task.original.parameters()]
     with endless():
-        return peak_memory(lambda: game.unlearn(task), CPU) + sum(tensor.nbytes for tensor in own)
+        return peak_memory(lambda: game.unlearn(task, case.config), CPU) + sum(
+            tensor.nbytes for tensor in own
+        )

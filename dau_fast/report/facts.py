@@ -20,6 +20,7 @@ from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.runtime import Runtime
 from dau_fast.job.experiment import Experiment, SeedResult
 from dau_fast.job.request import Request
+from dau_fast.methods.method import Method
 from dau_fast.prune.registry import get_pruner
 
 
@@ -47,10 +48,7 @@ def describe_run(
         "sensitivity": game.sensitivity if game else "classifier",
         "retain_sample": game.retain_sample if game else None,
         "sets": count_sets(first.split),
-        "methods": {
-            method.name: {"label": method.label, "about": method.about, "reference": method.reference}
-            for method in experiment.methods
-        },
+        "methods": describe_methods(experiment.methods),
         "options": options,
         "settings": list_settings(experiment, first),
         "versions": list_versions(),
@@ -61,6 +59,14 @@ def describe_run(
 
 # Methods whose training has a length in epochs that the page shows.
 _RETRAINED = ("retrain", "retrain_fast")
+
+
+def describe_methods(methods: Iterable[Method[Any]]) -> dict[str, dict[str, Any]]:
+    """What people read of each method, by name."""
+    return {
+        method.name: {"label": method.label, "about": method.about, "reference": method.reference}
+        for method in methods
+    }
 
 
 def describe_costs(result: SeedResult) -> Equivalents | None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import _thread
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -133,7 +134,8 @@ def test_ctrl_c_ends_the_work_on_another_thread(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(device, "_workers_flush", lambda: False)
     ended: list[type[BaseException]] = []
     begun = threading.Event()
-    threading.Thread(target=lambda: begun.wait(60) and _thread.interrupt_main()).start()
+    interrupt = partial(signal.pthread_kill, threading.get_ident(), signal.SIGINT)
+    threading.Thread(target=lambda: begun.wait(60) and interrupt()).start()
 
     def work() -> None:
         try:

@@ -16,10 +16,14 @@ from xml.etree import ElementTree
 import matplotlib
 import pytest
 
+from dau_fast.methods.registry import find_methods
 from dau_fast.report import plots
 from dau_fast.report.drawing import method_color
+from dau_fast.report.facts import describe_methods
 from dau_fast.report.page import render
 from dau_fast.report.reading import method_order
+
+ROWS = describe_methods(find_methods().values())
 
 ATTACKS = ("correctness", "confidence", "entropy", "modified_entropy", "probability")
 SVG = "{http://www.w3.org/2000/svg}"
@@ -46,7 +50,7 @@ def full() -> dict[str, Any]:
     return {
         "schema": 1,
         "run": {
-            "dataset": "digits", "arch": "small", "seed": 7, "repeats": 1, "device": "cpu",
+            "methods": ROWS, "dataset": "digits", "arch": "small", "seed": 7, "repeats": 1, "device": "cpu",
             "forget": {"spec": "random:0.1", "count": 90, "sha256": "ab" * 32, "indices": [3, 5]},
             "epochs": 100, "versions": {"dau_fast": "0.1.0", "torch": "2.15.0"},
             "sets": {"train": 898, "validation": 359, "test": 540, "forget": 90, "retain": 808},

@@ -9,10 +9,13 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from dau_fast.methods.registry import find_methods
+from dau_fast.report.facts import describe_methods
 from dau_fast.report.table import table
 from dau_fast.report.verdict import verdict
 
 Report = dict[str, Any]
+ROWS = describe_methods(find_methods().values())
 
 WIDTHS = [80, 120]
 
@@ -37,7 +40,7 @@ def single(*, only: str = "original retrain dau ft ga", floor: float | None = No
     }
     return {
         "run": {
-            "dataset": "digits", "arch": "small", "sets": {"train": 898},
+            "methods": ROWS, "dataset": "digits", "arch": "small", "sets": {"train": 898},
             "forget": {"spec": "random:0.1", "count": 90},
         },
         "methods": {name: entry for name, entry in methods.items() if name in only.split()},
@@ -57,7 +60,7 @@ def large() -> Report:
     """Long names and the numbers of a week's computation."""
     report = repeated()
     report["run"] = {
-        "dataset": "cifar100", "arch": "efficientnet_v2_s", "sets": {"train": 1_281_167},
+        "methods": ROWS, "dataset": "cifar100", "arch": "efficientnet_v2_s", "sets": {"train": 1_281_167},
         "forget": {"spec": "indices:/somewhere/far/away/listed.txt", "count": 128_117},
     }  # fmt: skip
     report["methods"]["retrain"]["seconds"] = 123456.78
