@@ -33,6 +33,10 @@ def test_the_committed_figure_shows_the_imports_of_now(script):
         assert script.draw_architecture(graph) == committed, stale
 
 
+def test_no_room_imports_itself_through_others(script):
+    assert script.circle_rooms(script.read_rooms()) == []
+
+
 def test_every_room_is_a_box_and_has_its_row_in_the_text(script):
     rooms = set(script.read_rooms())
     picture = script.draw_architecture(script.read_rooms())

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from dau_fast.methods.registry import find_methods
+from dau_fast.prune.registry import find_pruners
+from dau_fast.unlearn import unlearn
+
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -68,11 +72,22 @@ def test_measured_figures_have_a_record(page):
     assert not measured or "benchmarks/records/" in text
 
 
-@pytest.mark.parametrize("what", ["methods", "pruners"])
-def test_the_command_line_page_lists_them_between_markers(what):
+def listed(what: str) -> list[tuple[str, str]]:
+    """Name and phrase of each row between the markers of `what` in docs/command-line.md."""
     text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
-    _, begins, rest = text.partition(f"<!-- {what} -->")
-    inside, ends, _ = rest.partition(f"<!-- /{what} -->")
-    assert begins
-    assert ends
-    assert re.findall(r"^\| `(\w+)` \| .+ \|$", inside, re.MULTILINE)
+    inside = text.partition(f"<!-- {what} -->")[2].partition(f"<!-- /{what} -->")[0]
+    return re.findall(r"^\| `(\w+)` \| (.+) \|$", inside, re.MULTILINE)
+
+
+def test_the_command_line_page_lists_methods_as_they_are_registered():
+    assert listed("methods") == [(row.name, row.about) for row in find_methods().values()]
+
+
+def test_the_command_line_page_lists_pruners_as_they_are_registered():
+    assert listed("pruners") == [(row.name, row.about) for row in find_pruners().values()]
+
+
+def test_the_command_line_page_names_every_option():
+    text = (ROOT / "docs" / "command-line.md").read_text(encoding="utf-8")
+    options = {name for parameter in unlearn.params for name in parameter.opts if name.startswith("--")}
+    assert {name for name in options if f"`{name}" not in text} == set()
