@@ -393,7 +393,8 @@ def test_help_of_the_module_names_every_option(tmp_path: Path) -> None:
 def test_the_game_is_played_with_the_sensitivity_that_is_asked_for(tmp_path: Path) -> None:
     seen = {}
     for name in ("classifier", "input"):
-        called = succeed(tmp_path / name, "--sensitivity", name, "--methods", "dau", "--epochs", 2)
+        options = ("--methods", "dau", "--epochs", 2, "--profile")
+        called = succeed(tmp_path / name, "--sensitivity", name, *options)
         seen[name] = called.report["game"]["auc"]
         assert called.report["run"]["sensitivity"] == name
         costs = called.report["run"]["sensitivity_costs"]["seconds"]

@@ -115,6 +115,10 @@ class _Alias(nn.Module):
         super().__init__()
         self.model = model
 
+    @property
+    def head(self) -> nn.Linear:
+        return self.model.head
+
     def __deepcopy__(self, _: Any) -> nn.Module:
         return self.model
 
