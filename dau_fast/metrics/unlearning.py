@@ -67,34 +67,13 @@ def measure(
     logits does. ranks: the processes that share the passes; each of them has all measures in the end.
     """
 
-    def over(index: Tensor, keep: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-        return predict_each(model, load, index, keep, ranks=ranks)
-
-    def summary(logits: Tensor, batch: Tensor) -> Tensor:
-        return _summary(Answers(logits, labels[batch]))
-
+    passes = _Passes(model, load, labels, ranks)
     classes = int(labels.max()) + 1
     size = min(len(split.retain), len(split.test), max(1, _LOGITS // classes))
-
-    def sampled(index: Tensor) -> tuple[Answers, Tensor]:
-        """Answers on `size` images, and the summary of all."""
-        order = torch.randperm(len(index), generator=generator, device=index.device)
-        some, others = index[order[:size]], index[order[size:]]
-        answers = Answers(over(some, lambda logits, _: logits), labels[some])
-        # No pass over nothing.
-        rest = [over(others, summary)] if len(others) else []
-        return answers, torch.cat([_summary(answers), *rest])
-
-    members, retain = sampled(split.retain)
-    non_members, test = sampled(split.test)
-    attacks = Attacks(members, non_members)
-
-    def attacked(logits: Tensor, batch: Tensor) -> Tensor:
-        answers = Answers(logits, labels[batch])
-        return torch.cat([_summary(answers), attacks.non_members(answers).to(logits)], 1)
-
-    forget, verdicts = over(split.forget, attacked).split([2, len(ATTACKS)], 1)
-    validation = over(split.validation, summary)
+    members, retain = passes.sample(split.retain, size, generator)
+    non_members, test = passes.sample(split.test, size, generator)
+    forget, verdicts = passes.attack(split.forget, Attacks(members, non_members))
+    validation = passes.summarise(split.validation)
     return Measures(
         ua=100 - percent(forget[:, 0]),
         ra=percent(retain[:, 0]),
@@ -107,6 +86,41 @@ def measure(
             "test": _histogram(test[:, 1]),
         },
     )
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Passes of one model over sets, of which summaries stay: right answers and confidence, [N, 2]."""
+
+    model: nn.Module
+    load: Load
+    labels: Tensor
+    ranks: Ranks
+
+    def _over(self, index: Tensor, keep: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return predict_each(self.model, self.load, index, keep, ranks=self.ranks)
+
+    def summarise(self, index: Tensor) -> Tensor:
+        return self._over(index, lambda logits, batch: _summary(Answers(logits, self.labels[batch])))
+
+    def sample(self, index: Tensor, size: int, generator: torch.Generator) -> tuple[Answers, Tensor]:
+        """Answers on `size` images, and the summary of all."""
+        order = torch.randperm(len(index), generator=generator, device=index.device)
+        some, others = index[order[:size]], index[order[size:]]
+        answers = Answers(self._over(some, lambda logits, _: logits), self.labels[some])
+        # No pass over nothing.
+        rest = [self.summarise(others)] if len(others) else []
+        return answers, torch.cat([_summary(answers), *rest])
+
+    def attack(self, index: Tensor, attacks: Attacks) -> tuple[Tensor, Tensor]:
+        """The summary, and what each attack calls non-member, [N, 5]."""
+
+        def attacked(logits: Tensor, batch: Tensor) -> Tensor:
+            answers = Answers(logits, self.labels[batch])
+            return torch.cat([_summary(answers), attacks.non_members(answers).to(logits)], 1)
+
+        summary, verdicts = self._over(index, attacked).split([2, len(ATTACKS)], 1)
+        return summary, verdicts
 
 
 def _summary(answers: Answers) -> Tensor:

@@ -222,6 +222,15 @@ def mean_kernel(
 
 
 @triton.jit
+def _sum_of_shares(means_ptr, rows, inside, shares, SHARES: tl.constexpr):
+    """Of the `shares` numbers that belong to each of `rows`."""
+    index = tl.arange(0, SHARES)
+    offsets = rows.to(tl.int64)[:, None] * shares + index[None, :]
+    within = inside[:, None] & (index < shares)[None, :]
+    return tl.sum(tl.load(means_ptr + offsets, mask=within, other=0.0), 1)
+
+
+@triton.jit
 def backward_kernel(
     grad_ptr, z_ptr, h_ptr, labels_ptr, stats_ptr, means_ptr, grad_z_ptr, grad_h_ptr,
     B, C, D, shares, z_blocks,
@@ -254,10 +263,7 @@ def backward_kernel(
         if SOFTMAX:
             grad_p = _grad_of_p(grad_ptr, rows, columns, stride_gb, stride_gc, B, C)
             if SHARES:
-                index = tl.arange(0, SHARES)
-                offsets = rows.to(tl.int64)[:, None] * shares + index[None, :]
-                within = inside[:, None] & (index < shares)[None, :]
-                mean = tl.sum(tl.load(means_ptr + offsets, mask=within, other=0.0), 1)
+                mean = _sum_of_shares(means_ptr, rows, inside, shares, SHARES)
             else:
                 mean = tl.sum(p * grad_p, 1)
             grad += p * (grad_p - mean[:, None])

@@ -32,7 +32,7 @@ class OutputFolder:
         except OSError as error:
             self._remove_folders()
             raise UserError(
-                f"output folder '{self.path}' cannot be written: {error.strerror}: choose another with --out"
+                f"output folder '{self.path}' cannot be written: {error.strerror}: choose another `out`"
             ) from error
         return self._staging
 
@@ -42,16 +42,16 @@ class OutputFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        done = False
+        done, moving = False, "the results"
         try:
             if kind is None:
                 for file in sorted(self._staging.iterdir()):
+                    moving = file.name
                     os.replace(file, self.path / file.name)
                 done = True
         except OSError as problem:
             raise UserError(
-                f"output folder '{self.path}' cannot take {file.name}: {problem.strerror}: choose "
-                "another with --out"
+                f"output folder '{self.path}' cannot take {moving}: {problem.strerror}: choose another `out`"
             ) from problem
         finally:
             shutil.rmtree(self._staging, ignore_errors=True)

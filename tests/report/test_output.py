@@ -100,7 +100,7 @@ def test_a_file_that_somebody_else_put_there_meanwhile_is_kept(tmp_path: Path) -
 @pytest.mark.parametrize("below", ["file", "file/a", "file/a/b", "new/" + "x" * 300])
 def test_a_path_that_cannot_be_a_folder_is_the_users_mistake(tmp_path: Path, below: str) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match="--out") as caught, OutputFolder(tmp_path / below):
+    with pytest.raises(UserError, match="another `out`") as caught, OutputFolder(tmp_path / below):
         pytest.fail("there is nothing to write to")
     assert str(tmp_path / below) in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -141,3 +141,15 @@ def test_an_interrupt_while_files_are_moved_leaves_no_hidden_folder(
     with pytest.raises(KeyboardInterrupt):
         run()
     assert names(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_the_users_mistake(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(UserError, match="cannot take the results: Permission denied"), OutputFolder(tmp_path):
+        monkeypatch.setattr(Path, "iterdir", fail)
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
