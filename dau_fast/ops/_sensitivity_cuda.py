@@ -256,8 +256,7 @@ def backward_kernel(
         labels = tl.load(labels_ptr + rows.to(tl.int64) * stride_l, mask=inside, other=0)
         p = _probabilities(z_ptr, stats_ptr, rows, columns, stride_zb, stride_zc, B, C)
         factor = grad_s * length / _above_zero(pull)
-        rest = miss - pull * pull
-        pulled = p * factor[:, None] * (p + rest[:, None])
+        pulled = p * factor[:, None] * (p + (miss - pull * pull)[:, None])
         at_label = -(grad_s * length * pull)[:, None] * p
         grad = tl.where(columns[None, :] == labels[:, None], at_label, pulled)
         if SOFTMAX:
