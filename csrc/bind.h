@@ -23,7 +23,7 @@ using WithoutGil = pybind11::call_guard<pybind11::gil_scoped_release>;
 inline bool load(PyObject* number, std::uintptr_t& address) {
   if (!PyLong_Check(number)) return false;
   address = static_cast<std::uintptr_t>(PyLong_AsUnsignedLongLong(number));
-  return !PyErr_Occurred() || (PyErr_Clear(), false);
+  return address != static_cast<std::uintptr_t>(-1) || !PyErr_Occurred() || (PyErr_Clear(), false);
 }
 
 inline bool load(PyObject* number, std::int64_t& size) {

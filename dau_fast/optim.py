@@ -15,7 +15,7 @@ device of the parameters.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,7 +24,24 @@ from torch.optim.optimizer import Optimizer, ParamsT
 from dau_fast.ops.masked_step import masked_adamw_op, masked_sgd_op
 from dau_fast.ops.packed_masks import apply_masks_, check_mask, pack_mask, unpack_mask
 
-Masks = Mapping[str, Tensor]
+# What a caller may give: by parameter name, as in dau_fast.prune.Masks.
+MasksByName = Mapping[str, Tensor]
+
+
+class _Kept(NamedTuple):
+    """What an optimiser knows of a parameter since it was made.
+
+    order: of its dimensions in memory, None for row by row. mask: packed, in that order; None without one.
+    """
+
+    name: str
+    shape: torch.Size
+    order: tuple[int, ...] | None
+    mask: Tensor | None
+
+
+# A parameter with its gradient, and what is known of it.
+_Entry = tuple[Tensor, Tensor, _Kept]
 
 
 class MaskedOptimizer(Optimizer):
@@ -33,10 +50,9 @@ class MaskedOptimizer(Optimizer):
     # Entries of a parameter's state that have its shape.
     _kept_zero: tuple[str, ...] = ()
 
-    def __init__(self, params: ParamsT, masks: Masks, defaults: dict[str, Any]) -> None:
+    def __init__(self, params: ParamsT, masks: MasksByName, defaults: dict[str, Any]) -> None:
         _check_rates(defaults)
-        # parameter -> (order of its dimensions in memory, None for row by row; packed mask in that order)
-        self._masks: dict[Tensor, tuple[tuple[int, ...] | None, Tensor | None]] = {}
+        self._kept: dict[Tensor, _Kept] = {}
         super().__init__(_each_once(params), defaults)
         names = [name for group in self.param_groups for name in _names(group)]
         if strange := [name for name in masks if name not in names]:
@@ -48,7 +64,7 @@ class MaskedOptimizer(Optimizer):
             self._attach(group, masks)
         self.apply_masks_()
 
-    def add_param_group(self, param_group: dict[str, Any], masks: Masks | None = None) -> None:
+    def add_param_group(self, param_group: dict[str, Any], masks: MasksByName | None = None) -> None:
         """torch's, and masks for the new parameters, by name; those without one are not masked."""
         super().add_param_group(param_group)
         self._attach(self.param_groups[-1], masks or {})
@@ -59,22 +75,38 @@ class MaskedOptimizer(Optimizer):
         """Set masked weights and their state to 0."""
         tensors: list[Tensor] = []
         bits: list[Tensor] = []
-        for parameter, (order, mask) in self._masks.items():
-            if mask is None:
+        for parameter, kept in self._kept.items():
+            _check_unchanged(parameter, kept)
+            if kept.mask is None:
                 continue
             state = self.state.get(parameter, {})
             found = [parameter, *(state[key] for key in self._kept_zero if state.get(key) is not None)]
-            tensors += [_permuted(tensor, order) for tensor in found]
-            bits += [mask] * len(found)
+            tensors += [_permuted(tensor, kept.order) for tensor in found]
+            bits += [kept.mask] * len(found)
         apply_masks_(tensors, bits)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """torch's, for states of torch.optim as well; what is masked is set to 0."""
+        """torch's, for states of torch.optim as well; what is masked is set to 0.
+
+        Raises ValueError, before anything is changed, for the state of a parameter of another shape.
+        """
+        self._check_state(state_dict)
         super().load_state_dict(state_dict)
         self.apply_masks_()
 
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        """ValueError unless the state's tensors have the shapes of the parameters they are for."""
+        saved = [place for group in state_dict["param_groups"] for place in group["params"]]
+        ours = [parameter for group in self.param_groups for parameter in group["params"]]
+        # Groups of other lengths are torch's to refuse.
+        for place, parameter in zip(saved, ours, strict=False):
+            state = state_dict["state"].get(place, {})
+            for key in self._kept_zero:
+                if key in state and state[key] is not None:
+                    _check_state_tensor(self._kept[parameter], key, state[key])
+
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_masks": self._masks}
+        return {**super().__getstate__(), "_kept": self._kept}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -84,33 +116,37 @@ class MaskedOptimizer(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            for parameters in _by_device(group["params"]):
-                self._update(group, parameters)
+            for entries in self._with_gradients(group["params"]):
+                self._update(group, entries)
         return loss
 
-    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        """Step `parameters`, all on one device and with a gradient."""
+    def _with_gradients(self, parameters: list[Tensor]) -> Iterable[list[_Entry]]:
+        """Those that have a gradient, device by device."""
+        found: dict[torch.device, list[_Entry]] = {}
+        for parameter in parameters:
+            grad = parameter.grad
+            if grad is None:
+                continue
+            kept = self._kept[parameter]
+            _check_unchanged(parameter, kept)
+            if grad.layout is not torch.strided:
+                raise RuntimeError(
+                    "a gradient is sparse: expected dense ones; use sparse=False in nn.Embedding"
+                )
+            found.setdefault(parameter.device, []).append((parameter, grad, kept))
+        return found.values()
+
+    def _update(self, group: dict[str, Any], entries: list[_Entry]) -> None:
+        """Step the parameters of `entries`, all on one device."""
         raise NotImplementedError
 
-    def _attach(self, group: dict[str, Any], masks: Masks) -> None:
+    def _attach(self, group: dict[str, Any], masks: MasksByName) -> None:
         for name, parameter in zip(_names(group), group["params"], strict=True):
             if not parameter.is_floating_point():
                 raise ValueError(f"{name} is {parameter.dtype}: expected floating point")
             order = _memory_order(parameter)
             mask = _packed_in_order(masks, name, parameter, order) if name in masks else None
-            self._masks[parameter] = order, mask
-
-    def _in_memory_order(
-        self, parameters: list[Tensor], families: Iterable[list[Tensor]]
-    ) -> tuple[list[list[Tensor]], list[Tensor | None]]:
-        """`families` of tensors, one a parameter, with dimensions as the parameter's lie in memory; masks."""
-        entries = [self._masks[parameter] for parameter in parameters]
-        turned = [place for place, (order, _) in enumerate(entries) if order is not None]
-        families = [list(family) for family in families]
-        for family in families:
-            for place in turned if family else ():
-                family[place] = _permuted(family[place], entries[place][0])
-        return families, [mask for _, mask in entries]
+            self._kept[parameter] = _Kept(name, parameter.shape, order, mask)
 
     def _rate(self, group: dict[str, Any]) -> tuple[float, Tensor | None]:
         lr = group["lr"]
@@ -131,7 +167,7 @@ class MaskedSGD(MaskedOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        masks: Masks,
+        masks: MasksByName,
         lr: float | Tensor = 1e-3,
         momentum: float = 0,
         weight_decay: float = 0,
@@ -149,11 +185,11 @@ class MaskedSGD(MaskedOptimizer):
         }  # fmt: skip
         super().__init__(params, masks, defaults)
 
-    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+    def _update(self, group: dict[str, Any], entries: list[_Entry]) -> None:
         momenta: list[Tensor] = []
         first: list[bool] = []
         if group["momentum"] != 0:
-            for parameter in parameters:
+            for parameter, _, _ in entries:
                 state = self.state[parameter]
                 buffer = state.get("momentum_buffer")
                 first.append(buffer is None)
@@ -161,9 +197,9 @@ class MaskedSGD(MaskedOptimizer):
                     _refuse_to_begin_in_a_capture()
                     buffer = state["momentum_buffer"] = torch.zeros_like(parameter)
                 momenta.append(buffer)
-        families, masks = self._in_memory_order(parameters, (parameters, _gradients(parameters), momenta))
+        (weights, grads, momenta), masks = _in_memory_order(entries, momenta)
         masked_sgd_op(
-            *families, masks, first, *self._rate(group), float(group["momentum"]),
+            weights, grads, momenta, masks, first, *self._rate(group), float(group["momentum"]),
             float(group["dampening"]), float(group["weight_decay"]), group["nesterov"], group["maximize"],
         )  # fmt: skip
 
@@ -179,7 +215,7 @@ class MaskedAdamW(MaskedOptimizer):
     def __init__(
         self,
         params: ParamsT,
-        masks: Masks,
+        masks: MasksByName,
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
@@ -197,16 +233,31 @@ class MaskedAdamW(MaskedOptimizer):
         super().__init__(params, masks, defaults)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """torch's, for states of torch.optim as well; what is masked is set to 0."""
+        """torch's, for states of torch.optim as well; what is masked is set to 0. Raises as `MaskedSGD`'s."""
         super().load_state_dict(state_dict)
         for parameter, state in self.state.items():
             if "step" in state:  # torch.optim keeps it on the CPU, or as a number
                 step = torch.as_tensor(state["step"], dtype=torch.float32)
                 state["step"] = step.to(parameter.device)
 
-    def _update(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
-        families: tuple[list[Tensor], ...] = [], [], []
-        for parameter in parameters:
+    def _check_state(self, state_dict: dict[str, Any]) -> None:
+        super()._check_state(state_dict)
+        for place, state in state_dict["state"].items():
+            if "step" not in state:
+                continue
+            if torch.as_tensor(state["step"]).numel() != 1 or any(
+                state.get(key) is None for key in self._kept_zero
+            ):
+                raise ValueError(
+                    f"the state of parameter {place} is not AdamW's: expected step, one number, with exp_avg "
+                    "and exp_avg_sq"
+                )
+
+    def _update(self, group: dict[str, Any], entries: list[_Entry]) -> None:
+        exp_avgs: list[Tensor] = []
+        exp_avg_sqs: list[Tensor] = []
+        steps: list[Tensor] = []
+        for parameter, _, _ in entries:
             state = self.state[parameter]
             if "step" not in state:
                 _refuse_to_begin_in_a_capture()
@@ -214,14 +265,14 @@ class MaskedAdamW(MaskedOptimizer):
                 state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
-            for family, key in zip(families, ("exp_avg", "exp_avg_sq", "step"), strict=True):
-                family.append(state[key])
-        *averages, steps = families
-        lists, masks = self._in_memory_order(parameters, (parameters, _gradients(parameters), *averages))
+            exp_avgs.append(state["exp_avg"])
+            exp_avg_sqs.append(state["exp_avg_sq"])
+            steps.append(state["step"])
+        (weights, grads, exp_avgs, exp_avg_sqs), masks = _in_memory_order(entries, exp_avgs, exp_avg_sqs)
         beta1, beta2 = group["betas"]
         masked_adamw_op(
-            *lists, steps, masks, *self._rate(group), float(beta1), float(beta2), float(group["eps"]),
-            float(group["weight_decay"]), group["maximize"],
+            weights, grads, exp_avgs, exp_avg_sqs, steps, masks, *self._rate(group), float(beta1),
+            float(beta2), float(group["eps"]), float(group["weight_decay"]), group["maximize"],
         )  # fmt: skip
 
 
@@ -269,7 +320,9 @@ def _names(group: dict[str, Any]) -> list[str]:
     return list(group["param_names"])
 
 
-def _packed_in_order(masks: Masks, name: str, parameter: Tensor, order: tuple[int, ...] | None) -> Tensor:
+def _packed_in_order(
+    masks: MasksByName, name: str, parameter: Tensor, order: tuple[int, ...] | None
+) -> Tensor:
     """The packed mask of `parameter` with its dimensions in `order`, on its device."""
     packed = getattr(masks, "packed", None)
     mask = (packed(name) if packed is not None else masks[name]).to(parameter.device)
@@ -294,20 +347,36 @@ def _permuted(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
     return tensor if order is None else tensor.permute(order)
 
 
-def _by_device(parameters: Iterable[Tensor]) -> list[list[Tensor]]:
-    """Those that have a gradient, device by device."""
-    found: dict[torch.device, list[Tensor]] = {}
-    for parameter in parameters:
-        if parameter.grad is not None:
-            found.setdefault(parameter.device, []).append(parameter)
-    return list(found.values())
+def _in_memory_order(
+    entries: list[_Entry], *states: list[Tensor]
+) -> tuple[list[list[Tensor]], list[Tensor | None]]:
+    """Parameters, gradients and `states` with dimensions as the parameters' lie in memory; masks."""
+    families = [[parameter for parameter, _, _ in entries], [grad for _, grad, _ in entries], *states]
+    turned = [(place, kept.order) for place, (_, _, kept) in enumerate(entries) if kept.order is not None]
+    for family in families:
+        for place, order in turned if family else ():
+            family[place] = _permuted(family[place], order)
+    return families, [kept.mask for _, _, kept in entries]
 
 
-def _gradients(parameters: list[Tensor]) -> list[Tensor]:
-    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if any(grad.layout != torch.strided for grad in grads):
-        raise RuntimeError("a gradient is sparse: expected dense ones; use sparse=False in nn.Embedding")
-    return grads
+# ---- what is refused before memory is touched
+
+
+def _check_unchanged(parameter: Tensor, kept: _Kept) -> None:
+    if parameter.shape != kept.shape:
+        raise ValueError(
+            f"{kept.name} had shape {list(kept.shape)} and now has {list(parameter.shape)}: expected the "
+            "shape for which its mask was made; make a new optimiser"
+        )
+
+
+def _check_state_tensor(kept: _Kept, key: str, value: Any) -> None:
+    if not isinstance(value, Tensor) or value.shape != kept.shape or value.layout != torch.strided:
+        found = f"has shape {list(value.shape)}" if isinstance(value, Tensor) else f"is {value!r}"
+        raise ValueError(
+            f"{key} of {kept.name} {found}: expected a dense tensor of shape {list(kept.shape)}; is this the "
+            "state of another model?"
+        )
 
 
 # ---- settings

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dau_fast.ops import _native, pack_mask
-from dau_fast.optim import MaskedAdamW, MaskedSGD
+from dau_fast.optim import MaskedAdamW, MaskedOptimizer, MaskedSGD
 
 Settings = dict[str, Any]
 KINDS: dict[str, tuple[Callable[..., Any], Callable[..., Any], Settings]] = {
@@ -360,4 +360,56 @@ def test_sparse_gradients_are_refused() -> None:
     optimizer = MaskedSGD(model.named_parameters(), {}, lr=0.1)
     model(torch.tensor([1])).sum().backward()
     with pytest.raises(RuntimeError, match="a gradient is sparse"):
+        optimizer.step()
+
+
+# ---- what does not fit is refused before memory is touched
+
+
+def stepped(make: type[MaskedOptimizer], *shape: int) -> tuple[nn.Parameter, MaskedOptimizer]:
+    """A parameter "w" that was stepped once, half of it masked, and its optimiser."""
+    parameter = nn.Parameter(torch.ones(*shape))
+    keep = torch.arange(parameter.numel()).view(shape) % 2 == 0
+    more = {"momentum": 0.9} if make is MaskedSGD else {}
+    optimizer = make([("w", parameter)], {"w": keep}, lr=0.1, **more)
+    parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    return parameter, optimizer
+
+
+@pytest.mark.parametrize("make", [MaskedSGD, MaskedAdamW])
+@pytest.mark.parametrize("other", [(16,), (10_000,), (8, 8)])
+def test_the_state_of_another_model_is_refused(make: type[MaskedOptimizer], other: tuple[int, ...]) -> None:
+    parameter, optimizer = stepped(make, 64)
+    before = copy.deepcopy(optimizer.state_dict()["state"]), parameter.detach().clone()
+    with pytest.raises(ValueError, match=r"of w has shape .* expected a dense tensor of shape \[64\]"):
+        optimizer.load_state_dict(stepped(make, *other)[1].state_dict())
+    torch.testing.assert_close(optimizer.state_dict()["state"], before[0], rtol=0, atol=0)
+    optimizer.step()
+    assert not torch.equal(parameter, before[1])
+
+
+@pytest.mark.parametrize("make", [MaskedSGD, MaskedAdamW])
+@pytest.mark.parametrize("size", [16, 10_000])
+def test_a_parameter_of_another_size_is_refused(make: type[MaskedOptimizer], size: int) -> None:
+    parameter, optimizer = stepped(make, 64)
+    parameter.data = torch.ones(size)
+    parameter.grad = torch.ones(size)
+    with pytest.raises(ValueError, match=rf"w had shape \[64\] and now has \[{size}\]"):
+        optimizer.step()
+    assert torch.equal(parameter, torch.ones(size))
+
+
+def test_a_step_that_is_no_number_is_refused() -> None:
+    _, optimizer = stepped(MaskedAdamW, 64)
+    state = copy.deepcopy(optimizer.state_dict())
+    state["state"][0]["step"] = torch.empty(0)
+    with pytest.raises(ValueError, match="expected step, one number"):
+        optimizer.load_state_dict(state)
+
+
+def test_a_state_that_was_swapped_for_a_shorter_one_is_refused() -> None:
+    parameter, optimizer = stepped(MaskedSGD, 64)
+    optimizer.state[parameter]["momentum_buffer"] = torch.ones(16)
+    with pytest.raises(ValueError, match="momenta"):
         optimizer.step()

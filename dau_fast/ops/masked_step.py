@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dau_fast.ops._library import Lists, define
-from dau_fast.ops._native import array, arrays
+from dau_fast.ops._native import arrays
 from dau_fast.ops.packed_masks import check_mask
 from dau_fast.ops.reference import masked_adamw_reference_, masked_sgd_reference_
 
@@ -137,7 +137,8 @@ def _rate(lr: float, lr_tensor: Tensor | None) -> float | Tensor:
 
 
 def _takes_sgd(weights: _Family, grads: _Family, momenta: _Family, masks: _Masks, *_: Any) -> list[bool]:
-    return _suited(grads, masks, weights, momenta)
+    fit = _suited(weights, grads, masks)
+    return [one and _is_plain(state) for one, state in zip(fit, momenta, strict=True)] if momenta else fit
 
 
 def _takes_adamw(
@@ -149,19 +150,26 @@ def _takes_adamw(
     masks: _Masks,
     *_: Any,
 ) -> list[bool]:
-    return _suited(grads, masks, weights, exp_avgs, exp_avg_sqs, steps)
-
-
-def _suited(grads: _Family, masks: _Masks, *changed: _Family) -> list[bool]:
-    float32, uint8 = torch.float32, torch.uint8
-    suited = [
-        grad.dtype is float32 and (mask is None or (mask.dtype is uint8 and mask.is_contiguous()))
-        for grad, mask in zip(grads, masks, strict=True)
+    fit = zip(_suited(weights, grads, masks), exp_avgs, exp_avg_sqs, steps, strict=True)
+    return [
+        one and _is_plain(mean) and _is_plain(square) and _is_plain(step) for one, mean, square, step in fit
     ]
-    for family in changed:
-        fits = [tensor.dtype is float32 and tensor.is_contiguous() for tensor in family]
-        suited = [before and now for before, now in zip(suited, fits, strict=True)] if fits else suited
-    return suited
+
+
+def _suited(weights: _Family, grads: _Family, masks: _Masks) -> list[bool]:
+    # Written out: what these checks take is what many small tensors cost.
+    float32, uint8 = torch.float32, torch.uint8
+    return [
+        weight.dtype is float32
+        and weight.is_contiguous()
+        and grad.dtype is float32
+        and (mask is None or (mask.dtype is uint8 and mask.is_contiguous()))
+        for weight, grad, mask in zip(weights, grads, masks, strict=True)
+    ]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float32 and tensor.is_contiguous()
 
 
 # ---- C++
@@ -234,8 +242,8 @@ def _adamw_cpp(
 
 
 def _mask_arrays(masks: _Masks) -> tuple[list[int], list[int]]:
-    pairs = [array(mask) for mask in masks]
-    return [address for address, _ in pairs], [size for _, size in pairs]
+    addresses = [0 if mask is None else mask.data_ptr() for mask in masks]
+    return addresses, [0 if mask is None else mask.numel() for mask in masks]
 
 
 # ---- Triton
