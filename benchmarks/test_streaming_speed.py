@@ -177,12 +177,12 @@ def floor_seconds(kind: str, place: Path, size: int, images: int, device: torch.
 
 def waiting(batches: Iterator[Any], device: torch.device, steps: int, length: float) -> float:
     """Share of `steps` steps of `length` seconds that is spent waiting for their batches."""
-    clock = Waiting()
+    clock = Waiting(device)
     for _ in range(steps):
-        clock.batch(batches)
+        clock.take(batches)
         time.sleep(length)
-        clock.done(device)
-    return clock.share
+        clock.finish()
+    return clock.data / clock.seconds
 
 
 @pytest.mark.parametrize("kind", ["files", "arrow", "arrays"])
