@@ -108,7 +108,7 @@ def _map_table(path: Path) -> Any:
         import pyarrow as pa
     except ImportError as error:
         raise UserError(
-            "`dataset='arrow'` needs pyarrow, which is not installed: pip install 'dau-fast[arrow]'"
+            "`dataset=arrow` needs pyarrow, which is not installed: pip install 'dau-fast[arrow]'"
         ) from error
     check_regular(path, f"'{path}'")
     try:

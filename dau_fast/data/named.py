@@ -48,14 +48,14 @@ def load(
         streamed = choose_streaming(stored.source, stream, device, processes)
         return stored.make_images(device, streamed=streamed, progress=progress)
     if stream == "on":
-        raise UserError(f"`stream='on'` is for {', '.join(STORED)}: leave it out, {dataset} is small")
+        raise UserError(f"`stream=on` is for {', '.join(STORED)}: leave it out, {dataset} is small")
     images = _read_digits() if dataset == "digits" else _read_torchvision(dataset, data, download)
     return images.to(device)
 
 
 def _read_stored(dataset: str, data: Path | None, image_size: int | None, threads: int) -> Stored:
     if data is None:
-        raise UserError(f"`dataset='{dataset}'` needs `data=DIR`, a folder that holds train/ and test/")
+        raise UserError(f"`dataset={dataset}` needs `data=DIR`, a folder that holds train/ and test/")
     if not exists(data, "folder"):
         raise UserError(f"`data` '{data}' is not a folder: name one that holds train/ and test/")
     return STORED[dataset](data, image_size, threads)

@@ -94,7 +94,7 @@ def choose_streaming(source: Source, stream: str, device: torch.device, processe
     each = "" if processes == 1 else f" for each of {processes} processes"
     sizes = f"{needed / 1e9:.1f} GB as uint8, and {free / 1e9:.1f} GB of memory are free{each}"
     if stream == "off" and needed > free:
-        raise UserError(f"the images do not fit into memory ({sizes}): leave `stream='off'` out")
+        raise UserError(f"the images do not fit into memory ({sizes}): leave `stream=off` out")
     if stream == "off" or needed <= free / 2:
         return False
     logging.getLogger("dau_fast").warning("images are streamed, as they take %s", sizes)

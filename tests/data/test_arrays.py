@@ -102,7 +102,7 @@ def test_arrays_that_do_not_fit_are_an_error_before_anything_runs(
 
 
 def test_arrays_need_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"`dataset='arrays'` needs `data=DIR`"):
+    with pytest.raises(UserError, match=r"`dataset=arrays` needs `data=DIR`"):
         load("arrays")
     with pytest.raises(UserError, match="is not a folder"):
         load("arrays", tmp_path / "absent")

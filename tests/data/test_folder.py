@@ -111,7 +111,7 @@ def test_progress_is_told_of_every_image_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_folder_needs_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"`dataset='folder'` needs `data=DIR`"):
+    with pytest.raises(UserError, match=r"`dataset=folder` needs `data=DIR`"):
         load("folder")
     with pytest.raises(UserError, match="is not a folder"):
         load("folder", tmp_path / "absent")

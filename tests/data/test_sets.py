@@ -74,7 +74,8 @@ def perceptron() -> nn.Module:
 
 
 def played(sets: dict[str, Any], stream: bool = True, **options: Any) -> Result:
-    return unlearn(perceptron(), **sets, config=CONFIG, stream=stream, device="cpu", **options)
+    config = CONFIG if options.get("method", "dau") == "dau" else None
+    return unlearn(perceptron(), **sets, config=config, stream=stream, device="cpu", **options)
 
 
 def assert_same(one: Result, other: Result) -> None:

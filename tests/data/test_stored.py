@@ -80,7 +80,7 @@ def test_images_that_must_be_in_memory_and_do_not_fit_are_an_error(
     monkeypatch.setattr(stored, "free_memory", lambda device: TAKEN)
     assert type(load("arrays", arrays, stream="off")) is Images
     monkeypatch.setattr(stored, "free_memory", lambda device: TAKEN - 1)
-    with pytest.raises(UserError, match=r"do not fit into memory .*leave `stream='off'` out"):
+    with pytest.raises(UserError, match=r"do not fit into memory .*leave `stream=off` out"):
         load("arrays", arrays, stream="off")
     assert isinstance(load("arrays", arrays, stream="on"), StreamedImages)
 

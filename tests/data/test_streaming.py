@@ -25,7 +25,7 @@ from dau_fast.data.streaming import DEPTH, StreamedImages, read_ahead
 from dau_fast.engine.batches import Batch
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.ranks import ALONE, Ranks
-from dau_fast.engine.steps import Engine
+from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.training import recompute_batchnorm, train
 from dau_fast.errors import UserError
 from dau_fast.methods.task import Task
@@ -70,7 +70,7 @@ def both(
 def task_on(images: Images, ranks: Ranks = ALONE) -> Task:
     """What `Task.feed` needs, and nothing else."""
     nothing: Any = None
-    return Task(images, nothing, 3, nothing, nothing, TrainingRecipe(), engine=Engine(ranks=ranks))
+    return Task(images, nothing, 3, nothing, nothing, TrainingRecipe(), runtime=Runtime(ranks=ranks))
 
 
 def readers() -> list[str]:
@@ -234,14 +234,11 @@ def test_a_file_that_is_damaged_ends_a_streamed_feed_with_its_name(tmp_path: Pat
 
 def waited(feed: Iterator[Batch], loss: Callable[[Tensor, Tensor], Tensor], steps: int) -> float:
     """The share that a loop of `steps` steps reports."""
-    model, engine = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(90, 4))), Engine()
+    model = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(90, 4)))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer)
-    train(
-        model, feed, steps=steps, optimizer=optimizer, scheduler=scheduler, loss=loss, engine=engine, name="a"
-    )
-    assert engine.waiting.keys() == engine.chosen.keys()
-    return engine.waiting["a"].share
+    (cost,) = train(model, feed, steps=steps, optimizer=optimizer, scheduler=scheduler, loss=loss)
+    return cost.data_seconds / cost.seconds if cost.seconds else 0.0
 
 
 def slow_loss(logits: Tensor, targets: Tensor) -> Tensor:
