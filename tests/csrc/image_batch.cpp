@@ -1,11 +1,14 @@
 // Batches of images against a loop over their pixels. Arrays end where their memory does.
 #include "image_batch.h"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
 #include <limits>
 #include <random>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -78,7 +81,7 @@ void test_every_window(const Stored& stored, std::size_t batch, std::int64_t pad
                                       batch, pad};
       std::vector<float> out(batch * stored.height * stored.width * stored.channels,
                              std::numeric_limits<float>::quiet_NaN());
-      CHECK(dau_fast::image_batch(stored.view(), windows, Number::float32, out.data(), 3) == batch);
+      dau_fast::image_batch(stored.view(), windows, Number::float32, out.data(), 3);
       const float* found = out.data();
       for (std::size_t i = 0; i < batch; ++i) {
         for (std::size_t y = 0; y < stored.height; ++y) {
@@ -108,7 +111,12 @@ void test_what_does_not_exist_is_named_and_nothing_read() {
     for (const int which : {0, 1, 2}) {
       const auto chosen = [&](int place) { return place == which ? bad.data() : good.data(); };
       const dau_fast::Windows windows{chosen(0), chosen(1), chosen(2), nullptr, 3, 1};
-      CHECK(dau_fast::image_batch(stored.view(), windows, Number::float32, out.data(), 2) == 2);
+      const auto call = [&] { dau_fast::image_batch(stored.view(), windows, Number::float32, out.data(), 2); };
+      const std::string held = std::to_string(std::min<std::int64_t>(0, wrong)) + " to " +
+                               std::to_string(std::max<std::int64_t>(1, wrong)) + ": expected 0 to 2";
+      const char* names[] = {"index holds ", "rows hold ", "columns hold "};
+      CHECK(which == 0 ? says<std::out_of_range>(call, names[0] + held)
+                       : says<std::invalid_argument>(call, names[which] + held + ", twice the padding"));
       for (const float value : out) CHECK(value == 7);
     }
   }
@@ -131,11 +139,11 @@ void test_halves_are_the_nearest() {
     const std::int64_t index = 0;
     const dau_fast::Windows windows{&index, nullptr, nullptr, nullptr, 1, 0};
     std::vector<float> exact(256);
-    CHECK(dau_fast::image_batch(stored.view(), windows, Number::float32, exact.data(), 1) == 1);
+    dau_fast::image_batch(stored.view(), windows, Number::float32, exact.data(), 1);
     for (const auto& [number, mantissa, bias] :
          {std::tuple{Number::float16, 10, 15}, {Number::bfloat16, 7, 127}}) {
       std::vector<std::uint16_t> found(256);
-      CHECK(dau_fast::image_batch(stored.view(), windows, number, found.data(), 1) == 1);
+      dau_fast::image_batch(stored.view(), windows, number, found.data(), 1);
       const std::uint16_t infinity = number == Number::float16 ? 0x7c00 : 0x7f80;
       for (std::size_t i = 0; i < 256; ++i) {
         const std::uint16_t bits = found[i] & 0x7fff;

@@ -5,6 +5,8 @@
 #include <cmath>
 #include <limits>
 #include <random>
+#include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -223,11 +225,16 @@ struct Sensitivity {
       : logits(std::move(z)), features(std::move(h)), stats(5 * rows, kNan), labels(rows, -1) {
     const std::size_t classes = logits.size() / rows;
     shown.assign(rows * (softmax ? classes + 1 : 1), kNan);
-    batch = {logits.data(), features.data(), stats.data(), rows, classes, features.size() / rows, softmax};
+    batch = {logits.data(), features.data(), rows, classes, features.size() / rows, softmax};
   }
 
-  std::size_t forward(const std::int64_t* targets, bool bias, std::size_t threads) {
-    return dau_fast::sensitivity_forward(batch, targets, bias, shown.data(), labels.data(), threads);
+  void forward(const std::int64_t* targets, bool bias, std::size_t threads) {
+    dau_fast::sensitivity_forward(batch, targets, bias, stats.data(), shown.data(), labels.data(), threads);
+  }
+
+  void backward(const std::int64_t* targets, const float* grad, float* grad_z, float* grad_h,
+                std::size_t threads) const {
+    dau_fast::sensitivity_backward(batch, targets, stats.data(), grad, grad_z, grad_h, threads);
   }
 };
 
@@ -235,11 +242,11 @@ void test_sensitivity_by_hand() {
   // p = (1/2, 1/2), p - e_y = (-1/2, 1/2), ||h|| = 5: s = sqrt(1/2) sqrt(25 + 1), and without a bias sqrt(1/2) 5.
   const std::int64_t first = 0;
   Sensitivity even({7, 7}, {3, 4}, 1, true);
-  CHECK(even.forward(&first, true, 1) == 1);
+  even.forward(&first, true, 1);
   CHECK(near(even.shown[0], 0.5) && near(even.shown[1], 0.5) && near(even.shown[2], std::sqrt(13)));
   const float grad[] = {0, 0, 1};
   Floats grad_z(2, kNan), grad_h(2, kNan);
-  dau_fast::sensitivity_backward(even.batch, &first, grad, grad_z.data(), grad_h.data(), 1);
+  even.backward(&first, grad, grad_z.data(), grad_h.data(), 1);
   // ds/dz = length / pull p (e - <p, e>) = sqrt(52) (-1/4, 1/4); ds/dh = pull / length h = h / sqrt(52).
   CHECK(near(grad_z[0], -std::sqrt(3.25)) && near(grad_z[1], std::sqrt(3.25)));
   CHECK(near(grad_h[0], 3 / std::sqrt(52)) && near(grad_h[1], 4 / std::sqrt(52)));
@@ -248,7 +255,7 @@ void test_sensitivity_by_hand() {
   CHECK(near(alone.shown[0], std::sqrt(12.5)));
   // The first of equal logits is the prediction; one class is always right, and what is far below has p = 0.
   Sensitivity predicted({1, 1, -300, 5, 9, 9}, {0, 0}, 2, true);
-  CHECK(predicted.forward(nullptr, true, 2) == 2);
+  predicted.forward(nullptr, true, 2);
   CHECK(predicted.labels == (std::vector<std::int64_t>{0, 1}));
   CHECK(positive_zero(predicted.shown[2]));
   Sensitivity certain({-3}, {2}, 1, false);
@@ -269,11 +276,11 @@ void test_sensitivity_against_double() {
         Sensitivity found(normal(rows * classes), normal(rows * width), rows, softmax);
         std::vector<std::int64_t> targets(rows);
         for (auto& target : targets) target = static_cast<std::int64_t>(generator() % classes);
-        CHECK(found.forward(given ? targets.data() : nullptr, given, 3) == rows);
+        found.forward(given ? targets.data() : nullptr, given, 3);
         const std::vector<std::int64_t>& labels = given ? targets : found.labels;
         const Floats grad = normal(found.shown.size());
         Floats grad_z(rows * classes, kNan), grad_h(rows * width, kNan);
-        dau_fast::sensitivity_backward(found.batch, labels.data(), grad.data(), grad_z.data(), grad_h.data(), 3);
+        found.backward(labels.data(), grad.data(), grad_z.data(), grad_h.data(), 3);
         for (std::size_t row = 0; row < rows; ++row) {
           const float *z = &found.logits[row * classes], *h = found.features.data() + row * width;
           const std::size_t columns = softmax ? classes + 1 : 1;
@@ -313,20 +320,28 @@ void test_sensitivity_refuses_targets_and_leaves_out_what_is_not_wanted() {
   for (const std::int64_t wrong : {std::int64_t{-1}, std::int64_t{4}}) {
     const std::int64_t targets[] = {0, 3, wrong};
     Sensitivity found(normal(12), normal(6), 3, true);
-    CHECK(found.forward(targets, true, 2) == 2);
+    const std::string range = wrong < 0 ? "-1 to 3" : "0 to 4";
+    const auto refused = [&](auto&& call) {
+      return says<std::invalid_argument>(call, "targets lie in " + range + ": expected 0 to 3");
+    };
+    CHECK(refused([&] { found.forward(targets, true, 2); }));
+    for (const float value : found.shown) CHECK(std::isnan(value));
+    Floats grad_z(12, kNan);
+    CHECK(refused([&] { found.backward(targets, found.shown.data(), grad_z.data(), nullptr, 2); }));
+    for (const float value : grad_z) CHECK(std::isnan(value));
   }
   const std::int64_t targets[] = {0, 3, 1};
   Sensitivity found(normal(12), normal(6), 3, false);
   found.forward(targets, true, 2);
   Floats grad_z(12, kNan), grad_h(6, kNan), both_z(12), both_h(6);
   const Floats grad = normal(3);
-  dau_fast::sensitivity_backward(found.batch, targets, grad.data(), grad_z.data(), nullptr, 2);
-  dau_fast::sensitivity_backward(found.batch, targets, grad.data(), nullptr, grad_h.data(), 2);
-  dau_fast::sensitivity_backward(found.batch, targets, grad.data(), both_z.data(), both_h.data(), 2);
+  found.backward(targets, grad.data(), grad_z.data(), nullptr, 2);
+  found.backward(targets, grad.data(), nullptr, grad_h.data(), 2);
+  found.backward(targets, grad.data(), both_z.data(), both_h.data(), 2);
   CHECK(same(grad_z, both_z) && same(grad_h, both_h));
   Sensitivity none({}, {}, 1, false);
   none.batch.batch = 0;
-  CHECK(none.forward(targets, true, 2) == 0);
+  none.forward(targets, true, 2);
 }
 
 }  // namespace
@@ -343,4 +358,5 @@ int main() {
   test_sensitivity_against_double();
   test_sensitivity_refuses_targets_and_leaves_out_what_is_not_wanted();
   test_image_batch();
+  test_arguments();
 }
