@@ -40,7 +40,7 @@ def _check(
     """
     for name in names:
         value = getattr(settings, name)
-        if value is None and getattr(type(settings), name, value) is None:
+        if value is None and getattr(type(settings), name, ...) is None:
             continue
         number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
         fits = number and math.isfinite(value) and low <= value <= high
@@ -51,6 +51,16 @@ def _check(
             if high < math.inf:
                 end = f" to {'below ' if open_high else ''}{high:g}"
             raise UserError(f"`{name}={value}`: expected {kind} {begin}{end}")
+
+
+def _check_switch(settings: Any, name: str) -> None:
+    value = getattr(settings, name)
+    if not isinstance(value, bool):
+        raise UserError(f"`{name}={value}`: expected True or False")
+
+
+def _is_share(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 @dataclass(frozen=True)
@@ -76,8 +86,11 @@ class TrainingRecipe:
         _check(self, "label_smoothing", high=1, open_high=True)
         _check(self, "weight_decay")
         _check(self, "warm_up", high=1)
-        if not all(0 <= share <= 1 for share in self.milestones):
+        _check_switch(self, "nesterov")
+        if not isinstance(self.milestones, tuple) or not all(map(_is_share, self.milestones)):
             raise UserError(f"`milestones={self.milestones}`: expected shares of the steps, from 0 to 1")
+        if self.nesterov and not self.momentum:
+            raise UserError("`nesterov=True` needs `momentum` above 0: take 0.9, or leave it out")
 
 
 RETRAIN_RECIPES = ("both", "literature", "fast")
@@ -152,6 +165,7 @@ class DauConfig:
     exam_share: float = 0.25  # part of forget and validation that the attacker never trains on
 
     def __post_init__(self) -> None:
+        _check_switch(self, "label_conditioned")
         _check(self, "batch_size", low=2, whole=True)
         _check(self, "attacker_hidden", "looks_per_epoch", low=1, whole=True)
         _check(self, "warmup_steps", "attacker_steps", whole=True)
@@ -180,11 +194,12 @@ class DauConfig:
         a whole class, it loses more of the others on the way: smaller steps and a longer recovery.
         A sample of the retain set stands for images that are not seen again, and that large steps would lose.
         """
-        played_with = sample_size(retain_images, forget_images, retain_sample)
+        alpha, conditioned = 1.0 if pruned else 0.5, not classwise
+        shared = cls(conditioned, alpha, 1, 256, retain_sample=retain_sample)
+        played_with = sample_size(retain_images, forget_images, shared.retain_sample)
         sampled = played_with < retain_images
         batch_size = min(256, max(32, 1 << max(1, played_with // 12).bit_length() - 1))
-        alpha, conditioned = 1.0 if pruned else 0.5, not classwise
-        shared = cls(conditioned, alpha, 1, batch_size, retain_sample=retain_sample)
+        shared = replace(shared, batch_size=batch_size)
         if not classwise:
             return replace(shared, lr=0.01, recovery_lr=0.01) if sampled else shared
         shared = replace(shared, alpha=1.0, game_epochs=2, recovery_epochs=3)

@@ -85,3 +85,12 @@ def test_what_json_made_of_a_tuple_is_one_again() -> None:
 def test_an_unknown_field_is_named_with_those_that_are() -> None:
     with pytest.raises(UserError, match=r"^dau has no setting 'rate': expected some of label_conditioned, "):
         change(GAME, {"rate": 1}, "dau")
+
+
+def test_what_is_no_switch_or_no_share_is_refused() -> None:
+    with pytest.raises(UserError, match=r"`label_conditioned=1`: expected True or False"):
+        replace(GAME, label_conditioned=1)
+    with pytest.raises(UserError, match=r"`milestones=half`: expected shares"):
+        replace(TrainingRecipe(), milestones="half")
+    with pytest.raises(UserError, match=r"`nesterov=True` needs `momentum` above 0"):
+        TrainingRecipe(nesterov=True, momentum=0.0)

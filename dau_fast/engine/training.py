@@ -109,7 +109,8 @@ def recompute_batchnorm(
     if not norms or len(index) < 2:
         return
     # Batches of even size, because the mean over batches weighs batches and not images.
-    parts = index.tensor_split(math.ceil(len(index) / batch_size))
+    # None has a single image, which has no variance.
+    parts = index.tensor_split(min(math.ceil(len(index) / batch_size), len(index) // 2))
     try:
         # No momentum is PyTorch's way to ask for the plain mean.
         with (
