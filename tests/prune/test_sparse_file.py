@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dau_fast import models
+from dau_fast import checkpoints, models
 from dau_fast.errors import UserError
 from dau_fast.prune import Masks, omp
 from dau_fast.prune.sparse_file import compress, expand
@@ -28,16 +28,16 @@ def pruned(arch: str = "small", sparsity: float = 0.95) -> tuple[nn.Module, Mask
 def test_weights_come_back_bit_by_bit_from_a_small_file(tmp_path: Path, arch: str) -> None:
     network, masks = pruned(arch)
     dense, sparse = tmp_path / "dense.safetensors", tmp_path / "sparse.safetensors"
-    models.save(dense, network, {"split": "x" * 700}, masks)
-    models.save_sparse(sparse, network, masks, {"split": "x" * 700})
+    checkpoints.save(dense, network, {"split": "x" * 700}, masks)
+    checkpoints.save_sparse(sparse, network, masks, {"split": "x" * 700})
     other = models.build(arch, 10, (3, 32, 32))
-    assert models.load(sparse, other) == {"split": "x" * 700}
+    assert checkpoints.load(sparse, other) == {"split": "x" * 700}
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor.view(-1).view(torch.uint8), _bytes(network.state_dict()[name])), name
-    assert models.load_masks(sparse) == models.load_masks(dense) == masks
+    assert checkpoints.load_masks(sparse) == checkpoints.load_masks(dense) == masks
     assert load_file(dense).keys() == network.state_dict().keys()
-    models.save(dense, network, {})
-    assert models.load_masks(dense) is None
+    checkpoints.save(dense, network, {})
+    assert checkpoints.load_masks(dense) is None
     assert sparse.stat().st_size <= 0.15 * dense.stat().st_size
 
 
@@ -68,10 +68,10 @@ def test_a_dense_file_keeps_weights_that_are_zero_by_chance(tmp_path: Path) -> N
     kept = masks[name].nonzero()
     weights[tuple(kept[0])], weights[tuple(kept[5])] = 0.0, -0.0
     file = tmp_path / "dense.safetensors"
-    models.save(file, network, {}, masks)
-    assert models.load_masks(file) == masks
+    checkpoints.save(file, network, {}, masks)
+    assert checkpoints.load_masks(file) == masks
     other = models.build("small", 10, (3, 32, 32))
-    assert models.load(file, other) == {}
+    assert checkpoints.load(file, other) == {}
     assert torch.equal(dict(other.named_parameters())[name], weights)
 
 
@@ -80,17 +80,17 @@ def test_a_dense_file_keeps_weights_that_are_zero_by_chance(tmp_path: Path) -> N
 )
 def test_a_damaged_note_of_masks_is_named(tmp_path: Path, text: str) -> None:
     file, network = tmp_path / "dense.safetensors", models.build("small", 10, (3, 32, 32))
-    models.save(file, network, {"masked": text})
+    checkpoints.save(file, network, {"masked": text})
     with pytest.raises(UserError, match=r"checkpoint '.*dense.safetensors' cannot be read: "):
-        models.load_masks(file)
+        checkpoints.load_masks(file)
 
 
 def test_a_dense_file_of_weights_that_do_not_follow_the_masks_is_refused(tmp_path: Path) -> None:
     _, masks = pruned()
     with pytest.raises(UserError, match="is not zero where it is masked"):
-        models.save(tmp_path / "file", models.build("small", 10, (3, 32, 32)), {}, masks)
+        checkpoints.save(tmp_path / "file", models.build("small", 10, (3, 32, 32)), {}, masks)
     with pytest.raises(UserError, match="another model"):
-        models.save(tmp_path / "file", nn.Linear(2, 2), {}, masks)
+        checkpoints.save(tmp_path / "file", nn.Linear(2, 2), {}, masks)
     assert not (tmp_path / "file").exists()
 
 
@@ -105,6 +105,6 @@ def test_masks_of_another_model_are_refused() -> None:
 def test_a_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
     network, masks = pruned()
     file = tmp_path / "sparse.safetensors"
-    models.save_sparse(file, network, masks, {})
+    checkpoints.save_sparse(file, network, masks, {})
     with pytest.raises(UserError, match="another architecture"):
-        models.load(file, models.build("resnet18", 10, (3, 32, 32)))
+        checkpoints.load(file, models.build("resnet18", 10, (3, 32, 32)))
