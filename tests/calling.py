@@ -106,5 +106,9 @@ def contents(folder: Path) -> dict[str, bytes | None]:
 
 
 def environment() -> dict[str, str]:
-    """What a process of its own needs to find the package as this one does."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    """What a process of its own needs to find the package as this one does.
+
+    It is no worker of pytest-xdist, even where this one is: pytest-benchmark would not measure in one.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}

@@ -43,6 +43,20 @@ unlearn.main()
 """
 
 
+# Says on stdout when a process is about to take the first step of a training.
+TRAINING = """
+from dau_fast import unlearn
+from dau_fast.methods import supervised
+
+TRAIN = supervised.train
+def train(*arguments, **named):
+    print("training", flush=True)
+    return TRAIN(*arguments, **named)
+supervised.train = train
+unlearn.main()
+"""
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -186,11 +200,11 @@ def test_what_does_not_go_with_it_costs_one_line(tmp_path: Path) -> None:
 )
 def test_a_signal_to_all_ends_all_and_leaves_nothing(tmp_path: Path, number: int, code: int) -> None:
     """As a terminal's Ctrl-C and a scheduler do."""
-    processes = start(2, ["-m", "dau_fast.unlearn", "--device", "cpu", "--out", str(tmp_path / "out")])
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    time.sleep(1)
+    processes = start(2, ["-c", TRAINING, "--device", "cpu", "--out", str(tmp_path / "out")])
+    for process in processes:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "training\n"
+    assert (tmp_path / "out").exists()
     for process in processes:
         process.send_signal(number)
     found = ended(processes)

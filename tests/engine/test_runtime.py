@@ -83,7 +83,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "told"), WRONG, ids=[str(settings) for settings, _ in WRONG])
+@pytest.mark.parametrize(("settings", "told"), WRONG, ids=[" ".join(settings) for settings, _ in WRONG])
 def test_what_does_not_go_together_is_refused(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(UserError, match=told):
         Runtime(**settings)
