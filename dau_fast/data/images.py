@@ -31,6 +31,11 @@ class Draws(NamedTuple):
     columns: Tensor
     flip: Tensor | None
 
+    def take(self, positions: Tensor) -> Draws:
+        """Those at `positions`, int64 [b]."""
+        flip = None if self.flip is None else self.flip[positions]
+        return Draws(self.rows[positions], self.columns[positions], flip)
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -105,10 +110,11 @@ class Images:
         draws = None if generator is None else self.draw(len(index), generator)
         if positions is None:
             return Choice(index, draws)
-        if draws is not None:
-            rows, columns, flip = draws
-            draws = Draws(rows[positions], columns[positions], None if flip is None else flip[positions])
-        return Choice(index[positions], draws)
+        return Choice(index[positions], draws and draws.take(positions))
+
+    def augmented(self, generator: torch.Generator) -> Augmented:
+        """These images as a fixed augmented copy: `generator` draws once for each of them, here."""
+        return Augmented(self, self.draw(len(self.labels), generator))
 
     def draw(self, count: int, generator: torch.Generator) -> Draws | None:
         """The crops and mirrorings of `count` images; None where nothing is to be augmented."""
@@ -134,3 +140,20 @@ class Images:
         chosen = {} if draws is None else draws._asdict()
         pad = self.augmentation.pad
         return image_batch(pixels, index, self.mean, self.std, pad=pad, dtype=self.dtype, **chosen)
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Images, each with a crop and a mirroring of its own, as a source of batches.
+
+    What an image looks like does not depend on the batch it is in, nor on the process that asks for it.
+    draws: of all images, [N] each; None for no augmentation.
+    """
+
+    images: Images
+    draws: Draws | None
+
+    def batches(self, indices: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Normalised augmented images [B, ...] at each of `indices`, one after the other."""
+        choices = (Choice(index, self.draws and self.draws.take(index)) for index in indices)
+        return (images for _, images in self.images.make_batches(choices))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dau_fast.config import PruneConfig, TrainingRecipe
-from dau_fast.data.images import Images
+from dau_fast.data.images import Augmented, Images
 from dau_fast.data.progress import Progress, silent
 from dau_fast.data.split import Split
 from dau_fast.engine.batches import Batch, index_stream
@@ -66,6 +66,13 @@ class Task:
     def generator(self, purpose: str) -> torch.Generator:
         """Randomness for one purpose; it depends on the task's seed alone."""
         return generator_for(self.seed, purpose, self.images.device)
+
+    def load_augmented(self, purpose: str) -> Augmented:
+        """All images as training sees them, one augmentation each, for a pass such as BatchNorm's statistics.
+
+        What is drawn depends on the task's seed and `purpose` alone: not on batches, order or processes.
+        """
+        return self.images.augmented(self.generator(purpose))
 
     @contextmanager
     def trainee(self, model: Classifier) -> Iterator[Classifier]:

@@ -81,6 +81,33 @@ def test_every_augmented_image_is_a_window_of_its_own_image() -> None:
         assert image in windows(images.pixels[i], 1, True)
 
 
+def test_each_augmented_image_is_a_window_of_its_own_and_the_seed_decides_which() -> None:
+    images = raw_images(numbered_pixels(4, 1, 4, 4), Augmentation(1, True))
+    index = torch.arange(4)
+    seen = [as_bytes(next(images.augmented(seeded(seed)).batches([index]))) for seed in (0, 0, *range(1, 20))]
+    assert seen[0] == seen[1]
+    for i in range(4):
+        looks = {batch[i] for batch in seen}
+        assert 1 < len(looks) <= 18
+        assert looks <= windows(images.pixels[i], 1, True)
+
+
+def test_augmented_images_do_not_depend_on_order_or_batch() -> None:
+    images = raw_images(numbered_pixels(4, 1, 4, 4), Augmentation(1, True))
+    augmented = images.augmented(seeded(3))
+    forward = torch.cat(list(augmented.batches(torch.arange(4).split(1))))
+    backward = torch.cat(list(augmented.batches([torch.tensor([3, 2]), torch.tensor([1, 0])])))
+    assert torch.equal(forward, backward.flip(0))
+
+
+def test_images_that_training_does_not_augment_stay_as_they_are() -> None:
+    plain = raw_images(numbered_pixels(4, 1, 4, 4))
+    floating = replace(plain, pixels=torch.rand(4, 3), augmentation=Augmentation(1, True))
+    for images in (plain, floating):
+        index = torch.tensor([2, 0])
+        assert torch.equal(next(images.augmented(seeded(0)).batches([index])), images.batch(index))
+
+
 def test_mirroring_happens_in_about_half_of_the_draws() -> None:
     images = raw_images(numbered_pixels(1, 1, 2, 2), Augmentation(0, True))
     batch = images.batch(torch.zeros(2000, dtype=torch.int64), seeded(0))

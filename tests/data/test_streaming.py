@@ -22,7 +22,7 @@ from dau_fast.config import TrainingRecipe
 from dau_fast.data.images import Augmentation, Images
 from dau_fast.data.named import load
 from dau_fast.data.streaming import DEPTH, StreamedImages, read_ahead
-from dau_fast.engine.batches import Batch
+from dau_fast.engine.batches import Batch, load_each
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import Runtime
@@ -160,6 +160,27 @@ def test_outputs_and_batchnorm_are_those_of_images_in_memory() -> None:
     outputs = [predict(m, i, index, batch_size=2) for m, i in zip(models, (held, streamed), strict=True)]
     for expected, found in zip(*outputs, strict=True):
         assert torch.equal(expected, found)
+
+
+def test_augmented_images_are_those_in_memory_whatever_the_batches() -> None:
+    held, streamed, _ = both()
+    index = torch.randperm(40, generator=seeded(1))
+    whole = next(task_on(held).load_augmented("some purpose").batches([index]))
+    for images, size in ((held, 7), (streamed, 7), (streamed, 40)):
+        load = task_on(images).load_augmented("some purpose")
+        assert torch.equal(torch.cat(list(load_each(load, index.split(size)))), whole)
+
+
+@pytest.mark.parametrize("batch_size", [40, 9])
+def test_batchnorm_statistics_can_be_those_of_images_as_training_sees_them(batch_size: int) -> None:
+    """Zero padding darkens images, so that statistics of plain ones are others."""
+    for images in both()[:2]:
+        task, norm, index = task_on(images), nn.BatchNorm2d(3), torch.arange(40)
+        recompute_batchnorm(norm, task.load_augmented("statistics"), index, batch_size=batch_size)
+        found = norm.running_mean
+        seen = next(task.load_augmented("statistics").batches([index]))
+        torch.testing.assert_close(found, seen.mean((0, 2, 3)))
+        assert not torch.allclose(found, images.batch(index).mean((0, 2, 3)), atol=0.1)
 
 
 # ---- reading ahead
