@@ -7,7 +7,7 @@ that it calls non-member (Jia et al. 2023, arXiv 2304.04934); papers report the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -79,6 +79,18 @@ def modified_entropy(answers: Answers) -> Tensor:
     return right_term + wrong_terms
 
 
+def reference_modified_entropy(answers: Answers, present: Tensor) -> Tensor:
+    """What the reference implementation computed in its place until June 2026; [B, 1].
+
+    -sum_i w_i log p_i, with w_i = 1 - p_i for every class i that some image of the whole set is of, and
+    else p_i: it meant one entry a row and wrote whole columns, and takes log p for log(1 - p). In float32,
+    where p = 0 counts as 1e-30. present: bool [C], which classes the set that `answers` are of holds.
+    """
+    p = F.softmax(answers.logits.float(), 1)
+    log_p = torch.where(p > 0, p, torch.full_like(p, 1e-30)).log()
+    return -(torch.where(present, 1 - p, p) * log_p).sum(1, keepdim=True).double()
+
+
 def probability(answers: Answers) -> Tensor:
     """The whole predicted distribution; [B, C]."""
     return answers.p
@@ -97,23 +109,42 @@ class Attacks:
     """The five attacks, each a machine that tells `members` from `non_members`, of which there are as many.
 
     The SVM is the reference implementation's, SVC(C=3, gamma="auto", kernel="rbf"); svm.fit tells how
-    near. Raises UserError for outputs that are not finite, here and when asked about such.
+    near. reference: the labels [N] of all images that will be asked about, for the reference implementation's
+    wrong modified entropy, which older tables show; None for Song and Mittal's.
+    Raises UserError for outputs that are not finite, here and when asked about such.
     """
 
-    def __init__(self, members: Answers, non_members: Answers) -> None:
-        inside, outside = _scores(members), _scores(non_members)
+    def __init__(self, members: Answers, non_members: Answers, *, reference: Tensor | None = None) -> None:
+        inside, outside = (
+            _score_all(side, _attacks_on(None if reference is None else side.labels, side))
+            for side in (members, non_members)
+        )
+        self.reference = reference
         self.machines = {name: svm.fit(inside.pop(name), outside.pop(name)) for name in ATTACKS}
 
     def non_members(self, answers: Answers) -> Tensor:
         """What each attack calls non-member, bool [B, 5] on the CPU, in the order of ATTACKS."""
+        attacks = _attacks_on(self.reference, answers)
         return torch.cat(
             [
-                torch.stack([self.machines[name](score(part)).cpu() for name, score in ATTACKS.items()], 1)
+                torch.stack([self.machines[name](score(part)).cpu() for name, score in attacks.items()], 1)
                 for part in answers.parts()
             ]
         )
 
 
-def _scores(answers: Answers) -> dict[str, Tensor]:
-    parts = [{name: score(part) for name, score in ATTACKS.items()} for part in answers.parts()]
-    return {name: torch.cat([part[name] for part in parts]) for name in ATTACKS}
+Score = Callable[[Answers], Tensor]
+
+
+def _attacks_on(labels: Tensor | None, answers: Answers) -> dict[str, Score]:
+    """ATTACKS; with the reference's modified entropy on a set of those `labels` [N], where they are given."""
+    if labels is None:
+        return ATTACKS
+    present = torch.zeros(answers.logits.shape[1], dtype=torch.bool, device=answers.logits.device)
+    present[labels] = True
+    return ATTACKS | {"modified_entropy": lambda some: reference_modified_entropy(some, present)}
+
+
+def _score_all(answers: Answers, attacks: Mapping[str, Score]) -> dict[str, Tensor]:
+    parts = [{name: score(part) for name, score in attacks.items()} for part in answers.parts()]
+    return {name: torch.cat([part[name] for part in parts]) for name in attacks}

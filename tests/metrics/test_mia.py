@@ -171,3 +171,52 @@ def test_scores_of_some_rows_at_a_time_are_those_of_all(monkeypatch: pytest.Monk
     monkeypatch.setattr(mia, "_ENTRIES", 7 * 5)
     assert [len(part) for part in sets[2].parts()] == [7, 7, 7, 7, 3]
     assert attack_all(*sets) == expected
+
+
+# ---- the reference implementation's modified entropy, which older tables show
+
+
+def column_entropy(logits: Tensor, labels: Tensor) -> np.ndarray:
+    """The formula as it stood: rows' own entries were meant, and whole columns written; [N] in float32."""
+    z = logits.numpy().astype(np.float32)
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    log_p = np.log(np.where(p > 0, p, np.float32(1e-30)))
+    weights, log_weights = p.copy(), log_p.copy()  # log p was taken for log(1 - p), too
+    columns = labels.numpy()
+    weights[:, columns] = (1 - p)[:, columns]
+    log_weights[:, columns] = log_p[:, columns]
+    return -(weights * log_weights).sum(1)
+
+
+def test_the_reference_mode_weighs_the_columns_of_all_labels_that_a_set_holds() -> None:
+    logits = torch.tensor([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]]).log()
+    found = mia.reference_modified_entropy(Answers(logits, torch.tensor([0, 0])), torch.tensor([1, 0, 0]) > 0)
+    by_hand = [-0.5 * math.log(0.5) - 0.5 * math.log(0.25), -1.0 * math.log(0.1) - 0.8 * math.log(0.8)]
+    assert found.flatten().tolist() == pytest.approx(by_hand, rel=1e-6)
+
+
+@pytest.mark.parametrize("forgotten", [None, 2], ids=["spread", "one class"])
+def test_the_reference_mode_gives_the_old_shares_and_changes_no_other_attack(forgotten: int | None) -> None:
+    sets = [random_logits(rows, scale=scale) for rows, scale in ((60, 40), (60, 1), (30, 9))]
+    if forgotten is not None:
+        sets[2] = (sets[2][0], torch.full((30,), forgotten))
+    members, non_members, targets = (Answers(*some) for some in sets)
+    plain, old = (
+        Attacks(members, non_members, reference=reference).non_members(targets)
+        for reference in (None, targets.labels)
+    )
+    share = 100 * old.double().mean(0)[list(ATTACKS).index("modified_entropy")].item()
+    assert share == pytest.approx(shares(*(torch.tensor(column_entropy(*some))[:, None] for some in sets)))
+    same = [i for i, name in enumerate(ATTACKS) if name != "modified_entropy"]
+    assert torch.equal(plain[:, same], old[:, same])
+    assert not torch.equal(plain, old)
+
+
+def test_the_reference_mode_asks_about_a_few_rows_as_about_all() -> None:
+    """The columns follow the whole set, of which a batch may hold a single class."""
+    sets = [Answers(*random_logits(rows, scale=scale)) for rows, scale in ((60, 6), (60, 1), (30, 3))]
+    attacks = Attacks(sets[0], sets[1], reference=sets[2].labels)
+    whole = attacks.non_members(sets[2])
+    rows = [Answers(sets[2].logits[i : i + 1], sets[2].labels[i : i + 1]) for i in range(30)]
+    assert torch.equal(torch.cat([attacks.non_members(row) for row in rows]), whole)

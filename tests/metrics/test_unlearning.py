@@ -113,8 +113,8 @@ class Watched(Attacks):
 
     seen: ClassVar[list[list[list[float]]]] = []
 
-    def __init__(self, *fitted: Answers) -> None:
-        super().__init__(*fitted)
+    def __init__(self, *fitted: Answers, reference: Tensor | None = None) -> None:
+        super().__init__(*fitted, reference=reference)
         self.seen.append([part.logits[:, 0].tolist() for part in fitted] + [[]])
         assert all(len(part.logits) == len(part.labels) for part in fitted)
 
@@ -192,3 +192,18 @@ def test_a_model_that_answers_forget_like_test_images_looks_unlearned() -> None:
     logits[split.forget] = (signs * sure)[split.forget]
     found = measure(Identity(), logits.__getitem__, labels, split, torch.Generator())
     assert found.mia_efficacy == 0
+
+
+def test_measures_in_reference_mode_differ_in_the_modified_entropy_alone() -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits, labels = 4 * torch.randn(240, 4, generator=generator), torch.arange(240) % 4
+    logits[torch.arange(80), labels[:80]] += 6
+    train, validation, test = (torch.arange(*ends) for ends in ((0, 80), (80, 120), (120, 240)))
+    split = Split(train, validation, test, forget=train[:20], retain=train[20:], classwise=False)
+    plain, old = (
+        measure(Identity(), logits.__getitem__, labels, split, torch.Generator(), reference=reference)
+        for reference in (False, True)
+    )
+    differing = {name for name, share in plain.attacks.items() if share != old.attacks[name]}
+    assert differing == {"modified_entropy"}
+    assert (plain.ua, plain.ra, plain.ta) == (old.ua, old.ra, old.ta)
