@@ -98,7 +98,7 @@ def check_forget(forget: dict[str, Any]) -> None:
 
 def check_entry(entry: dict[str, Any], has_reference: bool, timed: bool) -> None:
     further = {"sparsity", "avg_gap_clean", "speedup_fast"}
-    assert set(entry) - further == {*RATES, "attacks", *TIMES, "avg_gap", "confidence"}
+    assert set(entry) - further == {*RATES, "attacks", *TIMES, "avg_gap", "gaps", "confidence"}
     assert set(entry["attacks"]) == ATTACKS
     for rate in [*(entry[key] for key in RATES), *entry["attacks"].values()]:
         assert type(rate) is float
@@ -111,9 +111,10 @@ def check_entry(entry: dict[str, Any], has_reference: bool, timed: bool) -> None
         assert entry["seconds"] is entry["compile_seconds"] is None
     if has_reference:
         assert entry["avg_gap"] >= 0
+        assert set(entry["gaps"]) == {"ua", "ra", "ta", *(f"attack_{name}" for name in ATTACKS)}
         assert entry["speedup"] > 0 if timed else entry["speedup"] is None
     else:
-        assert entry["avg_gap"] is entry["speedup"] is None
+        assert entry["avg_gap"] is entry["gaps"] is entry["speedup"] is None
     bins = entry["confidence"]
     assert set(bins) == {"edges", "forget", "validation", "test"}
     assert bins["edges"] == pytest.approx([i / 20 for i in range(21)])
@@ -126,8 +127,8 @@ def check_entry(entry: dict[str, Any], has_reference: bool, timed: bool) -> None
 def check_spread(spread: dict[str, Any], entry: dict[str, Any]) -> None:
     assert set(spread) == set(entry) - {"confidence"}
     assert set(spread["attacks"]) == ATTACKS
-    for key, value in [*spread.items(), *spread["attacks"].items()]:
-        if key != "attacks":
+    for key, value in [*spread.items(), *spread["attacks"].items(), *(spread["gaps"] or {}).items()]:
+        if key not in ("attacks", "gaps"):
             assert value is None if key in entry and entry[key] is None else value >= 0
 
 

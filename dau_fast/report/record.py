@@ -10,6 +10,7 @@ from torch import nn
 
 from dau_fast.job.experiment import SeedResult
 from dau_fast.methods.running import Finished
+from dau_fast.metrics.gaps import signed_gaps
 from dau_fast.metrics.unlearning import Measures, avg_gap
 from dau_fast.prune import Masks
 from dau_fast.report.facts import describe_forget_set
@@ -75,9 +76,10 @@ def method_entry(
 ) -> dict[str, Any]:
     """What the report says of one method. finished: None where its making was not timed.
 
-    reference: the retrained model's; avg_gap and speedup are None without it. fast: the retraining by the
-    fast recipe, for "speedup_fast". clean: those of the model retrained with masks of its own, for
-    "avg_gap_clean". sparsity: of the model, 0 to 1. An entry has these three where they are known.
+    reference: the retrained model's; avg_gap, gaps (signed, of every rate) and speedup are None without it.
+    fast: the retraining by the fast recipe, for "speedup_fast". clean: those of the model retrained with
+    masks of its own, for "avg_gap_clean". sparsity: of the model, 0 to 1. An entry has these three where they
+    are known.
     """
     seconds = finished.seconds if finished else None
     further = {
@@ -94,6 +96,7 @@ def method_entry(
         "seconds": seconds,
         "compile_seconds": finished.compile_seconds if finished else None,
         "avg_gap": avg_gap(measures, reference[0]) if reference else None,
+        "gaps": signed_gaps(measures, reference[0]) if reference else None,
         "speedup": reference[1].seconds / seconds if reference and seconds else None,
         "confidence": measures.confidence,
         **{key: value for key, value in further.items() if value is not None},

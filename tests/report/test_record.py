@@ -52,6 +52,14 @@ def test_an_entry_holds_measures_times_and_the_distance_to_the_retrained() -> No
         "seconds": 3.0,
         "compile_seconds": 0.5,
         "avg_gap": 5.0,  # the mean of 6, 8, 1 and 5
+        "gaps": {
+            "ua": 6.0,
+            "ra": -8.0,
+            "ta": -1.0,
+            "attack_correctness": 0.0,
+            "attack_confidence": 5.0,
+            "attack_probability": 0.0,
+        },
         "speedup": 4.0,
         "confidence": {"edges": [0.0, 1.0], "forget": [100.0]},
     }
@@ -65,7 +73,7 @@ def test_the_retrained_is_its_own_reference() -> None:
 
 def test_without_a_reference_there_is_no_gap_and_no_speedup() -> None:
     found = method_entry(MEASURED, finished(3.0), None)
-    assert found["avg_gap"] is found["speedup"] is None
+    assert found["avg_gap"] is found["gaps"] is found["speedup"] is None
     assert found["seconds"] == 3.0
 
 
