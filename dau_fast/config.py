@@ -236,3 +236,26 @@ class SplitConfig:
 def split_config(dataset: str) -> SplitConfig:
     """Digits holds out more for validation: 10 % would leave 18 images a class."""
     return SplitConfig(validation_share=0.2) if dataset == "digits" else SplitConfig()
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """What audits look at, and how closely."""
+
+    most_images: int = 10_000  # of each set that are looked at, drawn once where it has more
+    rmia_gamma: float = 1.0  # how much likelier than a population image (Zarifzadeh et al. 2024: the tool's)
+    rmia_offline: float = 0.3  # a of its offline prior, 0 to 1 (the same: for CIFAR-10)
+    histogram_from: int = 50  # models of each kind from which on KLoM is published's histogram; ours
+    head_share: float = 0.02  # of the training images, per class, that a new head sees (Jeon et al. 2024)
+    relearning_lr: float = 0.01  # SGD with momentum 0.9; ours
+    relearning_steps: int = 200  # after which the search for the forget accuracy is given up; ours
+    radius: float = 0.03  # of changes to an image, in pixels of the range 0 to 1 (Hsu et al. 2025)
+    noisy_copies: int = 20  # of each forget image; 100 in Hsu et al. 2025
+    search_steps: int = 5  # for an image in the ball that is recognised; ours
+
+    def __post_init__(self) -> None:
+        _check(self, "most_images", "histogram_from", low=2, whole=True)
+        _check(self, "relearning_steps", "noisy_copies", "search_steps", low=1, whole=True)
+        _check(self, "rmia_gamma", "relearning_lr", "radius", open_low=True)
+        _check(self, "rmia_offline", high=1)
+        _check(self, "head_share", high=1, open_low=True, open_high=True)
