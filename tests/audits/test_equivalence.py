@@ -31,7 +31,7 @@ def test_it_is_the_paired_t_test_and_two_of_them() -> None:
         ([0.0, 0.1, -0.1, 0.05, -0.05, 0.0], 0.3, "equivalent"),
         ([2.0, 2.2, 1.8, 2.1, 1.9, 2.0], 0.3, "above"),
         ([0.0, 1.5, -1.2, 0.9, -1.0, 0.4], 0.3, "undecided"),  # no difference was found, nor was equality
-        ([0.1, 0.12, 0.08, 0.1, 0.11, 0.09], 0.3, "equivalent"),  # above for certain, and by too little to matter
+        ([0.1, 0.12, 0.08, 0.1, 0.11, 0.09], 0.3, "equivalent"),  # above, by too little to matter
         ([-2.0, -2.2, -1.8, -2.1, -1.9, -2.0], 0.3, "undecided"),
     ],
 )
