@@ -139,40 +139,55 @@ class PruneConfig:
         _check(self, "iterations", low=1, whole=True)
 
 
+# What the attacker sees of a sample's gradient: nothing, or its norm with respect to the classifier layer,
+# the input, or all parameters.
+SENSITIVITIES = ("none", "classifier", "input", "full")
+
+
 @dataclass(frozen=True)
 class DauConfig:
-    """The game. Chosen on digits, on seeds 0 to 33; measured on seeds from 100 on."""
+    """The game. Chosen on CIFAR-10 (JPEG) at 16x16, seeds 500 to 502; measured on seeds from 100 on."""
 
-    label_conditioned: bool  # the attacker sees the sensitivity at the true label, or at the predicted one
+    label_conditioned: bool  # the attacker sees the true label and its margin, or the others without it
     alpha: float  # weight of the attacker's verdict in the defender's loss
-    game_epochs: float  # longest game, in passes over the retain set
-    batch_size: int  # images of each of retain, forget and validation set
-    recovery_epochs: float = 4  # passes over the retain set after the game, without the attacker
+    turns: int  # steps of the defender, over which lr falls to 0
+    batch_size: int = 64  # images of each of retain, forget and validation set
+    departure: float = 0.0  # weight of the divergence from the original without the classes that are gone
+    anchor: float = 1.0  # weight of the divergence from the original on the retain set
     retain_sample: float | None = None  # times as many retain images as forget images are played with,
     # drawn once: the cost then follows the forget set and not the data set; None for all of them
-    sensitivity: str = "classifier"  # what the attacker sees of a sample's gradient: see dau/view.py
-    beta: float = 1e-3  # weight of the Barlow Twins term
+    sensitivity: str = "none"  # one of SENSITIVITIES: what else the attacker sees
+    beta: float = 0.0  # weight of the Barlow Twins term between images of one class
     lambd: float = 5e-3  # its off-diagonal weight (Zbontar et al. 2021, section 3)
-    lr: float = 0.03  # defender, during the game
-    recovery_lr: float = 0.1  # defender, decayed linearly to 0
+    lr: float = 0.02  # defender
     momentum: float = 0.9
     weight_decay: float = 5e-4
     attacker_hidden: int = 64  # units a layer
     attacker_lr: float = 1e-2  # Adam
-    warmup_steps: int = 50  # attacker steps on the frozen original
+    warmup_steps: int = 100  # attacker steps on the frozen original
     attacker_steps: int = 3  # for each defender step
-    looks_per_epoch: int = 3  # how often the referee looks at both sets
+    looks: int = 4  # how often the referee looks between start and end
+    look_images: int = 1000  # of each set that it looks at, at most
+    norm_images: int = 10_000  # of the retain set that BatchNorm's statistics are taken of, at most
     exam_share: float = 0.25  # part of forget and validation that the attacker never trains on
 
     def __post_init__(self) -> None:
         _check_switch(self, "label_conditioned")
-        _check(self, "batch_size", low=2, whole=True)
-        _check(self, "attacker_hidden", "looks_per_epoch", low=1, whole=True)
+        _check(self, "batch_size", "norm_images", low=2, whole=True)
+        _check(self, "turns", "attacker_hidden", "looks", "look_images", low=1, whole=True)
         _check(self, "warmup_steps", "attacker_steps", whole=True)
-        _check(self, "game_epochs", "recovery_epochs", "retain_sample", open_low=True)
-        _check(self, "lr", "recovery_lr", "attacker_lr", open_low=True)
-        _check(self, "alpha", "beta", "lambd", "weight_decay")
+        _check(self, "retain_sample", "lr", "attacker_lr", open_low=True)
+        _check(self, "alpha", "anchor", "departure", "beta", "lambd", "weight_decay")
         _check(self, "momentum", "exam_share", high=1, open_high=True)
+        if self.sensitivity not in SENSITIVITIES:
+            raise UserError(
+                f"unknown sensitivity '{self.sensitivity}': expected one of {', '.join(SENSITIVITIES)}"
+            )
+
+    @property
+    def taught_sets(self) -> int:
+        """Of retain and forget, in this order, how many the original's outputs are needed on."""
+        return 2 if self.departure else int(self.anchor > 0)
 
     @classmethod
     def default(
@@ -180,33 +195,22 @@ class DauConfig:
         *,
         classwise: bool,
         retain_images: int,
-        pruned: bool = False,
-        forget_images: int = 0,
+        forget_images: int,
         retain_sample: float | None = None,
     ) -> DauConfig:
         """The settings for forgetting whole classes, or images spread over classes.
 
-        With the true label in sight class-wise forgetting fails: the attacker learns that high loss
-        means forget, and the defender answers by becoming more certain of the forgotten label.
-        The batch is the power of two that leaves about 12 steps a pass, from 32 to 256: on digits
-        larger batches recover worse, on more images smaller ones only cost time.
-        A pruned model needs a stronger push to forget images that are spread over classes. Where it forgets
-        a whole class, it loses more of the others on the way: smaller steps and a longer recovery.
-        A sample of the retain set stands for images that are not seen again, and that large steps would lose.
+        The number of steps counts, and not how often each image is seen: four passes over a small retain set,
+        a part of one over a large one. A forget set smaller than a batch fills it with copies, whose pull is
+        not to grow with their number. Where whole classes are forgotten, validation has none of their images;
+        the label is then left out of what the attacker compares, and the original's other outputs lead.
         """
-        alpha, conditioned = 1.0 if pruned else 0.5, not classwise
-        shared = cls(conditioned, alpha, 1, 256, retain_sample=retain_sample)
-        played_with = sample_size(retain_images, forget_images, shared.retain_sample)
-        sampled = played_with < retain_images
-        batch_size = min(256, max(32, 1 << max(1, played_with // 12).bit_length() - 1))
-        shared = replace(shared, batch_size=batch_size)
-        if not classwise:
-            return replace(shared, lr=0.01, recovery_lr=0.01) if sampled else shared
-        shared = replace(shared, alpha=1.0, game_epochs=2, recovery_epochs=3)
-        if pruned:
-            shared = replace(shared, lr=0.01, recovery_epochs=5)
-        # Chosen on digits and on CIFAR-10 at 8x8, both on seeds 10 and 11.
-        return replace(shared, lr=0.003, recovery_lr=0.003) if sampled else shared
+        batch_size = 64
+        played_with = sample_size(retain_images, forget_images, retain_sample)
+        turns = min(320, max(64, round(4 * played_with / batch_size)))
+        alpha = (0.5 if classwise else 4.0) * min(1.0, forget_images / batch_size)
+        departure = 1.0 if classwise else 0.0
+        return cls(not classwise, alpha, turns, batch_size, departure, retain_sample=retain_sample)
 
 
 def sample_size(retain_images: int, forget_images: int, retain_sample: float | None) -> int:

@@ -19,7 +19,7 @@ import torch
 from rich.console import Console
 
 from dau_fast import checkpoints
-from dau_fast.config import RETRAIN_RECIPES
+from dau_fast.config import RETRAIN_RECIPES, SENSITIVITIES
 from dau_fast.data.named import NAMES, STORED
 from dau_fast.data.progress import Progress, silent
 from dau_fast.data.split import encode_roles
@@ -30,7 +30,7 @@ from dau_fast.errors import UserError
 from dau_fast.job.config_file import read_config
 from dau_fast.job.experiment import Experiment, SeedResult, run_experiment
 from dau_fast.job.request import Request, make_experiment
-from dau_fast.methods.dau.view import SENSITIVITIES, time_sensitivities
+from dau_fast.methods.dau.view import time_sensitivities
 from dau_fast.methods.registry import find_methods
 from dau_fast.prune.registry import find_pruners
 from dau_fast.report.facts import describe_costs, describe_run
@@ -80,7 +80,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
 @click.option("--retrain-recipe", default="both", help=f"One of {_listed(RETRAIN_RECIPES)}.")
 @click.option("--prune", default="none", help=f"Prune the original: none, {_listed(find_pruners())}.")
 @click.option("--sparsity", type=float, help="Share of the convolutions' weights to prune; 0.95.")
-@click.option("--sensitivity", help=f"Of the game: {_listed(SENSITIVITIES)}; classifier.")
+@click.option("--sensitivity", help=f"Of the game: {_listed(SENSITIVITIES)}; none.")
 @click.option(
     "--retain-sample", type=click.FloatRange(0, min_open=True), help="Retain images to use per forget image."
 )

@@ -59,10 +59,10 @@ def is_sharded(model: nn.Module) -> bool:
 
 def check_shard(shard: bool, sensitivity: str, *, pruned: bool) -> None:
     """Raises UserError where `shard` does not go with the game's `sensitivity` or a pruned model."""
-    if shard and sensitivity != "classifier":
+    if shard and sensitivity not in ("none", "classifier"):
         raise UserError(
             f"`sensitivity={sensitivity}` takes gradients that `shard=True` does not share out: take "
-            "classifier, or leave `shard` out"
+            "none or classifier, or leave `shard` out"
         )
     if shard and pruned:
         raise UserError("`shard=True` does not share out masks, and the model is pruned: leave `shard` out")

@@ -17,6 +17,7 @@ from dau_fast.data.split import Split
 from dau_fast.engine.batches import Batch, index_stream
 from dau_fast.engine.chance import derive_seed, generator_for
 from dau_fast.engine.loop import LoopCost
+from dau_fast.engine.modes import evaluating
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.sharding import sharded
@@ -85,6 +86,16 @@ class Task:
             return
         with sharded(model, self.images.device, self.original) as part:
             yield part
+
+    @contextmanager
+    def teacher(self) -> Iterator[Classifier]:
+        """The original, in evaluation mode, to be called beside a trainee; sharded where models are."""
+        if not self.runtime.shard:
+            with evaluating(self.original):
+                yield self.original
+            return
+        with sharded(self.original, self.images.device) as part:
+            yield part.eval()
 
     def feed(self, purpose: str, batch_size: int, *sets: Tensor) -> Generator[Batch, None, None]:
         """Training batches for ever: `batch_size` augmented images of each of `sets`, one after the other.

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# Sensitivities span many orders of magnitude; below this one they carry no more information.
-_SMALLEST_SENSITIVITY = 1e-3
+# A column that varies less tells samples apart by nothing but rounding.
+_LEAST_SPREAD = 1e-3
 
 
 class Attacker(nn.Module):
-    """A two-layer perceptron on u = [softmax, sensitivity], [B, C + 1] -> logit of "member" [B].
+    """A two-layer perceptron on u [B, U] -> logit of "member" [B].
 
-    seen: u of the frozen original, [M, C + 1]; the inputs are standardised by its statistics.
+    seen: u of the frozen original, [M, U]; the inputs are standardised by its statistics.
     """
 
     mean: Tensor
@@ -21,9 +21,9 @@ class Attacker(nn.Module):
 
     def __init__(self, seen: Tensor, hidden: int) -> None:
         super().__init__()
-        scaled = _scaled(seen)
-        self.register_buffer("mean", scaled.mean(0))
-        self.register_buffer("std", scaled.std(0) + 1e-3)
+        std = seen.std(0)
+        self.register_buffer("mean", seen.mean(0))
+        self.register_buffer("std", torch.where(std > _LEAST_SPREAD, std, 1.0))
         self.layers = nn.Sequential(
             nn.Linear(seen.shape[1], hidden),
             nn.ReLU(),
@@ -33,13 +33,7 @@ class Attacker(nn.Module):
         )
 
     def forward(self, u: Tensor) -> Tensor:
-        return self.layers((_scaled(u) - self.mean) / self.std).squeeze(1)
-
-
-def _scaled(u: Tensor) -> Tensor:
-    """u with its last column, the sensitivity, on a logarithmic scale."""
-    sensitivity = u[:, -1:]
-    return torch.cat([u[:, :-1], torch.log(sensitivity + _SMALLEST_SENSITIVITY)], 1)
+        return self.layers((u - self.mean) / self.std).squeeze(1)
 
 
 def attacker_loss(
@@ -51,7 +45,7 @@ def attacker_loss(
 ) -> Tensor:
     """-(E_f log A(u) + E_v log(1 - A(u))) / 2, which the attacker minimises; scalar, nats.
 
-    u_forget [F, C + 1], u_validation [V, C + 1]: rows count as their weights [F], [V] say, 0 for not at
+    u_forget [F, U], u_validation [V, U]: rows count as their weights [F], [V] say, 0 for not at
     all; both sets weigh the same whatever their sizes. A set without weight counts 0.
     """
     member = _mean(F.softplus(-attacker(u_forget)), forget_weights)

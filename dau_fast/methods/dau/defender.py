@@ -8,36 +8,53 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from dau_fast.config import DauConfig
 from dau_fast.engine.profiling import section
 from dau_fast.methods.dau.attacker import Attacker
 from dau_fast.models import Outputs
 from dau_fast.ops import barlow_twins_loss
 
+# In place of the logit of a class that is gone: its probability is 0, and 0 times its logarithm too.
+_GONE = -1e4
+
 
 def defender_loss(
-    retain: Outputs,
-    forget: Outputs,
-    validation: Outputs,
+    sets: tuple[Outputs, Outputs, Outputs],
     retain_labels: Tensor,
     u_forget: Tensor,
     attacker: Attacker,
+    taught: Tensor | None,
+    gone: Tensor,
     *,
-    alpha: float,
-    beta: float,
-    lambd: float,
+    config: DauConfig,
     sizes: Sequence[int] = (),
 ) -> Tensor:
-    """CE(retain) + alpha E_f[-log(1 - A(u))] + beta L_BT(h_f, h_v); scalar.
+    """What the defender minimises, equation (3) of `dau_fast/methods/dau/game.py`; scalar.
 
-    forget and validation must have one batch size; u_forget is what the attacker sees of forget,
-    with its graph. sizes: where a batch is shared by several processes, its rows by rank; the average
-    over ranks, each weighed by its rows, is then the loss of the whole batch.
+    sets: outputs on as many images of retain, forget and validation. u_forget: what the attacker sees of
+    forget, with its graph. taught: the original's logits on the first config.taught_sets sets. gone: bool
+    [C], the classes that are forgotten as a whole. sizes: where a batch is shared by several processes, its rows by
+    rank; the average over ranks, each weighed by its rows, is then the loss of the whole batch.
     """
-    fit = F.cross_entropy(retain.logits, retain_labels)
-    exposed = F.softplus(attacker(u_forget)).mean()
-    with section("Barlow Twins"):
-        alignment = _alignment(forget.features, validation.features, lambd, sizes)
-    return fit + alpha * exposed + beta * alignment
+    retain, forget, validation = sets
+    loss = F.cross_entropy(retain.logits, retain_labels)
+    if config.anchor and taught is not None:
+        loss = loss + config.anchor * _divergence(taught[: len(retain.logits)], retain.logits)
+    if config.alpha:
+        loss = loss + config.alpha * F.softplus(attacker(u_forget)).mean()
+    if config.departure and taught is not None:
+        without = taught[len(retain.logits) :].masked_fill(gone, _GONE)
+        loss = loss + config.departure * _divergence(without, forget.logits)
+    if config.beta:
+        with section("Barlow Twins"):
+            alignment = _alignment(forget.features, validation.features, config.lambd, sizes)
+        loss = loss + config.beta * alignment
+    return loss
+
+
+def _divergence(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(target) || softmax(logits)) of logits [B, C], in nats, the mean over rows."""
+    return F.kl_div(logits.log_softmax(1), target.log_softmax(1), log_target=True, reduction="batchmean")
 
 
 def _alignment(forget: Tensor, validation: Tensor, lambd: float, sizes: Sequence[int]) -> Tensor:

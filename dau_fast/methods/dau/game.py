@@ -1,20 +1,23 @@
 """The game (Sharma et al. 2024, arXiv 2402.06864), played on a copy of the original.
 
-    the attacker sees   u(x) = [softmax(z), sensitivity]                                              (1)
+    the attacker sees   u(x) = what the defender says of x: margin, entropy, label (or the others)    (1)
     attacker step       maximise E_f log A(u) + E_v log(1 - A(u))                                     (2)
-    defender step       minimise CE(retain) + alpha E_f[-log(1 - A(u))] + beta L_BT(h_f, h_v)         (3)
+    defender step       minimise CE(retain) + kappa E_r KL(original || defender)
+                          + alpha E_f[-log(1 - A(u))]
+                          + delta E_f KL(original without the classes that are gone || defender)
+                          + beta L_BT(h_f, h_v)                                                       (3)
 
-The attacker first learns on the frozen original. Then both take turns, each on one forward pass, until
-the referee has seen enough. The defender recovers what that cost it on the retain set alone, with the
-learning rate decayed to zero, and its BatchNorm statistics, which still hold the forget set, are
-recomputed.
+The attacker first learns on the frozen original. Then both take turns, each on one forward pass, in one
+phase: the learning rate falls to zero over the whole game, so that it forgets first and settles at the
+end. BatchNorm statistics, which still hold the forget set, are taken anew. Where the model was ruined, the
+game is played again from the original, with smaller steps.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
-from contextlib import closing
 from dataclasses import asdict, replace
 
 import torch
@@ -31,7 +34,8 @@ from dau_fast.engine.optimizers import adam, sgd
 from dau_fast.engine.profiling import section
 from dau_fast.engine.ranks import MicroBatch
 from dau_fast.engine.steps import Compile
-from dau_fast.engine.training import recompute_batchnorm, train
+from dau_fast.engine.training import recompute_batchnorm
+from dau_fast.errors import UserError
 from dau_fast.methods.dau.attacker import Attacker, attacker_loss
 from dau_fast.methods.dau.defender import defender_loss
 from dau_fast.methods.dau.referee import History, Referee
@@ -40,47 +44,84 @@ from dau_fast.methods.dau.view import View, reveal_turn
 from dau_fast.methods.task import Task, Unlearned
 from dau_fast.models import Classifier
 
+# Games at most, each with steps a quarter as large as the one before.
+_GAMES, _SMALLER = 4, 0.25
+
 
 def unlearn(task: Task, config: DauConfig) -> Unlearned:
-    """Make a copy of the original forget task.split.forget."""
+    """Make a copy of the original forget task.split.forget.
+
+    Raises UserError where every game ruined it, also with the smallest steps.
+    """
     task, schedule = plan_game(task, config)
-    defender = copy.deepcopy(task.original)
-    with task.trainee(defender) as player:
-        advance = task.progress("dau", schedule.turns + schedule.recovery_steps)
-        with Game(player, task, config, schedule) as game:
-            game.warm_up()
-            loops = game.play(advance)
-        loops += _recover(player, task, config, schedule, advance)
-    return Unlearned(defender, loops, asdict(game.history))
+    loops: tuple[LoopCost, ...] = ()
+    for game in range(_GAMES):
+        steps = replace(config, lr=config.lr * _SMALLER**game)
+        defender, costs, referee = _play(task, steps, schedule)
+        loops += costs
+        if not referee.finds_ruin():
+            return Unlearned(defender, loops, asdict(referee.history) | {"lr": steps.lr})
+        known = referee.history.retain_accuracy
+        logging.getLogger("dau_fast").warning(
+            "the game with lr %g ruined the model: it knew %.1f %% of the retain set, and then %.1f %%",
+            steps.lr, known[0], known[-1],
+        )  # fmt: skip
+    raise UserError(
+        f"every game ruined the model, down to `lr={steps.lr:g}`: take a smaller `alpha` or more `turns`"
+    )
 
 
 def plan_game(task: Task, config: DauConfig) -> tuple[Task, Schedule]:
     """`task` with as much of the retain set as `config` asks for, and how long its game lasts."""
-    split, head = task.split, task.original.head
-    schedule = Schedule.plan(
-        config, retain=len(split.retain), forget=len(split.forget), classes=head.out_features
-    )
+    split, classes = task.split, task.original.head.out_features
+    columns = View(config.label_conditioned, config.sensitivity).count_columns(classes)
+    schedule = Schedule.plan(config, retain=len(split.retain), forget=len(split.forget), columns=columns)
     retain = draw_sample(split.retain, schedule.retain_images, task.generator("retain sample"))
     return replace(task, split=replace(split, retain=retain)), schedule
+
+
+def _play(
+    task: Task, config: DauConfig, schedule: Schedule
+) -> tuple[Classifier, tuple[LoopCost, ...], Referee]:
+    """A whole game: the changed copy, what its loop cost, and who watched it."""
+    defender = copy.deepcopy(task.original)
+    with (
+        task.teacher() as original,
+        task.trainee(defender) as player,
+        Game(player, original, task, config, schedule) as game,
+    ):
+        game.warm_up()
+        loops = game.play(task.progress("dau", schedule.turns))
+        game.finish()
+    return defender, loops, game.referee
 
 
 class Game:
     """Both players with their optimisers, and the referee; a context, whose batches end with it.
 
-    defender: the model that is changed in place. schedule: of this game, on the retain set of `task`.
+    defender: the model that is changed in place. original: what it was, which stays. schedule: of this game,
+    on the retain set of `task`.
     """
 
     attacker: Attacker
 
-    def __init__(self, defender: Classifier, task: Task, config: DauConfig, schedule: Schedule) -> None:
-        self.defender, self.task, self.config, self.schedule = defender, task, config, schedule
+    def __init__(
+        self, defender: Classifier, original: Classifier, task: Task, config: DauConfig, schedule: Schedule
+    ) -> None:
+        self.defender, self.original = defender, original
+        self.task, self.config, self.schedule = task, config, schedule
+        self.taken = 0  # turns
         split = task.split
-        self.view = View(config.sensitivity, config.label_conditioned)
+        self.view = View(config.label_conditioned, config.sensitivity)
         self.referee = Referee(
-            split, task.labels, task.images, exam_share=config.exam_share, view=self.view,
-            generator=task.generator("exam"), ranks=task.ranks,
+            split, task.labels, task.images, exam_share=config.exam_share, look_images=config.look_images,
+            view=self.view, generator=task.generator("exam"), ranks=task.ranks,
         )  # fmt: skip
-        self._defend = _sgd(defender, task, config, config.lr)
+        self.gone = torch.zeros(task.original.head.out_features, dtype=torch.bool, device=task.labels.device)
+        if split.classwise:
+            self.gone[task.labels[split.forget]] = True
+        self._defend = _sgd(defender, task, config)
+        self._decay = LinearLR(self._defend, 1.0, 1 / schedule.turns, total_iters=schedule.turns)
         self._batches = task.feed("game", config.batch_size, split.retain, split.forget, split.validation)
 
     def __enter__(self) -> Game:
@@ -113,19 +154,29 @@ class Game:
         self.referee.look(self.defender, self.attacker, 0)
 
     def play(self, advance: Callable[[], None] = lambda: None) -> tuple[LoopCost, ...]:
-        """Take turns until the referee has seen enough, after `warm_up`; `advance` is called after each."""
+        """Take all turns, after `warm_up`, unless the referee ends it; `advance` is called after each."""
         return run_loop(self.make_loop(advance), self.task.runtime)
+
+    def finish(self) -> None:
+        """Take BatchNorm's statistics of the retain set alone, as training sees it, and look once more."""
+        task = self.task
+        index = draw_sample(task.split.retain, self.schedule.norm_images, task.generator("statistics sample"))
+        noise, load = task.derive_seed("statistics noise"), task.load_augmented("statistics")
+        recompute_batchnorm(self.defender, load, index, ranks=task.ranks, seed=noise)
+        self.referee.look(self.defender, self.attacker, self.taken)
 
     def make_loop(self, advance: Callable[[], None] = lambda: None) -> Loop:
         """The turns as a loop, after `warm_up`."""
 
         def after(turn: int) -> bool:
+            self.taken = turn
+            self._decay.step()
             advance()
-            due = turn % self.schedule.look_every == 0
+            due = turn % self.schedule.look_every == 0 and turn < self.schedule.turns
             return due and self.referee.look(self.defender, self.attacker, turn)
 
-        # The other sensitivities take a gradient inside the pass.
-        simple = self.config.sensitivity == "classifier"
+        # Some sensitivities take a gradient inside the pass.
+        simple = self.config.sensitivity in ("none", "classifier")
         return Loop(
             "game",
             self.defender,
@@ -148,21 +199,24 @@ class Game:
 
     def _build_turn(self, compile: Compile, forward: Forward) -> PartLoss:
         """One turn on a part of a batch: reveal, attacker steps, and the loss of the defender's step."""
-        config = self.config
-        reveal, objective = compile(reveal_turn), compile(defender_loss)
+        config, gone = self.config, self.gone
+        reveal, objective, teach = compile(reveal_turn), compile(defender_loss), compile(_teach)
         learn, judge = self._learner(compile(attacker_loss)), _frozen(self.attacker)
-        weights = {"alpha": config.alpha, "beta": config.beta, "lambd": config.lambd}
 
         def turn(part: MicroBatch, images: Tensor, labels: Tensor, study: Tensor) -> Tensor:
             with section("forward"):
+                # (1)
                 sets, u_forget, u_validation = reveal(forward, self.defender, self.view, images, labels)
+                taught = teach(self.original, images, config.taught_sets)
             with section("attacker"):
                 seen = self._gather(u_forget, u_validation, study, part.sizes)
                 for _ in range(_deal(config.attacker_steps, part.number, part.count)):
                     learn(*seen)  # (2)
             with section("forward"):
                 retain_labels = labels.chunk(3)[0]
-                loss: Tensor = objective(*sets, retain_labels, u_forget, judge, **weights, sizes=part.sizes)
+                loss: Tensor = objective(
+                    sets, retain_labels, u_forget, judge, taught, gone, config=config, sizes=part.sizes
+                )
             return loss  # (3)
 
         return turn
@@ -191,27 +245,13 @@ class Game:
         return learn
 
 
-def _recover(
-    defender: Classifier, task: Task, config: DauConfig, schedule: Schedule, advance: Callable[[], None]
-) -> tuple[LoopCost, ...]:
-    """Train `defender` on the retain set alone and recompute its statistics, in place."""
-    optimizer = _sgd(defender, task, config, config.recovery_lr)
-    steps = schedule.recovery_steps
-    with closing(task.feed("recovery", config.batch_size, task.split.retain)) as batches:
-        loops = train(
-            defender,
-            batches,
-            steps=steps,
-            optimizer=optimizer,
-            scheduler=LinearLR(optimizer, 1.0, 1 / steps, total_iters=steps),
-            on_step=advance,
-            runtime=task.runtime,
-            name="recovery",
-            seed=task.derive_seed("recovery noise"),
-        )
-    noise = task.derive_seed("statistics noise")
-    recompute_batchnorm(defender, task.images, task.split.retain, ranks=task.ranks, seed=noise)
-    return loops
+@torch.no_grad()
+def _teach(original: Classifier, images: Tensor, sets: int) -> Tensor | None:
+    """The original's logits on the first `sets` of the three sets in `images` [3B, ...], None for none."""
+    if not sets:
+        return None
+    logits: Tensor = original(images[: sets * (len(images) // 3)]).logits
+    return logits
 
 
 def _frozen(attacker: Attacker) -> Attacker:
@@ -227,6 +267,6 @@ def _deal(steps: int, number: int, parts: int) -> int:
     return steps * (number + 1) // parts - steps * number // parts
 
 
-def _sgd(model: Classifier, task: Task, config: DauConfig, lr: float) -> Optimizer:
+def _sgd(model: Classifier, task: Task, config: DauConfig) -> Optimizer:
     momentum, weight_decay = config.momentum, config.weight_decay
-    return sgd(model.network, task.masks, lr=lr, momentum=momentum, weight_decay=weight_decay)
+    return sgd(model.network, task.masks, lr=config.lr, momentum=momentum, weight_decay=weight_decay)

@@ -1,9 +1,8 @@
-"""When to end the game without a retrained model to look at.
+"""Who watches the game: how far it has come, and whether the defender was ruined.
 
 The referee holds back a part of the forget and validation images as an exam that the attacker never
-trains on, looks at both sets now and then, writes down what it sees, and says when it is enough:
-for forgetting spread over classes, when forget behaves like validation; for whole classes, when the
-class is gone.
+trains on, looks at a sample of all three sets now and then, and writes down what it sees. A model that no
+longer knows its retain set is ruined: nobody is given such a one.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from dau_fast.data.split import Split
+from dau_fast.data.split import Split, draw_sample
 from dau_fast.engine.batches import Load
 from dau_fast.engine.profiling import section
 from dau_fast.engine.ranks import ALONE, Ranks
@@ -22,32 +21,31 @@ from dau_fast.methods.dau.view import View
 from dau_fast.metrics.accuracy import percent
 from dau_fast.models import Classifier
 
-# A class counts as gone when at most this percentage of it is still recognised.
-_GONE = 1.0
-# One look may be luck, on a small exam above all.
-_LOOKS_IN_A_ROW = 2
+# Points of retain accuracy that a finished game may cost, and the share of it that must be left in the middle
+# of one, where the learning rate is still high.
+_LOSS, _LEFT = 5.0, 0.5
 
 
 @dataclass
 class History:
-    """One entry a look, the first at the original.
+    """One entry a look, the first at the original, the last at the finished model.
 
-    auc: of the attacker on the exam. forget_accuracy, validation_accuracy: percent. stopped: why
-    the game ended, one sentence.
+    auc: of the attacker on the exam. forget_accuracy, validation_accuracy, retain_accuracy: percent.
     """
 
     step: list[int] = field(default_factory=list)
     auc: list[float] = field(default_factory=list)
     forget_accuracy: list[float] = field(default_factory=list)
     validation_accuracy: list[float] = field(default_factory=list)
-    stopped: str = "the longest game was played"
+    retain_accuracy: list[float] = field(default_factory=list)
 
 
 class Referee:
-    """Looks at forget and validation set, images that `load` turns from indices into batches.
+    """Looks at all three sets, images that `load` turns from indices into batches.
 
-    exam_share: part of each set that the attacker does not train on; a set too small to spare any
-    is its own exam. view: what the attacker sees. ranks: the processes that share the looking.
+    exam_share: part of forget and validation that the attacker does not train on; a set too small to spare
+    any is its own exam. look_images: of each set that are looked at, at most. view: what the attacker sees.
+    ranks: the processes that share the looking.
     """
 
     def __init__(
@@ -57,71 +55,58 @@ class Referee:
         load: Load,
         *,
         exam_share: float,
+        look_images: int,
         view: View,
         generator: torch.Generator,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.split, self.labels, self.load, self.ranks = split, labels, load, ranks
-        self.view = view
+        self.labels, self.load, self.ranks, self.view = labels, load, ranks, view
         self.history = History()
-        self._in_a_row = 0
         self._exam = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         for index in (split.forget, split.validation):
             order = torch.randperm(len(index), generator=generator, device=index.device)
             self._exam[index[order[: round(exam_share * len(index))]]] = True
+        self._forget, self._validation, self._retain = (
+            draw_sample(index, look_images, generator)
+            for index in (split.forget, split.validation, split.retain)
+        )
 
     def grant_study(self, index: Tensor) -> Tensor:
         """1 for each of the images `index` [B] that the attacker may learn from, 0 for the exam's."""
         return (~self._exam[index]).float()
 
     def reveal(self, defender: Classifier, index: Tensor) -> Tensor:
-        """u [N, C + 1]: what the attacker sees of the images `index` [N]."""
+        """u [N, U]: what the attacker sees of the images `index` [N]."""
         return self.view.reveal_all(defender, self.load, index, self.labels, ranks=self.ranks)
 
     def look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
-        """Write down where the game stands after `step`; true when it is enough."""
+        """Write down where the game stands after `step`; true where the defender is beyond help."""
         with section("referee"):
             return self._look(defender, attacker, step)
 
     def _look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
-        def judged(u: Tensor, labels: Tensor) -> Tensor:
-            # u begins with the softmax, whose largest entry is the predicted label.
-            right = u[:, :-1].argmax(1) == labels
-            return torch.stack([attacker(u), right.to(u)], 1)
+        def judged(u: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+            return torch.stack([attacker(u), (logits.argmax(1) == labels).to(u)], 1)
 
-        sets = self.split.forget, self.split.validation
-        (forget, forget_right), (validation, validation_right) = (
+        (forget, forget_right), (validation, validation_right), (_, retain_right) = (
             self.view.reveal_all(defender, self.load, index, self.labels, judged, ranks=self.ranks).unbind(1)
-            for index in sets
+            for index in (self._forget, self._validation, self._retain)
         )
         seen = self.history
         seen.step.append(step)
-        seen.auc.append(auc(self._tested(forget, sets[0]), self._tested(validation, sets[1])))
+        seen.auc.append(auc(self._tested(forget, self._forget), self._tested(validation, self._validation)))
         seen.forget_accuracy.append(percent(forget_right))
         seen.validation_accuracy.append(percent(validation_right))
-        verdict = self._class_gone() if self.split.classwise else self._like_validation()
-        enough = self.ranks.agreed(verdict is not None, self.labels.device)
-        self._in_a_row = self._in_a_row + 1 if enough else 0
-        if self._in_a_row < _LOOKS_IN_A_ROW:
-            return False
-        seen.stopped = f"{verdict}, {_LOOKS_IN_A_ROW} looks in a row"
-        return True
+        seen.retain_accuracy.append(percent(retain_right))
+        lost = bool(torch.isnan(forget).any()) or seen.retain_accuracy[-1] < _LEFT * seen.retain_accuracy[0]
+        return self.ranks.agreed(lost, self.labels.device)
+
+    def finds_ruin(self) -> bool:
+        """Whether the model of the last look knows clearly less of its retain set than the original did."""
+        before, after = self.history.retain_accuracy[0], self.history.retain_accuracy[-1]
+        return self.ranks.agreed(after < before - _LOSS, self.labels.device)
 
     def _tested(self, scores: Tensor, index: Tensor) -> Tensor:
-        """Those of the exam, from `scores` of all images `index` [N]."""
+        """Those of the exam, from `scores` of the images `index` [N]."""
         rows = scores[self._exam[index]]
         return rows if len(rows) else scores
-
-    def _class_gone(self) -> str | None:
-        left = self.history.forget_accuracy[-1]
-        return f"{left:.1f} % of the forgotten class is still recognised" if left <= _GONE else None
-
-    def _like_validation(self) -> str | None:
-        seen = self.history
-        forget, validation = seen.forget_accuracy[-1], seen.validation_accuracy[-1]
-        if forget > validation or seen.auc[-1] > 0.5:
-            return None
-        return (
-            f"forget accuracy {forget:.1f} % is no higher than validation's {validation:.1f} %, and "
-            f"the attacker does no better than chance (AUC {seen.auc[-1]:.2f})"
-        )

@@ -9,6 +9,7 @@ import torch
 
 from dau_fast.config import DauConfig
 from dau_fast.engine.sharding import check_shard, placed
+from dau_fast.errors import UserError
 from dau_fast.methods.dau.game import unlearn
 from dau_fast.methods.dau.view import check_sensitivity
 from dau_fast.methods.method import Method
@@ -21,14 +22,18 @@ def choose(task: Task, asked: Mapping[str, Any]) -> DauConfig:
     return DauConfig.default(
         classwise=split.classwise,
         retain_images=len(split.retain),
-        pruned=task.pruned,
         forget_images=len(split.forget),
         retain_sample=asked.get("retain_sample"),
     )
 
 
 def check(task: Task, config: DauConfig) -> None:
-    """UserError where the original has no such sensitivity, or it does not go with how the task runs."""
+    """UserError where settings do not fit the task, the original's layers, or how the task runs."""
+    if config.departure and not task.split.classwise:
+        raise UserError(
+            f"`departure={config.departure}` is for whole classes, and others of their images are kept: "
+            "take 0, or forget all of a class"
+        )
     check_shard(task.runtime.shard, config.sensitivity, pruned=task.pruned)
     two = torch.arange(2, device=task.labels.device)
     with placed(task.images.device, task.original):

@@ -1,4 +1,4 @@
-"""What the attacker sees of a sample: u = [softmax, sensitivity], and what each sensitivity costs."""
+"""What the attacker sees of a sample, and what each sensitivity costs."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dau_fast.config import SENSITIVITIES
 from dau_fast.engine.batches import Load
 from dau_fast.engine.device import Stopwatch
 from dau_fast.engine.evaluation import map_batches
@@ -17,36 +18,56 @@ from dau_fast.engine.modes import evaluating
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.errors import UserError
 from dau_fast.models import Classifier, Outputs
-from dau_fast.ops import attack_features, input_grad_norms, per_sample_grad_norms
+from dau_fast.ops import input_grad_norms, per_sample_grad_norms, sensitivity
 
-# Norms of the per-sample gradient with respect to the classifier layer, the input, all parameters.
-# The first one comes from the pass that the game makes anyway.
-SENSITIVITIES = ("classifier", "input", "full")
+# Norms of the per-sample gradient with respect to the input and to all parameters; that with respect to the
+# classifier layer comes from the pass that the game makes anyway.
 _NORMS: dict[str, Callable[..., Tensor]] = {"input": input_grad_norms, "full": per_sample_grad_norms}
+
+# Logarithms are taken of what lies above; nothing below tells one sample from another.
+_LEAST_LOG_P = -20.0
+_LEAST_ENTROPY = 1e-4
+_LEAST_SENSITIVITY = 1e-3
+# In place of a logit that is left out: finite, so that 0 times its logarithm is 0.
+_LEFT_OUT = -1e4
 
 
 @dataclass(frozen=True)
 class View:
-    """sensitivity: one of SENSITIVITIES, all but "classifier" from a pass of their own in evaluation mode.
+    """sensitivity: one of SENSITIVITIES, at the label seen; "input" and "full" from a pass of their own.
 
-    label_conditioned: sensitivity at the true label; otherwise at the predicted one.
+    label_conditioned: u = [log p_y, margin of y, log entropy, one-hot of y]. Otherwise the label is left out
+    and u = [log of the two largest of q, log entropy of q] with q the softmax over all other classes; the
+    sensitivity is then that at the predicted label.
     """
 
-    sensitivity: str = "classifier"
     label_conditioned: bool = True
+    sensitivity: str = "none"
+
+    def count_columns(self, classes: int) -> int:
+        """How many numbers the attacker sees of a sample, of a model of as many `classes`."""
+        shown = 3 + classes if self.label_conditioned else 1 + min(2, classes - 1)
+        return shown + (self.sensitivity != "none")
 
     def reveal(self, defender: Classifier, images: Tensor, outputs: Outputs, labels: Tensor) -> Tensor:
-        """u [B, C + 1] of `images` [B, ...] with `labels` [B]; outputs: the defender's, of the same images.
+        """u [B, U] of `images` [B, ...] with `labels` [B]; outputs: the defender's, of the same images.
 
         Differentiable in the defender's parameters where gradients are enabled.
         """
+        u = (_show_label if self.label_conditioned else _show_others)(outputs.logits, labels)
+        if self.sensitivity == "none":
+            return u
+        s = self._measure(defender, images, outputs, labels)
+        return torch.cat([u, torch.log(s + _LEAST_SENSITIVITY).unsqueeze(1).to(u)], 1)
+
+    def _measure(self, defender: Classifier, images: Tensor, outputs: Outputs, labels: Tensor) -> Tensor:
+        """The sensitivity [B]."""
+        seen = labels if self.label_conditioned else outputs.logits.argmax(1)
         if self.sensitivity == "classifier":
-            known = labels if self.label_conditioned else None
-            return attack_features(outputs.logits, outputs.features, known)
-        given = labels if self.label_conditioned else outputs.logits.argmax(1)
+            return sensitivity(outputs.logits, outputs.features, seen)
         with evaluating(defender):
-            s = _NORMS[self.sensitivity](defender, images, given, _loss, create_graph=torch.is_grad_enabled())
-        return torch.cat([outputs.logits.softmax(1), s.unsqueeze(1).to(outputs.logits)], 1)
+            norms = _NORMS[self.sensitivity]
+            return norms(defender, images, seen, _loss, create_graph=torch.is_grad_enabled())
 
     def reveal_all(
         self,
@@ -54,21 +75,45 @@ class View:
         load: Load,
         index: Tensor,
         labels: Tensor,
-        keep: Callable[[Tensor, Tensor], Tensor] = lambda u, labels: u,
+        keep: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda u, logits, labels: u,
         *,
         ranks: Ranks = ALONE,
     ) -> Tensor:
-        """u [N, C + 1] of the images `index` [N] in evaluation mode; labels: of all images.
+        """u [N, U] of the images `index` [N] in evaluation mode; labels: of all images.
 
-        keep: what is made of u [B, C + 1] and labels [B] of each batch, [B, ...], where all of u may not
-        fit. ranks: the processes that share the work, each of which has all rows in the end.
+        keep: what is made of u [B, U], logits [B, C] and labels [B] of each batch, [B, ...], where all of u
+        may not fit. ranks: the processes that share the work, each of which has all rows in the end.
         """
 
         def kept(images: Tensor, batch: Tensor) -> tuple[Tensor]:
-            targets = labels[batch]
-            return (keep(self.reveal(defender, images, defender(images), targets), targets),)
+            targets, outputs = labels[batch], defender(images)
+            return (keep(self.reveal(defender, images, outputs, targets), outputs.logits, targets),)
 
         return map_batches(defender, load, index, kept, ranks=ranks)[0]
+
+
+def _show_label(logits: Tensor, labels: Tensor) -> Tensor:
+    """[log p_y, log p_y - log(1 - p_y), log entropy, one-hot of y], [B, 3 + C]."""
+    right = F.one_hot(labels, logits.shape[1])
+    log_p = logits.log_softmax(1)
+    log_right = (log_p * right).sum(1)
+    log_wrong = log_p.masked_fill(right.bool(), _LEFT_OUT).logsumexp(1)
+    columns = [log_right.clamp_min(_LEAST_LOG_P), log_right - log_wrong, _log_entropy(log_p)]
+    return torch.cat([torch.stack(columns, 1), right.to(logits)], 1)
+
+
+def _show_others(logits: Tensor, labels: Tensor) -> Tensor:
+    """[log of the two largest, log entropy] of the softmax over all classes but the label, [B, 3]."""
+    right = F.one_hot(labels, logits.shape[1]).bool()
+    log_q = logits.masked_fill(right, _LEFT_OUT).log_softmax(1)
+    largest = log_q.topk(min(2, logits.shape[1] - 1), 1).values
+    return torch.cat([largest, _log_entropy(log_q).unsqueeze(1)], 1)
+
+
+def _log_entropy(log_p: Tensor) -> Tensor:
+    """Of distributions [B, C], in nats; [B]."""
+    entropy = -(log_p.exp() * log_p).sum(1)
+    return torch.log(entropy.clamp_min(0) + _LEAST_ENTROPY)
 
 
 def reveal_turn(
@@ -76,7 +121,7 @@ def reveal_turn(
 ) -> tuple[tuple[Outputs, Outputs, Outputs], Tensor, Tensor]:
     """One pass over as many images of retain, forget and validation: outputs, and what the attacker sees.
 
-    forward: how to call the defender. images [3B, ...], labels [3B]; u [B, C + 1] of forget with its
+    forward: how to call the defender. images [3B, ...], labels [3B]; u [B, U] of forget with its
     graph, of validation without.
     """
     outputs = forward(images)
@@ -97,12 +142,10 @@ def _loss(outputs: Outputs, targets: Tensor) -> Tensor:
 
 def check_sensitivity(name: str, model: Classifier, images: Tensor) -> None:
     """UserError where `model` has no such sensitivity, or none that can be differentiated: one pass tells."""
-    if name not in SENSITIVITIES:
-        raise UserError(f"unknown sensitivity '{name}': expected one of {', '.join(SENSITIVITIES)}")
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     try:
         with evaluating(model):
-            u = View(name).reveal(model, images, model(images), labels)
+            u = View(sensitivity=name).reveal(model, images, model(images), labels)
             torch.autograd.grad(u.sum(), _trained(model), allow_unused=True)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
@@ -112,23 +155,17 @@ def check_sensitivity(name: str, model: Classifier, images: Tensor) -> None:
 def time_sensitivities(
     model: Classifier, images: Tensor, labels: Tensor, rounds: int = 3
 ) -> dict[str, float | None]:
-    """Median seconds of each sensitivity of one batch, forward and backward; None where there is none.
+    """Median seconds of a pass, forward and backward, with each sensitivity of its batch, "none" included.
 
-    What the pass over the images themselves costs, forward and backward, is "none" and is contained
-    in the others.
+    None where the model has no such one.
     """
     found: dict[str, float | None] = {}
-    for name in ("none", *SENSITIVITIES):
+    for name in SENSITIVITIES:
         try:
             taken = []
             for _ in range(rounds + 1):
                 with Stopwatch(images.device) as watch:
-                    outputs = model(images)
-                    u = (
-                        outputs.logits
-                        if name == "none"
-                        else View(name).reveal(model, images, outputs, labels)
-                    )
+                    u = View(sensitivity=name).reveal(model, images, model(images), labels)
                     torch.autograd.grad(u.sum(), _trained(model), allow_unused=True)
                 taken.append(watch.seconds)
             found[name] = median(taken[1:])
