@@ -149,7 +149,7 @@ class DauConfig:
     """The game. Chosen on CIFAR-10 (JPEG) at 16x16, seeds 500 to 502; measured on seeds from 100 on."""
 
     label_conditioned: bool  # the attacker sees the true label and its margin, or the others without it
-    alpha: float  # weight of the attacker's verdict in the defender's loss
+    alpha: float  # weight of the attacker's verdict in the defender's loss, times the original's exposure
     turns: int  # steps of the defender, over which lr falls to 0
     batch_size: int = 64  # images of each of retain, forget and validation set
     departure: float = 0.0  # weight of the divergence from the original without the classes that are gone
@@ -169,7 +169,8 @@ class DauConfig:
     looks: int = 4  # how often the referee looks between start and end
     look_images: int = 1000  # of each set that it looks at, at most
     norm_images: int = 10_000  # of the retain set that BatchNorm's statistics are taken of, at most
-    exam_share: float = 0.25  # part of forget and validation that the attacker never trains on
+    exam_share: float = 0.0  # part of forget and validation that the attacker never trains on; 0: its AUC is
+    # that on images it learns from
 
     def __post_init__(self) -> None:
         _check_switch(self, "label_conditioned")
@@ -200,16 +201,14 @@ class DauConfig:
     ) -> DauConfig:
         """The settings for forgetting whole classes, or images spread over classes.
 
-        The number of steps counts, and not how often each image is seen: four passes over a small retain set,
-        a part of one over a large one. A forget set smaller than a batch fills it with copies, whose pull is
-        not to grow with their number. Where whole classes are forgotten, validation has none of their images;
-        the label is then left out of what the attacker compares, and the original's other outputs lead.
+        The number of steps counts, and not how often each image is seen: four passes over a small retain
+        set, a part of one over a large one. Where whole classes are forgotten, validation has none of their
+        images; the label is then left out of what the attacker compares, and the original's other outputs lead.
         """
         batch_size = 64
         played_with = sample_size(retain_images, forget_images, retain_sample)
         turns = min(320, max(64, round(4 * played_with / batch_size)))
-        alpha = (0.5 if classwise else 4.0) * min(1.0, forget_images / batch_size)
-        departure = 1.0 if classwise else 0.0
+        alpha, departure = (0.2, 1.0) if classwise else (4.0, 0.0)
         return cls(not classwise, alpha, turns, batch_size, departure, retain_sample=retain_sample)
 
 

@@ -22,26 +22,30 @@ def defender_loss(
     sets: tuple[Outputs, Outputs, Outputs],
     retain_labels: Tensor,
     u_forget: Tensor,
+    asked: Tensor,
     attacker: Attacker,
     taught: Tensor | None,
     gone: Tensor,
     *,
+    alpha: float,
     config: DauConfig,
     sizes: Sequence[int] = (),
 ) -> Tensor:
     """What the defender minimises, equation (3) of `dau_fast/methods/dau/game.py`; scalar.
 
     sets: outputs on as many images of retain, forget and validation. u_forget: what the attacker sees of
-    forget, with its graph. taught: the original's logits on the first config.taught_sets sets. gone: bool
-    [C], the classes that are forgotten as a whole. sizes: where a batch is shared by several processes, its rows by
-    rank; the average over ranks, each weighed by its rows, is then the loss of the whole batch.
+    forget, with its graph. asked [B]: 1 for rows of forget that are to be forgotten, 0 for those that fill
+    the batch up. taught: the original's logits on the first config.taught_sets sets. gone: bool [C], the
+    classes that are forgotten as a whole. alpha: in place of config's. sizes: where a batch is shared by
+    several processes, its rows by rank; the average over ranks, each weighed by its rows, is then the loss of
+    the whole batch.
     """
     retain, forget, validation = sets
     loss = F.cross_entropy(retain.logits, retain_labels)
     if config.anchor and taught is not None:
         loss = loss + config.anchor * _divergence(taught[: len(retain.logits)], retain.logits)
-    if config.alpha:
-        loss = loss + config.alpha * F.softplus(attacker(u_forget)).mean()
+    if alpha:
+        loss = loss + alpha * (asked * F.softplus(attacker(u_forget))).mean()
     if config.departure and taught is not None:
         without = taught[len(retain.logits) :].masked_fill(gone, _GONE)
         loss = loss + config.departure * _divergence(without, forget.logits)

@@ -36,7 +36,7 @@ from dau_fast.engine.ranks import MicroBatch
 from dau_fast.engine.steps import Compile
 from dau_fast.engine.training import recompute_batchnorm
 from dau_fast.errors import UserError
-from dau_fast.methods.dau.attacker import Attacker, attacker_loss
+from dau_fast.methods.dau.attacker import Attacker, attacker_loss, auc
 from dau_fast.methods.dau.defender import defender_loss
 from dau_fast.methods.dau.referee import History, Referee
 from dau_fast.methods.dau.schedule import Schedule
@@ -122,7 +122,13 @@ class Game:
             self.gone[task.labels[split.forget]] = True
         self._defend = _sgd(defender, task, config)
         self._decay = LinearLR(self._defend, 1.0, 1 / schedule.turns, total_iters=schedule.turns)
-        self._batches = task.feed("game", config.batch_size, split.retain, split.forget, split.validation)
+        self._asked = torch.zeros(len(task.labels), dtype=torch.bool, device=task.labels.device)
+        self._asked[split.forget] = True
+        # A forget set smaller than a batch is filled up: copies of few images would bend its statistics.
+        missing = max(0, config.batch_size - len(split.forget))
+        filler = draw_sample(split.retain, missing, task.generator("filler")) if missing else split.retain[:0]
+        forget = torch.cat([split.forget, filler])
+        self._batches = task.feed("game", config.batch_size, split.retain, forget, split.validation)
 
     def __enter__(self) -> Game:
         return self
@@ -148,10 +154,22 @@ class Game:
         with seeded(self.task.derive_seed("attacker"), seen.device):
             self.attacker = Attacker(seen, self.config.attacker_hidden).to(seen)
         self._attack = adam(self.attacker, lr=self.config.attacker_lr)
+        self.alpha = self.config.alpha * self._measure_exposure(u_forget, u_validation)
         learn = self._learner(attacker_loss)
         for _ in range(self.config.warmup_steps):
             learn(u_forget, u_validation, *may_study)
         self.referee.look(self.defender, self.attacker, 0)
+
+    def _measure_exposure(self, u_forget: Tensor, u_validation: Tensor) -> float:
+        """How far the original's margins tell forget from validation: 0 for not at all, 1 for surely.
+
+        An attacker that learned what is not there would push the defender for nothing, and ruin it.
+        """
+        if not self.view.label_conditioned:
+            return 1.0
+        exposed = max(0.0, 2 * auc(u_forget[:, 1], u_validation[:, 1]) - 1)
+        self.history.exposure = exposed
+        return exposed
 
     def play(self, advance: Callable[[], None] = lambda: None) -> tuple[LoopCost, ...]:
         """Take all turns, after `warm_up`, unless the referee ends it; `advance` is called after each."""
@@ -193,17 +211,18 @@ class Game:
             seed=self.task.derive_seed("game noise"),
         )
 
-    def _show(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Images and labels of retain, forget and validation, and which the attacker may learn from."""
-        return batch.images, batch.labels, self.referee.grant_study(batch.indices)
+    def _show(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images and labels of all three sets, what the attacker may study, and what is to be forgotten."""
+        asked = self._asked[batch.indices].float()
+        return batch.images, batch.labels, self.referee.grant_study(batch.indices), asked
 
     def _build_turn(self, compile: Compile, forward: Forward) -> PartLoss:
         """One turn on a part of a batch: reveal, attacker steps, and the loss of the defender's step."""
-        config, gone = self.config, self.gone
+        config, gone, alpha = self.config, self.gone, self.alpha
         reveal, objective, teach = compile(reveal_turn), compile(defender_loss), compile(_teach)
         learn, judge = self._learner(compile(attacker_loss)), _frozen(self.attacker)
 
-        def turn(part: MicroBatch, images: Tensor, labels: Tensor, study: Tensor) -> Tensor:
+        def turn(part: MicroBatch, images: Tensor, labels: Tensor, study: Tensor, asked: Tensor) -> Tensor:
             with section("forward"):
                 # (1)
                 sets, u_forget, u_validation = reveal(forward, self.defender, self.view, images, labels)
@@ -213,10 +232,11 @@ class Game:
                 for _ in range(_deal(config.attacker_steps, part.number, part.count)):
                     learn(*seen)  # (2)
             with section("forward"):
-                retain_labels = labels.chunk(3)[0]
+                retain_labels, of_forget = labels.chunk(3)[0], asked.chunk(3)[1]
                 loss: Tensor = objective(
-                    sets, retain_labels, u_forget, judge, taught, gone, config=config, sizes=part.sizes
-                )
+                    sets, retain_labels, u_forget, of_forget, judge, taught, gone,
+                    alpha=alpha, config=config, sizes=part.sizes,
+                )  # fmt: skip
             return loss  # (3)
 
         return turn

@@ -31,6 +31,7 @@ class History:
     """One entry a look, the first at the original, the last at the finished model.
 
     auc: of the attacker on the exam. forget_accuracy, validation_accuracy, retain_accuracy: percent.
+    exposure: how far the original's margins tell forget from validation, 0 for not at all to 1.
     """
 
     step: list[int] = field(default_factory=list)
@@ -38,6 +39,7 @@ class History:
     forget_accuracy: list[float] = field(default_factory=list)
     validation_accuracy: list[float] = field(default_factory=list)
     retain_accuracy: list[float] = field(default_factory=list)
+    exposure: float = 1.0
 
 
 class Referee:
@@ -63,6 +65,8 @@ class Referee:
         self.labels, self.load, self.ranks, self.view = labels, load, ranks, view
         self.history = History()
         self._exam = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
+        # Nothing is learned from retain images, which fill up the batches of a small forget set.
+        self._exam[split.retain] = True
         for index in (split.forget, split.validation):
             order = torch.randperm(len(index), generator=generator, device=index.device)
             self._exam[index[order[: round(exam_share * len(index))]]] = True

@@ -15,26 +15,27 @@ import torch
 from torch import Tensor, nn
 from toys import ONE_CLASS, TENTH, game_of, trained
 
-from dau_fast.config import DauConfig, PruneConfig
+from dau_fast.config import DauConfig
 from dau_fast.data.split import Forget
-from dau_fast.engine.batches import Batch, steps_for
+from dau_fast.engine.batches import Batch
 from dau_fast.engine.evaluation import predict
 from dau_fast.engine.training import recompute_batchnorm
+from dau_fast.errors import UserError
+from dau_fast.methods import original
 from dau_fast.methods.dau import game, schedule
 from dau_fast.methods.dau.attacker import Attacker
 from dau_fast.methods.dau.defender import defender_loss
 from dau_fast.methods.dau.game import Game, plan_game
 from dau_fast.methods.dau.referee import Referee
-from dau_fast.methods.dau.view import View
+from dau_fast.methods.dau.view import View, _show_others
 from dau_fast.methods.registry import get_method
 from dau_fast.methods.task import Task
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier, Outputs
-from dau_fast.ops import attack_features, barlow_twins_loss
-from dau_fast.prune import Masks
+from dau_fast.ops import barlow_twins_loss
 
-CLASSWISE = DauConfig(label_conditioned=False, alpha=1.0, game_epochs=12, batch_size=32, lr=0.05)
-SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=3, batch_size=32)
+CLASSWISE = DauConfig(label_conditioned=False, alpha=0.5, departure=1.0, turns=60, batch_size=32, lr=0.05)
+SPREAD = DauConfig(label_conditioned=True, alpha=1.0, turns=30, batch_size=32)
 NOTHING = 1e-60  # a learning rate of which float32 sees nothing; 0 is none
 
 
@@ -77,9 +78,9 @@ def test_without_settings_the_usual_ones_are_played(forget: Forget, monkeypatch:
     seen: list[DauConfig] = []
 
     class Watched(Game):
-        def __init__(self, defender: Classifier, task: Task, config: DauConfig, *rest: Any) -> None:
-            seen.append(config)
-            super().__init__(defender, task, config, *rest)
+        def __init__(self, *given: Any) -> None:
+            seen.extend(part for part in given if isinstance(part, DauConfig))
+            super().__init__(*given)
 
     monkeypatch.setattr(game, "Game", Watched)
     dau = get_method("dau")
@@ -88,34 +89,44 @@ def test_without_settings_the_usual_ones_are_played(forget: Forget, monkeypatch:
     assert percent_right(task, model, task.split.retain) >= 90
 
 
-def test_a_pruned_model_is_pushed_harder_unless_told_otherwise() -> None:
-    dense, dau = trained(TENTH), get_method("dau")
-    pruned = replace(dense, masks=Masks({"0.weight": torch.ones(32, 6) > 0}))
-    to_be_pruned = replace(dense, pruning=PruneConfig("omp"))
-    tasks = (dense, None), (pruned, None), (to_be_pruned, None), (pruned, SPREAD), (pruned, {"lr": 0.02})
-    assert [dau.resolve(*asked).alpha for asked in tasks] == [0.5, 1.0, 1.0, SPREAD.alpha, 1.0]
-
-
 @pytest.mark.parametrize("retain", [1, 10, 24, 25, 1000, 45000])
 @pytest.mark.parametrize("classwise", [True, False])
 def test_the_usual_settings_exist_for_every_size_of_the_retain_set(retain: int, classwise: bool) -> None:
-    config = DauConfig.default(classwise=classwise, retain_images=retain)
-    assert 2 <= config.batch_size <= 256
+    config = DauConfig.default(classwise=classwise, retain_images=retain, forget_images=9)
     assert config.label_conditioned != classwise
+    assert (config.departure > 0) == classwise
 
 
-def test_the_history_has_one_entry_a_look_and_begins_at_the_original() -> None:
+def test_the_usual_game_makes_four_passes_over_a_small_set_and_part_of_one_over_a_large_one() -> None:
+    small, middle, large = (
+        DauConfig.default(classwise=False, retain_images=count, forget_images=400)
+        for count in (200, 3600, 1_000_000)
+    )
+    assert (small.turns, middle.turns) == (64, 4 * 3600 // 64)
+    assert middle.turns < large.turns < 1_000_000 // 64
+
+
+def test_copies_of_the_same_few_images_pull_no_harder_than_one() -> None:
+    one, half, full, more = (
+        DauConfig.default(classwise=False, retain_images=3600, forget_images=count).alpha
+        for count in (1, 32, 64, 400)
+    )
+    assert (64 * one, 2 * half, full) == (more, more, more)
+
+
+def test_the_history_has_one_entry_a_look_from_the_original_to_the_finished_model() -> None:
     task = trained(ONE_CLASS)
-    before = percent_right(task, task.original, task.split.forget)
-    history = game.unlearn(task, CLASSWISE).history
+    sets = {"forget": task.split.forget, "validation": task.split.validation, "retain": task.split.retain}
+    result = game.unlearn(task, replace(CLASSWISE, looks=3))
+    history = result.history
     assert history is not None
-    assert set(history) == {"step", "auc", "forget_accuracy", "validation_accuracy", "stopped"}
-    assert len({len(history[key]) for key in set(history) - {"stopped"}}) == 1
-    assert history["step"][0] == 0
-    assert history["step"] == sorted(set(history["step"]))
-    assert history["forget_accuracy"][0] == pytest.approx(before)
-    assert "still recognised" in history["stopped"]
-    assert history["forget_accuracy"][-1] <= 1
+    assert history["step"] == [0, 20, 40, 60]
+    assert history["lr"] == CLASSWISE.lr
+    for name, index in sets.items():
+        seen = history[f"{name}_accuracy"]
+        assert len(seen) == len(history["auc"]) == 4
+        assert seen[0] == pytest.approx(percent_right(task, task.original, index))
+        assert seen[-1] == pytest.approx(percent_right(task, result.model, index))
 
 
 def test_warming_up_teaches_the_attacker_to_tell_the_sets_apart() -> None:
@@ -202,10 +213,9 @@ def test_frozen_parameters_stay_as_they_were() -> None:
 # ---- a sample of the retain set
 
 
-def played_with(task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[set[int], int]:
-    """The retain images that a game and its recovery use, and the turns and steps they take."""
+def played_with(task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """The retain images that a game uses."""
     seen: set[int] = set()
-    steps: list[int] = []
     feed = Task.feed
 
     def noted(self: Task, purpose: str, batch_size: int, *sets: Tensor) -> Iterator[Batch]:
@@ -213,140 +223,130 @@ def played_with(task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch) 
         return feed(self, purpose, batch_size, *sets)
 
     monkeypatch.setattr(Task, "feed", noted)
-    game.unlearn(replace(task, progress=lambda _, count: lambda: steps.append(count)), config)
-    return seen, steps[0]
+    game.unlearn(task, config)
+    return seen
 
 
-def test_a_sample_of_the_retain_set_costs_what_the_forget_set_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_sample_of_the_retain_set_follows_the_forget_set(monkeypatch: pytest.MonkeyPatch) -> None:
     task, config = trained(TENTH), replace(SPREAD, retain_sample=2.0)
     retain = set(task.split.retain.tolist())
-    seen, steps = played_with(task, config, monkeypatch)
+    seen = played_with(task, config, monkeypatch)
     assert seen < retain
     assert len(seen) == 2 * len(task.split.forget)
-    assert steps == steps_for(3, len(seen), 32) + steps_for(4, len(seen), 32)
-    other, _ = played_with(replace(task, seed=1), config, monkeypatch)
-    assert other != seen
+    assert played_with(replace(task, seed=1), config, monkeypatch) != seen
 
 
 def test_a_sample_larger_than_the_retain_set_is_all_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
     task, config = trained(TENTH), replace(SPREAD, retain_sample=1000.0)
-    assert played_with(task, config, monkeypatch)[0] == set(task.split.retain.tolist())
+    assert played_with(task, config, monkeypatch) == set(task.split.retain.tolist())
 
 
-def test_the_batch_follows_the_sample() -> None:
-    whole = DauConfig.default(classwise=False, retain_images=45_000)
-    sampled = DauConfig.default(classwise=False, retain_images=45_000, forget_images=90, retain_sample=10.0)
-    assert (whole.batch_size, sampled.batch_size) == (256, 64)
-
-
-@pytest.mark.parametrize("classwise", [True, False])
-@pytest.mark.parametrize("pruned", [True, False])
-def test_steps_are_smaller_where_most_of_the_retain_set_is_not_seen(classwise: bool, pruned: bool) -> None:
-    usual, all_of_it, some = (
-        DauConfig.default(
-            classwise=classwise, pruned=pruned, retain_images=900, forget_images=90, retain_sample=times
-        )
-        for times in (None, 10.0, 9.0)
+def test_the_length_follows_the_sample() -> None:
+    whole, sampled = (
+        DauConfig.default(classwise=False, retain_images=45_000, forget_images=200, retain_sample=times)
+        for times in (None, 10.0)
     )
-    assert all_of_it == replace(usual, retain_sample=10.0)
-    assert some.lr < usual.lr
-    assert some.recovery_lr < usual.recovery_lr
-
-
-def test_a_pruned_model_forgets_a_class_in_smaller_steps() -> None:
-    dense, pruned = (DauConfig.default(classwise=True, retain_images=800, pruned=p) for p in (False, True))
-    assert pruned.lr < dense.lr
-    assert pruned.recovery_epochs > dense.recovery_epochs
+    assert sampled.turns == 4 * 2000 // 64 < whole.turns
 
 
 # ---- its course
 
 
-def test_the_longest_game_has_the_steps_of_its_epochs_and_as_many_looks(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_game_has_its_turns_and_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     announced: list[tuple[str, int]] = []
     advanced: list[int] = []
     looks: list[int] = []
+    look = Referee.look
 
     def progress(description: str, steps: int) -> Callable[[], None]:
         announced.append((description, steps))
         return lambda: advanced.append(1)
 
-    def look(self: Referee, defender: Classifier, attacker: Attacker, step: int) -> bool:
+    def noted(self: Referee, defender: Classifier, attacker: Attacker, step: int) -> bool:
         looks.append(step)
-        return False
+        return look(self, defender, attacker, step)
 
-    monkeypatch.setattr(Referee, "look", look)
-    config = replace(CLASSWISE, game_epochs=4, recovery_epochs=2, looks_per_epoch=2)
+    monkeypatch.setattr(Referee, "look", noted)
     task = replace(trained(ONE_CLASS), progress=progress)
-    game.unlearn(task, config)
-    size = len(task.split.retain)
-    steps, recovery = steps_for(4, size, 32), steps_for(2, size, 32)
-    assert announced == [("dau", steps + recovery)]
-    assert len(advanced) == steps + recovery
-    every = round(steps / 8)
-    assert looks == [0, *range(every, steps + 1, every)]
+    game.unlearn(task, replace(CLASSWISE, turns=50, looks=4))
+    assert announced == [("dau", 50)]
+    assert len(advanced) == 50
+    assert looks == [0, 13, 26, 39, 50]
 
 
-def test_the_game_ends_when_the_referee_has_seen_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks: list[int] = []
-    turns: list[int] = []
-
-    def look(self: Referee, defender: Classifier, attacker: Attacker, step: int) -> bool:
-        looks.append(step)
-        return len(looks) == 3
-
-    monkeypatch.setattr(Referee, "look", look)
+def test_the_learning_rate_falls_to_nothing_over_the_whole_game() -> None:
+    rates: list[float] = []
     with game_of(trained(ONE_CLASS), CLASSWISE) as players:
         players.warm_up()
-        players.play(lambda: turns.append(1))
-    assert len(looks) == 3
-    assert len(turns) == looks[-1] < players.schedule.turns
+        rate = players._defend.param_groups[0]
+        players.play(lambda: rates.append(float(rate["lr"])))
+    steps = [1 - turn / CLASSWISE.turns for turn in range(1, CLASSWISE.turns)]
+    assert rates[:-1] == pytest.approx([CLASSWISE.lr * s for s in steps], rel=0.03, abs=CLASSWISE.lr / 50)
+    assert rates[-1] <= 2 * CLASSWISE.lr / CLASSWISE.turns
 
 
-def test_recovery_and_batchnorm_see_the_retain_set_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_batchnorm_sees_the_retain_set_alone_as_training_does(monkeypatch: pytest.MonkeyPatch) -> None:
     task = trained(ONE_CLASS)
     retain = set(task.split.retain.tolist())
-    recovered: set[int] = set()
     normalised: list[nn.Module] = []
-    train = game.train
+    seen: list[set[int]] = []
+    purposes: list[str] = []
+    augmented = Task.load_augmented
 
-    def spy_train(model: nn.Module, batches: Iterator[Batch], *rest: Any, **named: Any) -> Any:
-        def noted() -> Iterator[Batch]:
-            for batch in batches:
-                recovered.update(batch.indices.tolist())
-                yield batch
-
-        return train(model, noted(), *rest, **named)
-
-    def spy_batchnorm(model: nn.Module, load: Any, index: Tensor, **named: Any) -> None:
-        assert recovered == retain, "statistics come last"
+    def spy(model: nn.Module, load: Any, index: Tensor, **named: Any) -> None:
         normalised.append(model)
-        assert set(index.tolist()) == retain
+        seen.append(set(index.tolist()))
         recompute_batchnorm(model, load, index, **named)
 
-    monkeypatch.setattr(game, "train", spy_train)
-    monkeypatch.setattr(game, "recompute_batchnorm", spy_batchnorm)
+    def noted(self: Task, purpose: str) -> Any:
+        purposes.append(purpose)
+        return augmented(self, purpose)
+
+    monkeypatch.setattr(game, "recompute_batchnorm", spy)
+    monkeypatch.setattr(Task, "load_augmented", noted)
     assert game.unlearn(task, CLASSWISE).model is normalised[0]
-    assert len(normalised) == 1
+    assert seen == [retain]
+    assert purposes == ["statistics"]
+    game.unlearn(task, replace(CLASSWISE, norm_images=50))
+    assert len(seen[1]) == 50
+    assert seen[1] < retain
 
 
-def test_the_learning_rate_of_the_recovery_falls_to_zero(monkeypatch: pytest.MonkeyPatch) -> None:
-    rates: list[float] = []
+# ---- a model is never ruined
 
-    def spy(*_: Any, steps: int, optimizer: torch.optim.SGD, scheduler: Any, **_named: Any) -> tuple[()]:
-        for _step in range(steps):
-            rates.append(optimizer.param_groups[0]["lr"])
-            optimizer.step()
-            scheduler.step()
-        return ()
 
-    monkeypatch.setattr(game, "train", spy)
-    game.unlearn(trained(ONE_CLASS), replace(CLASSWISE, recovery_lr=0.3))
-    assert rates[0] == pytest.approx(0.3)
-    assert rates == sorted(rates, reverse=True)
-    assert rates[-1] <= 2 * 0.3 / len(rates)
+def test_a_game_whose_steps_are_too_large_is_played_again_with_smaller_ones(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    task = trained(TENTH)
+    result = game.unlearn(task, replace(SPREAD, lr=20.0, alpha=4.0))
+    assert result.history is not None
+    assert result.history["lr"] in (5.0, 1.25, 0.3125)
+    assert percent_right(task, result.model, task.split.retain) >= 90
+    assert len(result.loops) == len(caplog.messages) + 1
+    assert caplog.messages[0].startswith("the game with lr 20 ruined the model: it knew ")
+
+
+def test_a_model_that_every_game_ruins_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Referee, "finds_ruin", lambda self: True)
+    with pytest.raises(UserError, match=r"every game ruined the model, down to `lr=0.0003125`: take a smaller"):
+        game.unlearn(trained(TENTH), SPREAD)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_a_few_images_are_forgotten_without_harm_by_the_usual_settings(count: int) -> None:
+    """On a network without BatchNorm too."""
+    usual = trained(Forget("i", indices=tuple(range(count))))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        plain = Classifier(nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)))
+    bare = replace(usual, original=plain, fresh=lambda _: plain)
+    original.train(bare)
+    for task in (usual, bare):
+        dau = get_method("dau")
+        model = dau.run(task, dau.resolve(task)).model
+        before, after = (percent_right(task, m, task.split.retain) for m in (task.original, model))
+        assert after >= before - 1
 
 
 # ---- one turn
@@ -417,7 +417,7 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
         return loss(attacker, *seen)
 
     monkeypatch.setattr(game, "attacker_loss", spy)
-    with game_of(task, CLASSWISE, turns=1) as players:
+    with game_of(task, replace(CLASSWISE, exam_share=0.25), turns=1) as players:
         exam = players.referee._exam
         players.warm_up()
         shown = [players.referee.reveal(task.original, index) for index in (split.forget, split.validation)]
@@ -438,16 +438,16 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
 
 
 def test_of_sets_that_do_not_fit_the_attacker_warms_up_on_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
-    task = trained(TENTH)
-    monkeypatch.setattr(schedule, "_LESSON_NUMBERS", 25 * (4 + 4 * SPREAD.attacker_hidden) + 3)  # u is [N, 4]
-    assert plan_game(task, SPREAD)[1].lesson_images == 25
+    task, config = trained(TENTH), replace(SPREAD, exam_share=0.25)
+    monkeypatch.setattr(schedule, "_LESSON_NUMBERS", 25 * (6 + 4 * SPREAD.attacker_hidden) + 3)  # u is [N, 6]
+    assert plan_game(task, config)[1].lesson_images == 25
     split = task.split
     assert len(split.forget) > 25
 
     def lesson(seed: int) -> tuple[Tensor, ...]:
         taught: list[tuple[Tensor, ...]] = []
         loss = game.attacker_loss
-        with monkeypatch.context() as patch, game_of(replace(task, seed=seed), SPREAD) as players:
+        with monkeypatch.context() as patch, game_of(replace(task, seed=seed), config) as players:
             patch.setattr(game, "attacker_loss", lambda *seen: (taught.append(seen[1:]), loss(*seen))[1])
             players.warm_up()
         return taught[0]
@@ -484,12 +484,48 @@ def some_outputs(rows: int, seed: int) -> Outputs:
     return Outputs(torch.randn(rows, 4, generator=generator), torch.randn(rows, 3, generator=generator))
 
 
-def test_the_defenders_loss_is_the_sum_of_its_three_terms() -> None:
-    retain, forget, validation = some_outputs(6, 0), some_outputs(5, 1), some_outputs(5, 2)
-    labels, u = torch.arange(6) % 3, attack_features(forget.logits, forget.features, None)
-    attacker = Attacker(u, 8)
+def divergence(target: Tensor, logits: Tensor) -> Tensor:
+    p, q = target.softmax(1), logits.softmax(1)
+    return (p * (p / q).log()).nansum(1).mean()
+
+
+def test_the_defenders_loss_is_the_sum_of_its_terms() -> None:
+    sets = some_outputs(6, 0), some_outputs(6, 1), some_outputs(6, 2)
+    retain, forget, validation = sets
+    labels, u = torch.arange(6) % 3, _show_others(forget.logits, torch.zeros(6, dtype=torch.int64))
+    taught, attacker = torch.randn(12, 3, generator=torch.Generator().manual_seed(3)), Attacker(u, 8)
+    gone = torch.tensor([True, False, False])
+    config = replace(CLASSWISE, alpha=0.7, anchor=0.4, departure=0.6, beta=0.2, lambd=0.3)
     fit = -retain.logits.log_softmax(1)[torch.arange(6), labels].mean()
     exposed = -torch.log(1 - torch.sigmoid(attacker(u))).mean()
+    kept = divergence(taught[:6], retain.logits)
+    without = taught[6:].clone()
+    without[:, 0] = -torch.inf
+    left = divergence(without, forget.logits)
     alignment = barlow_twins_loss(forget.features, validation.features, 0.3)
-    found = defender_loss(retain, forget, validation, labels, u, attacker, alpha=0.7, beta=0.2, lambd=0.3)
-    torch.testing.assert_close(found, fit + 0.7 * exposed + 0.2 * alignment)
+    found = defender_loss(sets, labels, u, attacker, taught, gone, config=config)
+    torch.testing.assert_close(found, fit + 0.4 * kept + 0.7 * exposed + 0.6 * left + 0.2 * alignment)
+    bare = replace(config, alpha=0.0, anchor=0.0, departure=0.0, beta=0.0)
+    torch.testing.assert_close(defender_loss(sets, labels, u, attacker, None, gone, config=bare), fit)
+
+
+def test_the_original_is_asked_for_no_more_than_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    forward = Classifier.forward
+    task = trained(ONE_CLASS)
+
+    def noted(self: Classifier, images: Tensor) -> Outputs:
+        if self is task.original:
+            asked.append(len(images))
+        return forward(self, images)
+
+    monkeypatch.setattr(Classifier, "forward", noted)
+    for config, rows in (
+        (CLASSWISE, [64, 64]), (replace(CLASSWISE, departure=0.0), [32, 32]),
+        (replace(CLASSWISE, departure=0.0, anchor=0.0), []),
+    ):  # fmt: skip
+        asked.clear()
+        with game_of(task, config, turns=1) as players:
+            players.warm_up()
+            players.play()
+        assert asked == rows, "in the rehearsal and in the turn"
