@@ -59,6 +59,12 @@ def _check_switch(settings: Any, name: str) -> None:
         raise UserError(f"`{name}={value}`: expected True or False")
 
 
+def _check_milestones(settings: Any) -> None:
+    shares = settings.milestones
+    if not isinstance(shares, tuple) or not all(map(_is_share, shares)):
+        raise UserError(f"`milestones={shares}`: expected shares of the steps, from 0 to 1")
+
+
 def _is_share(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
@@ -87,8 +93,7 @@ class TrainingRecipe:
         _check(self, "weight_decay")
         _check(self, "warm_up", high=1)
         _check_switch(self, "nesterov")
-        if not isinstance(self.milestones, tuple) or not all(map(_is_share, self.milestones)):
-            raise UserError(f"`milestones={self.milestones}`: expected shares of the steps, from 0 to 1")
+        _check_milestones(self)
         if self.nesterov and not self.momentum:
             raise UserError("`nesterov=True` needs `momentum` above 0: take 0.9, or leave it out")
 
@@ -223,6 +228,37 @@ def sample_size(retain_images: int, forget_images: int, retain_sample: float | N
 FINE_TUNE = TrainingRecipe(epochs=10, lr=0.01, milestones=())
 GRADIENT_ASCENT_RANDOM = TrainingRecipe(epochs=5, lr=1e-3, milestones=())
 GRADIENT_ASCENT_CLASSWISE = TrainingRecipe(epochs=5, lr=1e-4, milestones=())
+
+
+@dataclass(frozen=True)
+class UnlearningRecipe:
+    """SGD from the original's weights on. Defaults: Jia et al. 2023's reference implementation."""
+
+    epochs: int = 10  # passes over what is trained on
+    batch_size: int = 256  # images of each set in a batch
+    lr: float = 0.01
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    milestones: tuple[float, ...] = ()  # shares of the steps after which lr is divided by 10
+
+    def __post_init__(self) -> None:
+        _check(self, "epochs", "batch_size", low=1, whole=True)
+        _check(self, "lr", open_low=True)
+        _check(self, "momentum", high=1, open_high=True)
+        _check(self, "weight_decay")
+        _check_milestones(self)
+
+    def check(self, *names: str, **limits: Any) -> None:
+        """For those that add fields: UserError unless the fields of `names` are numbers within `limits`.
+
+        limits: low (0), high, and whole, open_low, open_high, whether only whole numbers and which border
+        is refused.
+        """
+        _check(self, *names, **limits)
+
+    def check_switch(self, name: str) -> None:
+        """UserError unless field `name` is True or False."""
+        _check_switch(self, name)
 
 
 @dataclass(frozen=True)

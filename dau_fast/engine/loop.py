@@ -6,7 +6,7 @@ the same for all loops and live here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,6 +29,10 @@ Forward = Callable[[Tensor], Outputs]
 PartLoss = Callable[..., Tensor]
 
 
+def _leave_gradients() -> None:
+    return None
+
+
 @dataclass(frozen=True)
 class Loop:
     """`steps` optimiser steps of `model`, in place; `optimizer` holds what they change.
@@ -37,7 +41,8 @@ class Loop:
     compiler for pure functions and a way to call the model makes what is minimised. inputs: what the loss
     is given of a batch, tensors of its rows. partners, their_optimizers: what else a step changes.
     after: called with the number of steps taken so far; true ends the loop. compilable: why its steps
-    cannot be compiled, if so. seed: of what the model itself draws, such as dropout.
+    cannot be compiled, if so. seed: of what the model itself draws, such as dropout. before_step: called
+    when a batch's gradients are complete, which it may change; it waits for nothing.
     """
 
     name: str
@@ -53,6 +58,7 @@ class Loop:
     their_optimizers: tuple[Optimizer, ...] = ()
     compilable: str | None = None
     seed: int = 0
+    before_step: Callable[[], None] = _leave_gradients
 
 
 @dataclass(frozen=True)
@@ -79,35 +85,63 @@ def run_loop(loop: Loop, runtime: Runtime) -> tuple[LoopCost, ...]:
 
     No more batches are taken than steps. PyTorch's global generators are as before afterwards.
     """
-    if loop.steps == 0:
+    return run_in_turns((loop,), [0] * loop.steps, runtime)
+
+
+def run_in_turns(loops: Sequence[Loop], turns: Sequence[int], runtime: Runtime) -> tuple[LoopCost, ...]:
+    """Take steps of several loops of one model: `turns` names them by their place, one a step.
+
+    What they cost, of each that took a step; the profile is of all, and stands with the first. Each `after`
+    counts its own loop's steps, and ends all. The seed is the first loop's; otherwise as `run_loop`.
+    """
+    if not turns:
         return ()
-    waiting, prepared = Waiting(runtime.device), None
+    runs = [_Run(loop, runtime) for loop in loops]
+    first = loops[turns[0]]
     # Processes draw apart from one another: each holds other rows.
     with (
-        seeded(loop.seed + runtime.ranks.rank, runtime.device),
-        Profiler(loop.name, runtime.device, runtime.traces) as profiler,
+        seeded(first.seed + runtime.ranks.rank, runtime.device),
+        Profiler(first.name, runtime.device, runtime.traces) as profiler,
     ):
-        loop.model.train()
-        for number in range(1, loop.steps + 1):
-            inputs = loop.inputs(waiting.take(loop.batches))
-            if prepared is None:
-                prepared = prepare_loop(loop, inputs, runtime)
-            profiler.run(partial(prepared.step, *inputs))
-            waiting.finish()
-            if loop.after(number):
+        first.model.train()
+        for turn in turns:
+            if runs[turn].take_step(profiler):
                 break
-    assert prepared is not None
-    cost = LoopCost(
-        loop.name,
-        prepared.engine,
-        prepared.reason,
-        prepared.parts,
-        prepared.seconds,
-        waiting.seconds,
-        waiting.data,
-        profiler.found,
-    )
-    return (cost,)
+    profiles = {first.name: profiler.found}
+    return tuple(run.cost(profiles.get(run.loop.name)) for run in runs if run.prepared)
+
+
+class _Run:
+    """A loop under way."""
+
+    def __init__(self, loop: Loop, runtime: Runtime) -> None:
+        self.loop, self.runtime = loop, runtime
+        self.waiting, self.steps = Waiting(runtime.device), 0
+        self.prepared: Prepared | None = None
+
+    def take_step(self, profiler: Profiler) -> bool:
+        """One step; whether it was the last."""
+        inputs = self.loop.inputs(self.waiting.take(self.loop.batches))
+        if self.prepared is None:
+            self.prepared = prepare_loop(self.loop, inputs, self.runtime)
+        profiler.run(partial(self.prepared.step, *inputs))
+        self.waiting.finish()
+        self.steps += 1
+        return bool(self.loop.after(self.steps))
+
+    def cost(self, profile: LoopProfile | None) -> LoopCost:
+        """What it cost so far, of a step at least."""
+        assert self.prepared is not None
+        return LoopCost(
+            self.loop.name,
+            self.prepared.engine,
+            self.prepared.reason,
+            self.prepared.parts,
+            self.prepared.seconds,
+            self.waiting.seconds,
+            self.waiting.data,
+            profile,
+        )
 
 
 def prepare_loop(loop: Loop, inputs: tuple[Tensor, ...], runtime: Runtime) -> Prepared:
@@ -130,6 +164,7 @@ def prepare_loop(loop: Loop, inputs: tuple[Tensor, ...], runtime: Runtime) -> Pr
                     with section("backward"):
                         (value if part.weight == 1 else part.weight * value).backward()
             with section(optimizer_section(loop.optimizer)):
+                loop.before_step()
                 loop.optimizer.step()
 
         return step

@@ -129,6 +129,13 @@ class Ranks:
         dist.all_gather(every, padded)
         return torch.cat([part[:size] for part, size in zip(every, sizes, strict=True)])
 
+    def total(self, values: Tensor) -> Tensor:
+        """The sum of all ranks' `values`, which have one shape. No gradient."""
+        values = values.detach().clone()
+        if not self.alone:
+            dist.all_reduce(values)
+        return values
+
     def agreed(self, answer: bool, device: torch.device) -> bool:
         """The first rank's answer, on all ranks: rounding must not let them part ways."""
         if self.alone:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from dau_fast.engine.activation_checkpointing import find_blocks
 from dau_fast.errors import UserError
@@ -55,6 +55,11 @@ def is_sharded(model: nn.Module) -> bool:
     """Whether `model` or a part of it is `sharded`'s."""
     # Importing the class to look for takes half a second, which runs without it need not spend.
     return any(hasattr(module, "set_requires_gradient_sync") for module in model.modules())
+
+
+def own_share(tensor: Tensor) -> Tensor:
+    """What this process holds of a sharded model's `tensor`, in the same memory; otherwise all of it."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def check_shard(shard: bool, sensitivity: str, *, pruned: bool) -> None:

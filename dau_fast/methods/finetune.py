@@ -23,5 +23,6 @@ METHODS = (
         about="fine-tuning on the retain set",
         run=unlearn,
         choose=recipe_chooser(lambda task: FINE_TUNE),
+        space={"lr": (1e-3, 3e-3, 0.01, 0.03, 0.1), "epochs": (2, 5, 10, 20)},
     ),
 )

@@ -34,5 +34,6 @@ METHODS = (
         about="gradient ascent on the forget set",
         run=unlearn,
         choose=recipe_chooser(_usual),
+        space={"lr": (1e-5, 1e-4, 1e-3, 3e-3, 0.01), "epochs": (1, 2, 5, 10)},
     ),
 )

@@ -31,7 +31,12 @@ _LOOKS = {
     "ft": ("#E69F00", "^"),
     "ga": ("#009E73", "v"),
 }
-_FURTHER_LOOKS = [("#CC79A7", "P"), ("#999933", "<"), ("#44AA99", ">")]
+_FURTHER_LOOKS = [
+    (color, markers[(place + shift) % 3])
+    for markers in ("P<>", "*hp")
+    for shift in range(3)
+    for place, color in enumerate(("#CC79A7", "#999933", "#44AA99"))
+]
 
 MUTED = "#5a5a5a"
 _WIDTH = 9.375  # inches; 900 CSS pixels at 96 an inch

@@ -341,7 +341,10 @@ def test_progress_is_told_of_every_step(name: str, trained: Task) -> None:
 
 
 def test_a_method_is_found_by_its_name() -> None:
-    assert list(find_methods()) == ["retrain", "retrain_clean", "retrain_fast", "dau", "ft", "ga"]
+    found = list(find_methods())
+    assert found[:3] == ["retrain", "retrain_clean", "retrain_fast"]
+    assert found[3:] == sorted(found[3:])
+    assert {"dau", "ft", "ga"} <= set(found)
     for name, row in find_methods().items():
         assert row.name == name
         assert get_method(name) is row
@@ -349,9 +352,9 @@ def test_a_method_is_found_by_its_name() -> None:
 
 def test_an_unknown_method_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
-        UserError, match="unknown method 'scrub': expected some of retrain, retrain_clean, retrain_fast, dau"
+        UserError, match="unknown method 'magic': expected some of retrain, retrain_clean, retrain_fast"
     ):
-        get_method("scrub")
+        get_method("magic")
 
 
 def test_settings_of_another_method_or_unknown_ones_are_refused(trained: Task) -> None:

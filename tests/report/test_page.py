@@ -18,7 +18,7 @@ import pytest
 
 from dau_fast.methods.registry import find_methods
 from dau_fast.report import plots
-from dau_fast.report.drawing import method_color
+from dau_fast.report.drawing import look_of, method_color
 from dau_fast.report.facts import describe_methods
 from dau_fast.report.page import render
 from dau_fast.report.reading import method_order
@@ -358,10 +358,18 @@ def test_a_method_has_one_colour_everywhere() -> None:
 
 def test_unknown_methods_get_their_own_colours() -> None:
     report = full()
-    for name in ("scrub", "salun"):
+    for name in ("magic", "salve"):
         report["methods"][name] = method((2.0, 99.0, 98.0, 8.0), 1.0, 2.1, 4.0)
     assert len({method_color(report, name) for name in report["methods"]}) == 7
-    assert "scrub" in texts(plots.comparison(report))
+    assert "magic" in texts(plots.comparison(report))
+
+
+def test_many_unknown_methods_are_told_apart_by_colour_and_marker() -> None:
+    report = full()
+    for number in range(18 - len(report["methods"])):
+        report["methods"][f"method {number}"] = method((2.0, 99.0, 98.0, 8.0), 1.0, 2.1, 4.0)
+    looks = {look_of(report, name) for name in report["methods"]}
+    assert len(looks) == len(report["methods"]) == 18
 
 
 # ---- safe and reproducible
