@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from dau_fast.config import change
@@ -25,7 +25,7 @@ class Method(Generic[S]):
     run: carries it out and leaves the task as it is. choose: its settings for a task, where nothing else is
     asked for but the fields that the mapping names. check: raises UserError where task and settings do not
     go together, before anything runs. reference: whether it is what others are held to, and trains a network
-    from scratch.
+    from scratch. space: values that tuning may try, by field of the settings; the published one among them.
     """
 
     name: str
@@ -35,6 +35,7 @@ class Method(Generic[S]):
     choose: Callable[[Task, Mapping[str, Any]], S]
     check: Callable[[Task, S], None] = _nothing_to_check
     reference: bool = False
+    space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def resolve(self, task: Task, asked: S | Mapping[str, Any] | None = None) -> S:
         """The settings for `task`: those `asked` for, whole or some fields by name, and the method's own.
