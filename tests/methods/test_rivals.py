@@ -341,7 +341,10 @@ def test_progress_is_told_of_every_step(name: str, trained: Task) -> None:
 
 
 def test_a_method_is_found_by_its_name() -> None:
-    assert list(find_methods()) == ["retrain", "retrain_clean", "retrain_fast", "dau", "ft", "ga"]
+    assert list(find_methods()) == [
+        "retrain", "retrain_clean", "retrain_fast",
+        "dau", "fisher", "ft", "ga", "head_only", "influence", "mu_mis", "ssd",
+    ]  # fmt: skip
     for name, row in find_methods().items():
         assert row.name == name
         assert get_method(name) is row
