@@ -13,6 +13,10 @@ class UserError(ValueError):
     """
 
 
+class Diverged(UserError):
+    """A model's weights or outputs are no longer finite: its training went wrong, or its settings."""
+
+
 def exists(path: Path, kind: str) -> bool:
     """Whether `path` is a "file" or "folder"; a path the system will not even look up is neither."""
     try:

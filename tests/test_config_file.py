@@ -43,6 +43,35 @@ def test_a_report_does_its_run_again(first: Called, tmp_path: Path) -> None:
         assert second.report["run"][name] == first.report["run"][name]
 
 
+def test_a_tuned_run_is_done_again_with_what_was_chosen_and_not_tuned_again(tmp_path: Path) -> None:
+    tuned = succeed(tmp_path / "first", "--methods", "head_only,ga", "--tune", 4)
+    report = tuned.report
+    assert report["run"]["options"]["tune"] == 4
+    found = report["tuning"]["head_only"]
+    chosen = found["trials"][found["chosen"]]
+    assert len(found["trials"]) == 4
+    assert chosen["score"] == min(trial["score"] for trial in found["trials"])
+    assert (
+        report["run"]["settings"]["head_only"] | chosen["settings"] == report["run"]["settings"]["head_only"]
+    )
+    entry = report["methods"]["head_only"]
+    assert entry["tuning_seconds"] == found["seconds"] > entry["seconds"] == chosen["seconds"]
+    assert "Tuned on validation images" in tuned.stdout
+    second = again(tuned, tmp_path / "second")
+    assert weights(second) == weights(tuned)
+    assert "tuning" not in second.report
+    assert second.report["run"]["settings"] == report["run"]["settings"]
+
+
+@pytest.mark.slow
+def test_a_run_of_all_methods_is_done_again_with_those_that_ran(tmp_path: Path) -> None:
+    first = succeed(tmp_path / "first", "--methods", "all", "--prune", "omp")
+    assert first.report["run"]["options"]["methods"] == ["all"]
+    second = again(first, tmp_path / "second")
+    assert weights(second) == weights(first)
+    assert second.report["run"]["options"]["methods"] == list(first.report["run"]["methods"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(RUNS)[1:])
 def test_other_runs_are_done_again_too(name: str, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reas
 
 CLASSWISE = DauConfig(label_conditioned=False, alpha=1.0, game_epochs=4, batch_size=32, lr=0.05)
 SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=2, batch_size=32)
+ONE_SHOT = ("fisher", "influence", "ssd", "mu_mis", "head_only")
 ONE_IMAGE = Forget("one image", indices=(7,))  # fewer than there are processes
 KINDS = ((ONE_CLASS, CLASSWISE), (TENTH, SPREAD), (ONE_IMAGE, SPREAD))
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
@@ -145,7 +146,7 @@ def test_first_turns_of_the_game(ranks: int) -> None:
 def compare_methods(forget: Forget, config: DauConfig) -> None:
     alone = exact(forget)
     asked = {"dau": config, "retrain_fast": replace(alone.recipe, epochs=3, label_smoothing=0.1)}
-    for name in ("retrain", "retrain_fast", "dau", "ft", "ga"):
+    for name in ("retrain", "retrain_fast", "dau", "ft", "ga", *ONE_SHOT):
         expected, found = (carry_out(name, task, asked.get(name)) for task in (alone, shared(alone)))
         same_on_every_rank(found.model.state_dict())
         torch.testing.assert_close(

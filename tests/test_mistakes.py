@@ -91,6 +91,8 @@ MISTAKES = [
     ("--dataset mnist", "dataset 'mnist'"),
     ("--arch alexnet_9", "architecture 'alexnet_9'"),
     ("--methods dau,magic", "method 'magic'"),
+    ("--methods all,magic", "method 'magic'"),
+    ("--tune 0", "--tune"),
     ("--methods dau,", "method ''"),
     ("--sensitivity labels", "sensitivity 'labels'"),
     ("--device cuda", "--device cuda"),

@@ -6,8 +6,9 @@ both go through here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,8 @@ from dau_fast.engine.chance import seeded
 from dau_fast.engine.device import run_flushed, warm_up
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.sharding import check_shard, placed
+from dau_fast.errors import UserError
+from dau_fast.job.tuning import Judge, Tuning, plan_trials, run_trials
 from dau_fast.methods.method import Method
 from dau_fast.methods.running import Finished, run_timed
 from dau_fast.methods.task import Task, Unlearned
@@ -64,13 +67,14 @@ class Outcome:
     """What came of a task, by method; of the original too, where it was trained or pruned here.
 
     task: with the original's masks. settings: that the methods ran with. measures: of every model, none
-    without a test set.
+    without a test set. tunings: of those that were tuned.
     """
 
     task: Task
     settings: dict[str, Any]
     finished: dict[str, Finished]
     measures: dict[str, Measures]
+    tunings: dict[str, Tuning] = field(default_factory=dict)
 
     @property
     def models(self) -> dict[str, Classifier]:
@@ -90,13 +94,18 @@ def carry_out(
     methods: Sequence[Method[Any]],
     asked: Mapping[str, Any],
     make_original: Callable[[Task], Unlearned] | None = None,
+    *,
+    trials: int = 0,
+    skip_unfit: bool = False,
 ) -> Outcome:
     """Check `task`, run `methods` on it one after the other, and measure all models.
 
     asked: settings by method, whole or some fields; see Method.resolve. make_original: trains or prunes the
-    original in place before all others. Raises UserError for what does not go together before anything runs.
+    original in place before all others. trials: of every method that has a space of settings, the best of
+    which is its result; 0 for none. skip_unfit: leave out methods that do not go with the task, after a
+    line that says why. Raises UserError for what does not go together before anything runs.
     """
-    work = partial(_carry_out, task, methods, asked, make_original)
+    work = partial(_carry_out, task, methods, asked, make_original, trials=trials, skip_unfit=skip_unfit)
     return run_flushed(work, task.runtime.device)
 
 
@@ -105,22 +114,61 @@ def _carry_out(
     methods: Sequence[Method[Any]],
     asked: Mapping[str, Any],
     make_original: Callable[[Task], Unlearned] | None,
+    *,
+    trials: int,
+    skip_unfit: bool,
 ) -> Outcome:
-    settings = {method.name: method.resolve(task, asked.get(method.name)) for method in methods}
-    _check(task, methods, settings)
+    _check(task)
+    settings = _resolve_all(task, methods, asked, skip_unfit=skip_unfit)
+    methods = [method for method in methods if method.name in settings]
+    plans = {
+        method.name: plan_trials(method, task, settings[method.name], trials)
+        for method in methods
+        if trials and method.space
+    }
     warm_up(task.runtime.device)
     if task.runtime.shard:
         task.original.to("cpu")  # where `run_timed` leaves the others
-    finished: dict[str, Finished] = {}
+    outcome = Outcome(task, settings, {}, {})
     if make_original:
-        finished["original"] = run_timed("original", make_original, task)
-        task = replace(task, masks=finished["original"].masks)
-    for method in methods:
-        finished[method.name] = run_method(method, settings[method.name], task)
-    outcome = Outcome(task, settings, finished, {})
+        outcome.finished["original"] = run_timed("original", make_original, task)
+        outcome = replace(outcome, task=replace(task, masks=outcome.finished["original"].masks))
+    _run_all(outcome, methods, plans)
     if len(task.split.test):
-        outcome.measures.update({name: measure_model(m, task) for name, m in outcome.models.items()})
+        outcome.measures.update({name: measure_model(m, outcome.task) for name, m in outcome.models.items()})
     return outcome
+
+
+def _resolve_all(
+    task: Task, methods: Sequence[Method[Any]], asked: Mapping[str, Any], *, skip_unfit: bool
+) -> dict[str, Any]:
+    """The checked settings of each method; without those that do not go with `task`, if `skip_unfit`."""
+    found = {}
+    for method in methods:
+        settings = method.resolve(task, asked.get(method.name))
+        try:
+            method.check(task, settings)
+        except UserError as error:
+            if not skip_unfit:
+                raise
+            logging.getLogger("dau_fast").warning("%s is left out: %s", method.name, error)
+        else:
+            found[method.name] = settings
+    return found
+
+
+def _run_all(outcome: Outcome, methods: Sequence[Method[Any]], plans: Mapping[str, Sequence[Any]]) -> None:
+    """Put into `outcome` what comes of `methods`, each of which tries the settings of its plan, if any."""
+    task = outcome.task
+    judge = Judge(task) if plans else None
+    for method in methods:
+        name = method.name
+        if judge and name in plans:
+            tuned = run_trials(method, task, plans[name], judge)
+            outcome.finished[name], outcome.settings[name] = tuned.finished, tuned.settings
+            outcome.tunings[name] = tuned.tuning
+        else:
+            outcome.finished[name] = run_method(method, outcome.settings[name], task)
 
 
 def run_method(method: Method[Any], settings: Any, task: Task) -> Finished:
@@ -135,9 +183,7 @@ def measure_model(model: Classifier, task: Task) -> Measures:
         return measure(model, images, images.labels, task.split, chance, ranks=task.ranks)
 
 
-def _check(task: Task, methods: Sequence[Method[Any]], settings: Mapping[str, Any]) -> None:
+def _check(task: Task) -> None:
     check_shard(task.runtime.shard, "classifier", pruned=task.pruned)
     if task.pruning is not None:
         prunable_weights(task.original.network)
-    for method in methods:
-        method.check(task, settings[method.name])

@@ -52,7 +52,11 @@ def _options_of_report(
             # Where memory was short.
             "loop_parts": {k: v for k, v in run["loop_parts"].items() if v != run["accumulate"]},
         }
-        return {**run["options"], **computed}, run["settings"]
+        # What tuning chose is among the settings, and what "all" stood for among the methods.
+        chosen: dict[str, Any] = {"tune": None}
+        if "all" in run["options"]["methods"]:
+            chosen["methods"] = list(run["methods"])
+        return {**run["options"], **computed, **chosen}, run["settings"]
     except (KeyError, TypeError) as error:
         raise UserError(
             f"the report '{path}' does not say how it came about (no {error}): give the options themselves"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from dau_fast.engine.chance import derive_seed
 from dau_fast.engine.device import run_flushed
 from dau_fast.engine.runtime import Runtime
 from dau_fast.job.assembly import Outcome, carry_out, measure_model
+from dau_fast.job.tuning import Tuning
 from dau_fast.methods import original, retrain
 from dau_fast.methods.method import Method
 from dau_fast.methods.running import run_timed
@@ -45,7 +46,8 @@ class Experiment:
     """What all seeds of a run share. seed: the first one. fresh: see Task.
 
     asked: settings by method, whole or some fields. recipe: of the original. pruning: of the original, a
-    given one included; None leaves it as it is.
+    given one included; None leaves it as it is. trials: of every method that has a space of settings, on the
+    first seed; the others run what was chosen there. skip_unfit: as in `carry_out`.
     """
 
     images: Images
@@ -60,6 +62,8 @@ class Experiment:
     checkpoint: Checkpoint | None = None
     pruning: PruneConfig | None = None
     runtime: Runtime = field(default_factory=Runtime)
+    trials: int = 0
+    skip_unfit: bool = False
 
     def draw_roles(self, seed: int) -> np.ndarray:
         """The role of every image, int8 [N]; a given original keeps the ones it was trained with."""
@@ -99,6 +103,11 @@ class SeedResult:
         return game.history if game else None
 
     @property
+    def tunings(self) -> dict[str, Tuning]:
+        """By method that was tuned with this seed."""
+        return self.outcome.tunings
+
+    @property
     def networks(self) -> dict[str, nn.Module]:
         """By method, the original first."""
         return {name: model.network for name, model in self.outcome.models.items()}
@@ -107,10 +116,17 @@ class SeedResult:
 def run_experiment(experiment: Experiment, progress: Progress = silent) -> list[SeedResult]:
     """Every seed's result. From two repeats on there is a second retraining a seed, for the noise floor."""
     first, twice = experiment.seed, experiment.repeats > 1
-    return [
-        run_seed(experiment, seed, twice=twice, progress=progress)
-        for seed in range(first, first + experiment.repeats)
-    ]
+    results: list[SeedResult] = []
+    for seed in range(first, first + experiment.repeats):
+        results.append(run_seed(experiment, seed, twice=twice, progress=progress))
+        experiment = _keep_tuned(experiment, results[0].outcome)
+    return results
+
+
+def _keep_tuned(experiment: Experiment, outcome: Outcome) -> Experiment:
+    """`experiment` with the settings that tuning chose, for further seeds."""
+    chosen = {name: outcome.settings[name] for name in outcome.tunings}
+    return replace(experiment, trials=0, asked={**experiment.asked, **chosen})
 
 
 def run_seed(
@@ -123,7 +139,14 @@ def run_seed(
     make_original = None
     if pruning or not given:
         make_original = original.prune_trained if given else original.train
-    outcome = carry_out(task, experiment.methods, experiment.asked, make_original)
+    outcome = carry_out(
+        task,
+        experiment.methods,
+        experiment.asked,
+        make_original,
+        trials=experiment.trials,
+        skip_unfit=experiment.skip_unfit,
+    )
     gap = None
     if twice and "retrain" in outcome.measures:
         gap = run_flushed(partial(_retraining_gap, outcome), experiment.runtime.device)

@@ -54,6 +54,7 @@ class Request:
     sparsity: float | None = None
     sensitivity: str | None = None
     retain_sample: float | None = None
+    tune: int | None = None
     seed: int = 0
     repeats: int = 1
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
@@ -66,16 +67,27 @@ class Request:
     def list_methods(self) -> tuple[str, ...]:
         """The methods that run: beside retraining also the faster one, where both recipes are asked for.
 
+        "all" stands for every method, and for retraining with masks of its own only where `prune` finds some.
         Raises UserError for unknown methods and recipes.
         """
         if self.retrain_recipe not in RETRAIN_RECIPES:
             known = ", ".join(RETRAIN_RECIPES)
             raise UserError(f"unknown recipe '{self.retrain_recipe}': expected one of {known}")
         for name in self.methods:
-            get_method(name)
-        both = self.retrain_recipe == "both" and "retrain" in self.methods
-        asked = {*self.methods, "retrain_fast"} if both else set(self.methods)
+            if name != "all":
+                get_method(name)
+        asked = set(self.methods)
+        if self.takes_all:
+            pointless = {"retrain_fast"} | ({"retrain_clean"} if self.prune == "none" else set())
+            asked |= find_methods().keys() - pointless
+        if self.retrain_recipe == "both" and "retrain" in asked:
+            asked.add("retrain_fast")
         return tuple(name for name in find_methods() if name in asked)
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every method is asked for that goes with the task."""
+        return "all" in self.methods
 
     def choose_pruning(self) -> PruneConfig | None:
         """How to prune, None for not at all. Raises UserError for what does not go together."""
@@ -144,6 +156,8 @@ def make_experiment(request: Request, runtime: Runtime, progress: Progress) -> E
         request.choose_shares(),
         pruning=pruning,
         runtime=runtime,
+        trials=request.tune or 0,
+        skip_unfit=request.takes_all,
     )
     if request.checkpoint is None:
         return experiment

@@ -11,7 +11,7 @@ import torch
 
 from dau_fast.engine.device import Stopwatch
 from dau_fast.engine.loop import LoopCost
-from dau_fast.errors import UserError
+from dau_fast.errors import Diverged
 from dau_fast.methods.task import Task, Unlearned
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
@@ -34,7 +34,7 @@ class Finished:
 
 
 def run_timed(name: str, work: Callable[[Task], Unlearned], task: Task) -> Finished:
-    """Do `work`, which people know as `name`, on `task` and time it. Raises UserError where it diverged.
+    """Do `work`, which people know as `name`, on `task` and time it. Raises Diverged where it did.
 
     What its steps took to be rehearsed, compiled and captured stands apart, as compile_seconds. Where
     models are sharded, the finished one rests on the CPU: a device may have no room for several.
@@ -46,7 +46,7 @@ def run_timed(name: str, work: Callable[[Task], Unlearned], task: Task) -> Finis
         gc.collect()  # a sharded copy refers to itself
         result.model.to("cpu")
     if not all(torch.isfinite(parameter).all() for parameter in result.model.state_dict().values()):
-        raise UserError(
+        raise Diverged(
             f"{name} diverged, its weights are no longer finite: leave it out, or train the original longer"
         )
     masks = task.masks if result.masks is None else result.masks

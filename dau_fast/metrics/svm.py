@@ -17,7 +17,7 @@ import torch
 from sklearn.svm import SVC
 from torch import Tensor
 
-from dau_fast.errors import UserError
+from dau_fast.errors import Diverged
 
 _log = logging.getLogger("dau_fast")
 
@@ -50,7 +50,7 @@ def fit(members: Tensor, non_members: Tensor, *, exact_limit: int = EXACT_LIMIT)
     Above exact_limit points in all it is a machine of low rank, with at least 99.5 % of the exact
     machine's verdicts up to 2,000 columns; above those it warns and is rougher. Where decisions all lie
     within 1e-3 of 0, as where only rounding tells scores apart, the exact machine's verdict itself is
-    chance: scikit-learn stops that far from the optimum. Raises UserError, as the machine does, for
+    chance: scikit-learn stops that far from the optimum. Raises Diverged, as the machine does, for
     scores that are not finite.
     """
     _check(members, non_members)
@@ -61,7 +61,7 @@ def fit(members: Tensor, non_members: Tensor, *, exact_limit: int = EXACT_LIMIT)
 
 def _check(*scores: Tensor) -> None:
     if not all(bool(some.isfinite().all()) for some in scores):
-        raise UserError(
+        raise Diverged(
             "the model's outputs hold NaN or infinity, finite ones were expected: lower the learning rate "
             "of what trained it"
         )

@@ -48,7 +48,7 @@ def describe_run(
         "sensitivity": game.sensitivity if game else "classifier",
         "retain_sample": game.retain_sample if game else None,
         "sets": count_sets(first.split),
-        "methods": describe_methods(experiment.methods),
+        "methods": describe_methods(method for method in experiment.methods if method.name in chosen),
         "options": options,
         "settings": list_settings(experiment, first),
         "versions": list_versions(),

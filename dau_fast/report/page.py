@@ -127,6 +127,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         *_pruning_facts(report),
         ("sensitivity", sensitivity and _explained(sensitivity)),
         ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
+        ("tuning", _tuning(report)),
         ("retain images", _sample(run.get("retain_sample"))),
         ("device", run.get("device")),
         ("processes", _processes(run)),
@@ -145,6 +146,17 @@ def _processes(run: dict[str, Any]) -> str:
 
 def _parts(loops: dict[str, int]) -> str | None:
     return ", ".join(f"{loop} {parts}" for loop, parts in loops.items() if parts > 1) or None
+
+
+def _tuning(report: Report) -> str:
+    """How many settings of each method were tried, how long that took, and which were chosen."""
+    found = []
+    for name, tuning in (report.get("tuning") or {}).items():
+        chosen = tuning["trials"][tuning["chosen"]]["settings"]
+        best = ", ".join(f"{field} {value}" for field, value in chosen.items())
+        count, seconds = len(tuning["trials"]), seconds_text(tuning["seconds"])
+        found.append(f"{method_name(report, name)}: {count} settings in {seconds} s, best {best}")
+    return "; ".join(found)
 
 
 def _sample(times: float | None) -> str | None:

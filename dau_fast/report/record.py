@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
@@ -21,19 +22,31 @@ SCHEMA = 1
 def build_report(run: dict[str, Any], results: Sequence[SeedResult]) -> dict[str, Any]:
     """The whole report: `run` says what ran, `results` holds one entry a seed, at least one.
 
-    The game is the first seed's. noise_floor needs two retrainings a seed, else it is None.
+    The game and the tuning are the first seed's, the latter where there was one. noise_floor needs two
+    retrainings a seed, else it is None.
     """
     gaps = [result.retraining_gap for result in results]
     known = [gap for gap in gaps if gap is not None]
     entries = [describe_seed(result) for result in results]
     several = len(results) > 1
+    tunings = {name: asdict(tuning) for name, tuning in results[0].tunings.items()}
     return {
         "schema": SCHEMA,
         "run": run,
-        "methods": combine(entries),
+        "methods": _with_tuning(combine(entries), results[0]),
         "game": results[0].history,
         "noise_floor": fmean(known) if known and len(known) == len(gaps) else None,
         "runs": [_seed_facts(run, *pair) for pair in zip(results, entries, strict=True)] if several else None,
+        **({"tuning": tunings} if tunings else {}),
+    }
+
+
+def _with_tuning(methods: dict[str, dict[str, Any]], first: SeedResult) -> dict[str, dict[str, Any]]:
+    """The entries, those of methods that were tuned with what that took: "tuning_seconds"."""
+    tunings = first.tunings
+    return {
+        name: entry | ({"tuning_seconds": tunings[name].seconds} if name in tunings else {})
+        for name, entry in methods.items()
     }
 
 

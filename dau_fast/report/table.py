@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dau_fast.engine.profiling import OUTSIDE, WAITING
-from dau_fast.report.reading import method_name
+from dau_fast.report.reading import method_name, seconds_text
 from dau_fast.report.verdict import verdict
 
 # The share of waiting from which the table speaks of it.
@@ -63,12 +63,25 @@ def _caption(report: dict[str, Any]) -> str:
         [
             words.headline,
             *words.details[:1],
+            *_tuning(report.get("tuning")),
             *_waiting(report["run"].get("waiting", {})),
             "avg gap: mean distance to the retrained model in the four rates, in points; smaller is better.",
             "UA: error on the forget set; RA, TA: accuracy on retain and test set; "
             "MIA-efficacy: forget images an attack takes for unseen ones.",
         ]
     )
+
+
+def _tuning(tuned: dict[str, dict[str, Any]] | None) -> list[str]:
+    """A line that says how the settings of `tuned` methods were found."""
+    if not tuned:
+        return []
+    most = max(len(tuning["trials"]) for tuning in tuned.values())
+    seconds = seconds_text(sum(tuning["seconds"] for tuning in tuned.values()))
+    return [
+        f"Tuned on validation images: {len(tuned)} methods, {most} settings each, in {seconds} s; "
+        "seconds and speedup are of the best one alone."
+    ]
 
 
 def _waiting(shares: dict[str, float]) -> list[str]:

@@ -27,6 +27,8 @@ from dau_fast.prune.registry import find_pruners
 from dau_fast.report.record import zero_share
 
 PRUNINGS = find_pruners()
+# Settings by which there is something to dampen here.
+ASKED = {"ssd": {"alpha": 1.0}}
 FIFTH, ONE_CLASS = Forget("random:0.2", fraction=0.2), Forget("class:1", label=1)
 
 
@@ -62,8 +64,8 @@ def trained(pruning: str, forget: Forget = FIFTH) -> Task:
 
 
 def finish(method: Method[Any], task: Task) -> Finished:
-    """What comes of `method` with its usual settings."""
-    settings = method.resolve(task)
+    """What comes of `method` with its usual settings, but for `ASKED`."""
+    settings = method.resolve(task, ASKED.get(method.name))
     method.check(task, settings)
     return run_timed(method.name, lambda given: method.run(given, settings), task)
 
@@ -96,7 +98,7 @@ def test_masked_weights_stay_at_zero(name: str, forget: Forget) -> None:
         assert (weight[~finished.masks[layer]] == 0).all()
         assert (weight[finished.masks[layer]] != 0).all()
         moved += int((weight != before[layer]).sum())
-    assert moved > 0
+    assert (moved > 0) == (name != "head_only")
     assert zero_share(finished.model.network, finished.masks) == pytest.approx(finished.masks.sparsity)
     after = task.original.network.state_dict()
     assert all(torch.equal(after[key], before[key]) for key in before)

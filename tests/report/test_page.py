@@ -202,6 +202,14 @@ def pruned() -> dict[str, Any]:
     return report
 
 
+def test_tuning_is_a_fact_of_the_run() -> None:
+    report = full()
+    trials = [{"settings": {"lr": lr, "alpha": 2}, "score": 1.0} for lr in (0.1, 0.03)]
+    report["tuning"] = {"dau": {"trials": trials, "chosen": 1, "seconds": 4.5}}
+    assert "DAU: 2 settings in 4.50 s, best lr 0.03, alpha 2" in render(report)
+    assert "<dt>tuning" not in render(full())
+
+
 def test_pruning_is_a_fact_of_the_run() -> None:
     page = render(pruned())
     for fact in (

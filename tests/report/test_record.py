@@ -11,6 +11,7 @@ import torch
 
 from dau_fast.config import PruneConfig
 from dau_fast.data.split import Split
+from dau_fast.job.tuning import Trial, Tuning
 from dau_fast.methods.running import Finished
 from dau_fast.metrics.unlearning import Measures
 from dau_fast.models import Classifier
@@ -208,6 +209,7 @@ def result(seed: int, gap: float | None) -> Any:
         split=Split(index, index, index, index[seed:], index[:seed], False),
         entries={"dau": entry(float(seed))},
         history={"stopped": str(seed)},
+        tunings={},
         retraining_gap=gap,
     )
 
@@ -220,6 +222,23 @@ def test_the_noise_floor_is_the_mean_over_runs_that_all_have_one(
 ) -> None:
     results = [result(seed, gap) for seed, gap in enumerate(gaps)]
     assert build_report({"forget": {"spec": "random:0.5"}}, results)["noise_floor"] == floor
+
+
+def test_the_first_seeds_tuning_stands_beside_the_time_of_what_it_chose(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(record, "describe_seed", lambda one: copy.deepcopy(one.entries))
+    first, second = result(1, None), result(2, None)
+    trials = (Trial({"lr": 0.1}, failure="dau diverged"), Trial({"lr": 0.01}, 2.0, {"a": 2.0}, 1.5))
+    first.tunings = {"dau": Tuning(trials, chosen=1, seconds=4.0)}
+    report = build_report({"forget": {"spec": "random:0.5"}}, [first, second])
+    assert report["methods"]["dau"]["tuning_seconds"] == 4
+    assert report["tuning"]["dau"]["chosen"] == 1
+    assert report["tuning"]["dau"]["trials"][0] == {
+        "settings": {"lr": 0.1}, "score": None, "terms": None, "seconds": None, "failure": "dau diverged",
+    }  # fmt: skip
+    assert all("tuning_seconds" not in run["methods"]["dau"] for run in report["runs"])
+    assert "tuning" not in build_report({"forget": {"spec": "random:0.5"}}, [second, second])
 
 
 def test_several_runs_stand_in_the_report_one_by_one() -> None:

@@ -133,6 +133,22 @@ def test_without_retraining_there_are_dashes(width: int) -> None:
     assert "reference" not in text
 
 
+@pytest.mark.parametrize("width", WIDTHS)
+def test_tuning_is_said_with_what_it_took(width: int) -> None:
+    report = single()
+    trial = {"settings": {"lr": 0.1}, "score": 1.0}
+    report["tuning"] = {
+        "dau": {"trials": [trial] * 5, "chosen": 3, "seconds": 4.5},
+        "ft": {"trials": [trial] * 5, "chosen": 0, "seconds": 3.25},
+    }
+    text = " ".join(printed(report, width).split())
+    assert (
+        "Tuned on validation images: 2 methods, 5 settings each, in 7.75 s; seconds and speedup are of the "
+        "best one alone."
+    ) in text
+    assert "Tuned" not in printed(single(), width)
+
+
 def test_title_and_verdict_stand_around_it() -> None:
     text = " ".join(printed(single(), 80).split())
     assert text.startswith("digits, small: 90 of 898 training images forgotten (random:0.1)")

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from dau_fast.config import DauConfig
 from dau_fast.engine.sharding import check_shard, placed
 from dau_fast.errors import UserError
@@ -35,9 +33,8 @@ def check(task: Task, config: DauConfig) -> None:
             "take 0, or forget all of a class"
         )
     check_shard(task.runtime.shard, config.sensitivity, pruned=task.pruned)
-    two = torch.arange(2, device=task.labels.device)
     with placed(task.images.device, task.original):
-        check_sensitivity(config.sensitivity, task.original, task.images.batch(two))
+        check_sensitivity(config.sensitivity, task.original, task.images.batch(task.split.train[:2]))
 
 
 METHODS = (
@@ -48,5 +45,10 @@ METHODS = (
         run=unlearn,
         choose=choose,
         check=check,
+        space={
+            "lr": (0.003, 0.01, 0.03, 0.1),
+            "alpha": (0.25, 0.5, 1.0, 2.0, 4.0),
+            "game_epochs": (1, 2, 4, 8),
+        },
     ),
 )
