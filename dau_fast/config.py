@@ -212,11 +212,12 @@ class DauConfig:
 
         The number of steps counts, and not how often each image is seen: four passes over a small retain
         set, a part of one over a large one. Where whole classes are forgotten, validation has none of their
-        images; the label is then left out of what the attacker compares, and the original's other outputs lead.
+        images; the label is then left out of what the attacker compares, and the original's other outputs
+        lead.
         """
-        batch_size = 64
         played_with = sample_size(retain_images, forget_images, retain_sample)
-        turns = min(320, max(64, round(4 * played_with / batch_size)))
+        batch_size = 64 if played_with >= 2000 else 32
+        turns = min(320, max(64, round(4 * played_with / 64)))
         alpha, departure = (0.2, 1.0) if classwise else (4.0, 0.0)
         return cls(not classwise, alpha, turns, batch_size, departure, retain_sample=retain_sample)
 

@@ -11,7 +11,7 @@ import pytest
 from dau_fast.config import DauConfig, PruneConfig, SplitConfig, TrainingRecipe, change
 from dau_fast.errors import UserError
 
-GAME = DauConfig.default(classwise=False, retain_images=800)
+GAME = DauConfig.default(classwise=False, retain_images=800, forget_images=90)
 USUAL: dict[str, Any] = {
     "dau": GAME,
     "recipe": TrainingRecipe(),
@@ -24,12 +24,12 @@ WRONG = [
     ("dau", "batch_size", 1, "a whole number from 2 up"),
     ("dau", "batch_size", 2.5, "a whole number from 2 up"),
     ("dau", "batch_size", True, "a whole number from 2 up"),
-    ("dau", "game_epochs", 0, "a number above 0"),
-    ("dau", "game_epochs", -1, "a number above 0"),
-    ("dau", "game_epochs", math.inf, "a number above 0"),
-    ("dau", "game_epochs", math.nan, "a number above 0"),
-    ("dau", "game_epochs", "1", "a number above 0"),
-    ("dau", "looks_per_epoch", 0, "a whole number from 1 up"),
+    ("dau", "turns", 0, "a whole number from 1 up"),
+    ("dau", "turns", -1, "a whole number from 1 up"),
+    ("dau", "turns", math.inf, "a whole number from 1 up"),
+    ("dau", "retain_sample", math.inf, "a number above 0"),
+    ("dau", "turns", "1", "a whole number from 1 up"),
+    ("dau", "looks", 0, "a whole number from 1 up"),
     ("dau", "retain_sample", math.nan, "a number above 0"),
     ("dau", "lr", -1, "a number above 0"),
     ("dau", "lr", 0, "a number above 0"),
@@ -63,7 +63,8 @@ def test_a_wrong_value_is_one_clear_line(kind: str, name: str, value: Any, expec
         ("dau", "attacker_steps", 0),
         ("dau", "alpha", 0.0),
         ("dau", "momentum", 0.0),
-        ("dau", "game_epochs", 0.01),
+        ("dau", "turns", 1),
+        ("dau", "anchor", 0.0),
         ("recipe", "warm_up", None),
         ("recipe", "milestones", ()),
         ("prune", "sparsity", 0.0),
@@ -90,6 +91,8 @@ def test_an_unknown_field_is_named_with_those_that_are() -> None:
 def test_what_is_no_switch_or_no_share_is_refused() -> None:
     with pytest.raises(UserError, match=r"`label_conditioned=1`: expected True or False"):
         replace(GAME, label_conditioned=1)
+    with pytest.raises(UserError, match=r"unknown sensitivity 'labels': expected one of none, classifier, "):
+        replace(GAME, sensitivity="labels")
     with pytest.raises(UserError, match=r"`milestones=half`: expected shares"):
         replace(TrainingRecipe(), milestones="half")
     with pytest.raises(UserError, match=r"`nesterov=True` needs `momentum` above 0"):

@@ -44,6 +44,8 @@ from dau_fast.methods.dau.view import View, reveal_turn
 from dau_fast.methods.task import Task, Unlearned
 from dau_fast.models import Classifier
 
+# What margins do not show an attacker may still see.
+_LEAST_EXPOSURE = 0.05
 # Games at most, each with steps a quarter as large as the one before.
 _GAMES, _SMALLER = 4, 0.25
 
@@ -161,13 +163,13 @@ class Game:
         self.referee.look(self.defender, self.attacker, 0)
 
     def _measure_exposure(self, u_forget: Tensor, u_validation: Tensor) -> float:
-        """How far the original's margins tell forget from validation: 0 for not at all, 1 for surely.
+        """How far the original's margins tell forget from validation: 1 for surely, never less than a little.
 
         An attacker that learned what is not there would push the defender for nothing, and ruin it.
         """
         if not self.view.label_conditioned:
             return 1.0
-        exposed = max(0.0, 2 * auc(u_forget[:, 1], u_validation[:, 1]) - 1)
+        exposed = max(_LEAST_EXPOSURE, 2 * auc(u_forget[:, 1], u_validation[:, 1]) - 1)
         self.history.exposure = exposed
         return exposed
 

@@ -31,7 +31,7 @@ class History:
     """One entry a look, the first at the original, the last at the finished model.
 
     auc: of the attacker on the exam. forget_accuracy, validation_accuracy, retain_accuracy: percent.
-    exposure: how far the original's margins tell forget from validation, 0 for not at all to 1.
+    exposure: how far the original's margins tell forget from validation, 1 for surely.
     """
 
     step: list[int] = field(default_factory=list)

@@ -106,14 +106,6 @@ def test_the_usual_game_makes_four_passes_over_a_small_set_and_part_of_one_over_
     assert middle.turns < large.turns < 1_000_000 // 64
 
 
-def test_copies_of_the_same_few_images_pull_no_harder_than_one() -> None:
-    one, half, full, more = (
-        DauConfig.default(classwise=False, retain_images=3600, forget_images=count).alpha
-        for count in (1, 32, 64, 400)
-    )
-    assert (64 * one, 2 * half, full) == (more, more, more)
-
-
 def test_the_history_has_one_entry_a_look_from_the_original_to_the_finished_model() -> None:
     task = trained(ONE_CLASS)
     sets = {"forget": task.split.forget, "validation": task.split.validation, "retain": task.split.retain}
@@ -130,10 +122,17 @@ def test_the_history_has_one_entry_a_look_from_the_original_to_the_finished_mode
 
 
 def test_warming_up_teaches_the_attacker_to_tell_the_sets_apart() -> None:
-    """On a class that validation does not hold, which is easy to tell."""
-    history = game.unlearn(trained(ONE_CLASS), CLASSWISE).history
-    assert history is not None
-    assert history["auc"][0] > 0.9
+    """On images whose labels are wrong, which the original did not learn: easy to tell."""
+    task = trained(TENTH)
+    labels = task.labels.clone()
+    labels[task.split.forget] = (labels[task.split.forget] + 1) % 3
+    task = replace(task, images=replace(task.images, labels=labels))
+    before, after = (
+        game.unlearn(task, replace(SPREAD, warmup_steps=steps, turns=1, lr=NOTHING)).history["auc"][0]
+        for steps in (0, 100)
+    )
+    assert abs(before - 0.5) < after - 0.5
+    assert after > 0.9
 
 
 @pytest.mark.parametrize("forget", [ONE_CLASS, TENTH], ids=["class", "spread"])
@@ -318,35 +317,67 @@ def test_batchnorm_sees_the_retain_set_alone_as_training_does(monkeypatch: pytes
 def test_a_game_whose_steps_are_too_large_is_played_again_with_smaller_ones(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    task = trained(TENTH)
-    result = game.unlearn(task, replace(SPREAD, lr=20.0, alpha=4.0))
+    task = trained(ONE_CLASS)
+    result = game.unlearn(task, replace(CLASSWISE, lr=3.0, alpha=4.0, turns=20))
     assert result.history is not None
-    assert result.history["lr"] in (5.0, 1.25, 0.3125)
+    assert result.history["lr"] < 3.0
     assert percent_right(task, result.model, task.split.retain) >= 90
-    assert len(result.loops) == len(caplog.messages) + 1
-    assert caplog.messages[0].startswith("the game with lr 20 ruined the model: it knew ")
+    assert len(result.loops) == len(caplog.messages) + 1 > 1
+    assert caplog.messages[0].startswith("the game with lr 3 ruined the model: it knew ")
 
 
 def test_a_model_that_every_game_ruins_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Referee, "finds_ruin", lambda self: True)
-    with pytest.raises(UserError, match=r"every game ruined the model, down to `lr=0.0003125`: take a smaller"):
+    with pytest.raises(
+        UserError, match=r"every game ruined the model, down to `lr=0.0003125`: take a smaller"
+    ):
         game.unlearn(trained(TENTH), SPREAD)
 
 
+def without_batchnorm(seed: int) -> Classifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)]
+        return Classifier(nn.Sequential(*layers))
+
+
+@pytest.mark.parametrize("batchnorm", [True, False], ids=["batchnorm", "none"])
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_a_few_images_are_forgotten_without_harm_by_the_usual_settings(count: int) -> None:
-    """On a network without BatchNorm too."""
-    usual = trained(Forget("i", indices=tuple(range(count))))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        plain = Classifier(nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 3)))
-    bare = replace(usual, original=plain, fresh=lambda _: plain)
-    original.train(bare)
-    for task in (usual, bare):
-        dau = get_method("dau")
-        model = dau.run(task, dau.resolve(task)).model
-        before, after = (percent_right(task, m, task.split.retain) for m in (task.original, model))
-        assert after >= before - 1
+def test_a_few_images_are_forgotten_without_harm_by_the_usual_settings(count: int, batchnorm: bool) -> None:
+    task = trained(Forget("i", indices=tuple(range(count))))
+    if not batchnorm:
+        task = replace(task, original=without_batchnorm(0), fresh=without_batchnorm)
+        original.train(task)
+    dau = get_method("dau")
+    model = dau.run(task, dau.resolve(task)).model
+    before, after = (percent_right(task, m, task.split.retain) for m in (task.original, model))
+    assert after >= before - 1
+
+
+def test_a_small_forget_set_is_filled_up_with_retain_images_that_nobody_learns_from() -> None:
+    task = trained(Forget("i", indices=(3, 7)))
+    retain = set(task.split.retain.tolist())
+    with game_of(task, SPREAD) as players:
+        for batch in itertools.islice(players._batches, 3):
+            _, _, study, asked = players._show(batch)
+            middle = batch.indices.chunk(3)[1].tolist()
+            assert sorted(set(middle) - retain) == [3, 7]
+            assert len(set(middle)) == 32
+            expected = [float(index in (3, 7)) for index in middle]
+            assert study.chunk(3)[1].tolist() == asked.chunk(3)[1].tolist() == expected
+            assert study.chunk(3)[2].sum() == 32
+
+
+def test_the_pull_follows_how_far_the_originals_margins_tell_the_sets_apart() -> None:
+    task = trained(TENTH)
+    same_images = replace(task, split=replace(task.split, validation=task.split.forget))
+    with game_of(same_images, SPREAD) as players:
+        players.warm_up()
+        assert players.history.exposure == 0.05
+        assert players.alpha == 0.05 * SPREAD.alpha
+    with game_of(trained(ONE_CLASS), CLASSWISE) as players:
+        players.warm_up()
+        assert players.alpha == CLASSWISE.alpha
 
 
 # ---- one turn
@@ -492,21 +523,23 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
 def test_the_defenders_loss_is_the_sum_of_its_terms() -> None:
     sets = some_outputs(6, 0), some_outputs(6, 1), some_outputs(6, 2)
     retain, forget, validation = sets
+    asked = torch.tensor([1.0, 1, 0, 1, 0, 1])
     labels, u = torch.arange(6) % 3, _show_others(forget.logits, torch.zeros(6, dtype=torch.int64))
     taught, attacker = torch.randn(12, 3, generator=torch.Generator().manual_seed(3)), Attacker(u, 8)
     gone = torch.tensor([True, False, False])
-    config = replace(CLASSWISE, alpha=0.7, anchor=0.4, departure=0.6, beta=0.2, lambd=0.3)
+    config = replace(CLASSWISE, anchor=0.4, departure=0.6, beta=0.2, lambd=0.3)
     fit = -retain.logits.log_softmax(1)[torch.arange(6), labels].mean()
-    exposed = -torch.log(1 - torch.sigmoid(attacker(u))).mean()
+    exposed = -(asked * torch.log(1 - torch.sigmoid(attacker(u)))).sum() / 6
     kept = divergence(taught[:6], retain.logits)
     without = taught[6:].clone()
     without[:, 0] = -torch.inf
     left = divergence(without, forget.logits)
     alignment = barlow_twins_loss(forget.features, validation.features, 0.3)
-    found = defender_loss(sets, labels, u, attacker, taught, gone, config=config)
+    found = defender_loss(sets, labels, u, asked, attacker, taught, gone, alpha=0.7, config=config)
     torch.testing.assert_close(found, fit + 0.4 * kept + 0.7 * exposed + 0.6 * left + 0.2 * alignment)
-    bare = replace(config, alpha=0.0, anchor=0.0, departure=0.0, beta=0.0)
-    torch.testing.assert_close(defender_loss(sets, labels, u, attacker, None, gone, config=bare), fit)
+    bare = replace(config, anchor=0.0, departure=0.0, beta=0.0)
+    found = defender_loss(sets, labels, u, asked, attacker, None, gone, alpha=0.0, config=bare)
+    torch.testing.assert_close(found, fit)
 
 
 def test_the_original_is_asked_for_no_more_than_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:

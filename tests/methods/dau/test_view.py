@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from toys import TENTH, perceptron, trained
 
-from dau_fast.config import DauConfig
+from dau_fast.config import SENSITIVITIES, DauConfig
 from dau_fast.engine.evaluation import map_batches
 from dau_fast.errors import UserError
 from dau_fast.methods.dau import game, view
-from dau_fast.methods.dau.view import SENSITIVITIES, View, check_sensitivity, time_sensitivities
-from dau_fast.models import Classifier
-from dau_fast.ops import attack_features
+from dau_fast.methods.dau.view import View, check_sensitivity, time_sensitivities
+from dau_fast.models import Classifier, Outputs
+from dau_fast.ops import sensitivity
 
 
 @pytest.fixture
@@ -50,7 +50,42 @@ def norm_by_backward(model: Classifier, image: Tensor, label: Tensor, sensitivit
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, wanted)]).norm()
 
 
-@pytest.mark.parametrize("sensitivity", SENSITIVITIES)
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_the_attacker_sees_margin_entropy_and_label_or_the_others(conditioned: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = torch.randn(5, 4, generator=generator).double(), torch.tensor([0, 1, 2, 3, 1])
+    model = Classifier(nn.Sequential(nn.Linear(6, 4)))
+    u = View(conditioned).reveal(model, torch.zeros(5, 6), Outputs(torch.zeros(5, 6), logits), labels)
+    assert u.shape == (5, View(conditioned).count_columns(4))
+    for row, z, y in zip(u, logits, labels, strict=True):
+        p = z.exp() / z.exp().sum()
+        if conditioned:
+            entropy = -(p * p.log()).sum()
+            shown = [p[y].log(), (p[y] / (1 - p[y])).log(), (entropy + 1e-4).log()]
+            expected = torch.cat([torch.stack(shown), torch.eye(4)[y].double()])
+        else:
+            q = torch.cat([p[:y], p[y + 1 :]]) / (1 - p[y])
+            entropy = -(q * q.log()).sum()
+            largest, second = q.sort(descending=True).values[:2]
+            expected = torch.stack([largest.log(), second.log(), (entropy + 1e-4).log()])
+        torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_outputs_of_any_certainty_are_finite_and_differentiable(conditioned: bool, classes: int) -> None:
+    logits = torch.zeros(3, classes)
+    logits[0, 0], logits[1, 1], logits[2, 0] = 300.0, 300.0, -300.0
+    logits.requires_grad_(True)
+    model = Classifier(nn.Sequential(nn.Linear(6, classes)))
+    outputs = Outputs(torch.zeros(3, 6), logits)
+    u = View(conditioned).reveal(model, torch.zeros(3, 6), outputs, torch.zeros(3, dtype=torch.int64))
+    (grad,) = torch.autograd.grad(u.sum(), [logits])
+    assert u.isfinite().all()
+    assert grad.isfinite().all()
+
+
+@pytest.mark.parametrize("sensitivity", SENSITIVITIES[1:])
 @pytest.mark.parametrize("conditioned", [True, False])
 def test_every_sensitivity_is_a_per_sample_gradient_norm(
     model: Classifier, sensitivity: str, conditioned: bool
@@ -58,18 +93,19 @@ def test_every_sensitivity_is_a_per_sample_gradient_norm(
     model.eval()
     images, labels = some_images()
     outputs = model(images)
-    u = View(sensitivity, conditioned).reveal(model, images, outputs, labels)
+    u = View(conditioned, sensitivity).reveal(model, images, outputs, labels)
     at = labels if conditioned else outputs.logits.argmax(1)
     expected = [norm_by_backward(model, x, y, sensitivity) for x, y in zip(images, at, strict=True)]
-    torch.testing.assert_close(u[:, -1], torch.stack(expected), rtol=1e-4, atol=1e-6)
-    torch.testing.assert_close(u[:, :-1], outputs.logits.softmax(1))
+    torch.testing.assert_close(u[:, -1], torch.log(torch.stack(expected) + 1e-3), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(u[:, :-1], View(conditioned).reveal(model, images, outputs, labels))
 
 
 def test_the_classifiers_sensitivity_is_that_of_the_given_outputs(model: Classifier) -> None:
     images, labels = some_images()
     outputs = model(images)  # in training mode, normalised over this batch
-    found = View("classifier", True).reveal(model, images, outputs, labels)
-    assert torch.equal(found, attack_features(outputs.logits, outputs.features, labels))
+    found = View(True, "classifier").reveal(model, images, outputs, labels)
+    s = sensitivity(outputs.logits, outputs.features, labels)
+    assert torch.equal(found[:, -1], torch.log(s + 1e-3))
 
 
 @pytest.mark.parametrize("sensitivity", SENSITIVITIES)
@@ -80,8 +116,8 @@ def test_modes_and_statistics_are_left_as_they_were(model: Classifier, sensitivi
     outputs = model.eval()(images)
     for module, mode in zip(model.modules(), modes, strict=True):
         module.training = mode
-    View(sensitivity).reveal(model, images, outputs, labels)
-    View(sensitivity).reveal_all(model, lambda index: images[index], torch.arange(7), labels)
+    View(sensitivity=sensitivity).reveal(model, images, outputs, labels)
+    View(sensitivity=sensitivity).reveal_all(model, lambda index: images[index], torch.arange(7), labels)
     check_sensitivity(sensitivity, model, images)
     assert [m.training for m in model.modules()] == modes
     assert same(before, weights(model))
@@ -91,7 +127,7 @@ def test_modes_and_statistics_are_left_as_they_were(model: Classifier, sensitivi
 def test_it_is_differentiable_where_gradients_are_enabled(model: Classifier, sensitivity: str) -> None:
     model.eval()
     images, labels = some_images()
-    seen, weight = View(sensitivity), model.network[0].weight
+    seen, weight = View(sensitivity=sensitivity), model.network[0].weight
 
     def total() -> Tensor:
         return seen.reveal(model, images, model(images), labels)[:, -1].sum()
@@ -117,7 +153,7 @@ def test_over_a_set_it_is_the_same_in_batches(
 ) -> None:
     images, labels = some_images(11)
     index = torch.tensor([3, 0, 10, 5, 7])
-    seen = View(sensitivity)
+    seen = View(sensitivity=sensitivity)
     whole = seen.reveal_all(model, lambda i: images[i], index, labels)
     monkeypatch.setattr(view, "map_batches", partial(map_batches, batch_size=2))
     parts = seen.reveal_all(model, lambda i: images[i], index, labels)
@@ -131,22 +167,19 @@ def test_of_a_set_only_what_is_asked_for_is_kept(model: Classifier, monkeypatch:
     seen, widths = View(), []
     whole = seen.reveal_all(model, lambda i: images[i], index, labels)
 
-    def largest_and_label(u: Tensor, labels: Tensor) -> Tensor:
-        widths.append(u.shape)
-        return torch.stack([u[:, :-1].amax(1), labels.to(u)], 1)
+    def margin_and_label(u: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+        widths.append((u.shape, logits.shape))
+        return torch.stack([u[:, 1], labels.to(u)], 1)
 
     monkeypatch.setattr(view, "map_batches", partial(map_batches, batch_size=2))
-    found = seen.reveal_all(model, lambda i: images[i], index, labels, largest_and_label)
-    torch.testing.assert_close(found, torch.stack([whole[:, :-1].amax(1), labels[index].float()], 1))
-    assert widths == [(2, 4), (2, 4), (1, 4)]
+    found = seen.reveal_all(model, lambda i: images[i], index, labels, margin_and_label)
+    torch.testing.assert_close(found, torch.stack([whole[:, 1], labels[index].float()], 1))
+    assert widths == [((rows, 6), (rows, 3)) for rows in (2, 2, 1)]
 
 
 @pytest.mark.parametrize("sensitivity", ["input", "full"])
 def test_the_game_is_played_with_each(sensitivity: str) -> None:
-    config = DauConfig(
-        label_conditioned=True, alpha=0.5, game_epochs=1, batch_size=32, recovery_epochs=1,
-        sensitivity=sensitivity,
-    )  # fmt: skip
+    config = DauConfig(label_conditioned=True, alpha=4.0, turns=16, batch_size=32, sensitivity=sensitivity)
     task = trained(TENTH)
     found = game.unlearn(task, config)
     assert percent_right(task, found.model, task.split.retain) >= 90
@@ -174,10 +207,6 @@ def test_a_model_without_such_a_sensitivity_is_refused() -> None:
         UserError, match=r"no sensitivity 'full': no per-sample gradient is known for .*Scaled"
     ):
         check_sensitivity("full", model, images)
-    with pytest.raises(
-        UserError, match="unknown sensitivity 'labels': expected one of classifier, input, full"
-    ):
-        check_sensitivity("labels", model, images)
     found = time_sensitivities(model, images, labels)
     assert found["full"] is None
     assert all(found[name] > 0 for name in ("none", "classifier", "input"))
@@ -221,7 +250,9 @@ def test_a_gradient_of_exactly_0_has_a_finite_derivative(model: Classifier) -> N
         model.head.bias.copy_(torch.tensor([500.0, 0.0, 0.0]))
     images, labels = some_images(3)
     for name in SENSITIVITIES:
-        u = View(name).reveal(model, images, model(images), torch.zeros_like(labels))
-        assert (u[:, -1] == 0).all()
+        if name == "none":
+            continue
+        u = View(sensitivity=name).reveal(model, images, model(images), torch.zeros_like(labels))
+        assert (u[:, -1] == torch.tensor(1e-3).log()).all()
         grads = torch.autograd.grad(u.sum(), list(model.parameters()), allow_unused=True)
         assert all(g.isfinite().all() for g in grads if g is not None)
