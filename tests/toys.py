@@ -88,7 +88,7 @@ def game_of(task: Task, config: DauConfig, turns: int | None = None) -> Iterator
     task, schedule = plan_game(task, config)
     if turns is not None:
         schedule = dataclasses.replace(schedule, turns=turns, look_every=turns + 1)
-    with Game(copy.deepcopy(task.original), task, config, schedule) as game:
+    with Game(copy.deepcopy(task.original), task.original, task, config, schedule) as game:
         yield game
 
 
