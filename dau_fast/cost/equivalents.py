@@ -17,7 +17,7 @@ from dau_fast.engine.batches import steps_for
 class Equivalents:
     """What a run's methods cost, on all processes together.
 
-    game: played to its last turn. retraining: image equivalents, by method. step_images: images of the
+    game: one, to its last turn. retraining: image equivalents, by method. step_images: images of the
     largest step, by method, whose activations are held at once unless steps are taken in parts.
     """
 
@@ -32,9 +32,9 @@ class Equivalents:
     def describe(self) -> str:
         """All of it in one line."""
         game = self.game
-        looks = (game.looks + game.lesson) / FORWARDS_A_STEP
-        parts = {"turns": game.turns, "recovery": game.recovery, "looks": looks}
-        parts["BatchNorm"] = game.batchnorm / FORWARDS_A_STEP
+        forward = {"original": game.teaching, "looks": game.looks, "lesson": game.lesson}
+        forward["BatchNorm"] = game.batchnorm
+        parts = {"turns": game.turns} | {name: n / FORWARDS_A_STEP for name, n in forward.items()}
         within = ", ".join(f"{name} {count:,.0f}" for name, count in parts.items())
         costs = [f"dau {game.equivalents:,.0f} ({within})"]
         costs += [f"{name} {count:,}" for name, count in self.retraining.items()]
@@ -46,7 +46,7 @@ class Equivalents:
             f"{count / game.equivalents:.1f} times as fast as {name}"
             for name, count in self.retraining.items()
         )
-        return f"{line}; by passes alone, a game played to its last turn is at most {faster}"
+        return f"{line}; by passes alone, a game is at most {faster}"
 
 
 def count_equivalents(

@@ -77,16 +77,16 @@ def count_units(job: Job, processors: int | None = None) -> dict[str, float]:
     message waits until the process that handles it has its turn.
     """
     done, network = count_work(job), job.network
-    weights = (network.classes + 1 + job.config.attacker_hidden + 1) * job.config.attacker_hidden
-    steps = done.turns + done.recovery_steps
+    weights = (job.columns + job.config.attacker_hidden + 1) * job.config.attacker_hidden
+    forward = done.evaluated_images + done.taught_images
     units = {
         "training": FORWARDS_A_STEP * network.flops * done.training_images,
-        "evaluation": network.flops * (done.evaluated_images + done.norm_images),
-        "operation": network.operations * (FORWARDS_A_STEP * steps + done.evaluation_batches),
+        "evaluation": network.flops * (forward + done.norm_images),
+        "operation": network.operations * (FORWARDS_A_STEP * done.turns + done.evaluation_batches),
         "update": done.updates,
         "attacker_step": done.attacker_steps,
         "attacker": 2 * weights * (FORWARDS_A_STEP * done.attacker_rows + done.judged_rows),
-        "logit": network.classes * (done.training_images + done.evaluated_images),
+        "logit": network.classes * (done.training_images + forward),
         "normed": network.normed
         * (FORWARDS_A_STEP * done.training_images + done.norm_images)
         * (job.processes > 1),

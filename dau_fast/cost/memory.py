@@ -11,11 +11,15 @@ from dau_fast.engine.evaluation import EVALUATION_BATCH
 
 # Of an image, on every process: its label, its places in the split and in the order of a pass, its exam.
 _IMAGE_BYTES = 5 * 8 + 1
+# Of an image, in the pass for BatchNorm's statistics: where it is cropped, and whether it is mirrored.
+_DRAW_BYTES = 3 * 8
 # Results of a residual block's layers that are there at once, where no graph keeps them.
 _LIVE = 4
 # Numbers a row of logits takes in a step beside the network's own: in float32, as softmax, in u and as
 # gradients of these.
 _LOGIT_COPIES = 6
+# The same, of those that the original teaches from.
+_TAUGHT_COPIES = 3
 # The same at a look, without gradients: logits, u, and two of the attacker's forms of it.
 _JUDGED_COPIES = 4
 
@@ -26,13 +30,15 @@ def count_memory(job: Job) -> dict[str, Parts]:
     """Bytes by part of what one process's device holds, in each phase of `job`."""
     return {
         "warm-up of the attacker": _hold_lesson(job),
-        "game": _hold_step(job, 3 * share_rows(job.config.batch_size, job.processes), optimisers=1)
-        | _hold_turn_logits(job),
+        "game": _hold_turn(job),
         "looks": _hold_look(job),
-        # The game's optimiser state is still there.
-        "recovery": _hold_step(job, share_rows(job.config.batch_size, job.processes), optimisers=2),
         "BatchNorm statistics": _hold_norm_batch(job),
     }
+
+
+def count_training_memory(job: Job) -> Parts:
+    """Bytes by part in a step of training alone, on one batch of the size of the game's, as in retraining."""
+    return _hold_step(job, share_rows(job.config.batch_size, job.processes))
 
 
 def predict_memory(job: Job) -> tuple[str, float]:
@@ -51,35 +57,40 @@ def _hold_always(job: Job) -> Parts:
     }
 
 
-def _hold_trainee(job: Job, optimisers: int) -> Parts:
+def _hold_trainee(job: Job) -> Parts:
     """What stays between the steps of a model in training."""
     weights = _weight_bytes(job)
     low = weights / 4 * job.number_bytes if job.number_bytes < 4 else 0.0
     return _hold_always(job) | {
         "gradients": weights,
-        "optimiser state": optimisers * weights,
+        "optimiser state": weights,
         "low precision": low,
     }
 
 
-def _hold_step(job: Job, rows: int, optimisers: int) -> Parts:
+def _hold_step(job: Job, rows: int) -> Parts:
     """A training step on `rows` images."""
-    return _hold_trainee(job, optimisers) | {
+    return _hold_trainee(job) | {
         "copies for the rehearsal": _weight_bytes(job),
         "activations": rows * job.network.activations,
         "logits": rows * _LOGIT_COPIES * _row_bytes(job),
     }
 
 
-def _hold_turn_logits(job: Job) -> Parts:
-    """Those of three sets, and of several processes what all of them show the attacker."""
+def _hold_turn(job: Job) -> Parts:
+    """A step on three sets, the original's pass, and of several processes all that the attacker sees."""
     rows = share_rows(job.config.batch_size, job.processes)
-    gathered = 0.0 if job.processes == 1 else 2 * 2 * job.config.batch_size * _row_bytes(job)
-    return {"logits": 3 * rows * _LOGIT_COPIES * _row_bytes(job) + gathered}
+    taught = job.config.taught_sets * rows
+    gathered = 0.0 if job.processes == 1 else 2 * 2 * job.config.batch_size * _seen_bytes(job)
+    logits = (3 * rows * _LOGIT_COPIES + taught * _TAUGHT_COPIES) * _row_bytes(job)
+    return _hold_step(job, 3 * rows) | {
+        "activations": 3 * rows * job.network.activations + taught * _LIVE * job.network.largest,
+        "logits": logits + gathered,
+    }
 
 
 def _hold_lesson(job: Job) -> Parts:
-    forget, validation = (_row_bytes(job) * count for count in job.lesson_sizes)
+    forget, validation = (_seen_bytes(job) * count for count in job.lesson_sizes)
     hidden = 4.0 * 4 * job.config.attacker_hidden
     return _hold_always(job) | {
         "u of the lesson": forget + validation,
@@ -88,8 +99,8 @@ def _hold_lesson(job: Job) -> Parts:
 
 
 def _hold_look(job: Job) -> Parts:
-    rows = min(EVALUATION_BATCH, share_rows(max(job.forget, job.validation), job.processes))
-    return _hold_trainee(job, optimisers=1) | {
+    rows = min(EVALUATION_BATCH, share_rows(max(job.look_sizes), job.processes))
+    return _hold_trainee(job) | {
         "activations": rows * _LIVE * job.network.largest,
         "logits": rows * _JUDGED_COPIES * _row_bytes(job),
     }
@@ -97,7 +108,11 @@ def _hold_look(job: Job) -> Parts:
 
 def _hold_norm_batch(job: Job) -> Parts:
     rows = max([0, *(share_rows(size, job.processes) for size in job.norm_batches)])
-    return _hold_trainee(job, optimisers=2) | {"activations": rows * _LIVE * job.network.largest}
+    images = job.forget + job.retain + job.validation
+    return _hold_trainee(job) | {
+        "activations": rows * _LIVE * job.network.largest,
+        "labels and indices": float((_IMAGE_BYTES + _DRAW_BYTES) * images),
+    }
 
 
 def _weight_bytes(job: Job) -> float:
@@ -105,8 +120,13 @@ def _weight_bytes(job: Job) -> float:
 
 
 def _row_bytes(job: Job) -> float:
-    """Of u, or of logits as good as."""
-    return 4.0 * (job.network.classes + 1)
+    """Of logits."""
+    return 4.0 * job.network.classes
+
+
+def _seen_bytes(job: Job) -> float:
+    """Of what the attacker sees of a sample."""
+    return 4.0 * job.columns
 
 
 # ---- limits

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from dau_fast.config import DauConfig
 from dau_fast.engine.evaluation import EVALUATION_BATCH
 from dau_fast.methods.dau.schedule import Schedule
+from dau_fast.methods.dau.view import View
 
 # A backward pass costs two forward ones: gradients of inputs, and of weights.
 FORWARDS_A_STEP = 3
@@ -17,12 +18,12 @@ FORWARDS_A_STEP = 3
 class Passes:
     """Images that one process sees in a game, each time counted; the first process's share is the largest.
 
-    turns, recovery: forward and backward. looks, lesson, batchnorm: forward alone, shown to the referee, to
-    the attacker before the first turn, and for BatchNorm's statistics.
+    turns: forward and backward. teaching, looks, lesson, batchnorm: forward alone, through the original in
+    every turn, shown to the referee, to the attacker before the first turn, and for BatchNorm's statistics.
     """
 
     turns: int
-    recovery: int
+    teaching: int
     looks: int
     lesson: int
     batchnorm: int
@@ -30,7 +31,12 @@ class Passes:
     @property
     def equivalents(self) -> float:
         """Image equivalents: 1 for an image forward and backward, 1/3 for one forward."""
-        return self.turns + self.recovery + (self.looks + self.lesson + self.batchnorm) / FORWARDS_A_STEP
+        return self.turns + self.forward / FORWARDS_A_STEP
+
+    @property
+    def forward(self) -> int:
+        """Images that pass forward alone."""
+        return self.teaching + self.looks + self.lesson + self.batchnorm
 
 
 def count_passes(
@@ -45,19 +51,35 @@ def count_passes(
 ) -> Passes:
     """A game's, played to its last turn on sets of as many images in `classes` classes.
 
-    batchnorm: whether the network has any. processes: that share every batch. A sensitivity other than
-    "classifier" takes passes of its own, which are not among these.
+    batchnorm: whether the network has any. processes: that share every batch. The sensitivities "input" and
+    "full" take passes of their own, which are not among these.
     """
-    schedule = Schedule.plan(config, retain=retain, forget=forget, classes=classes)
+    schedule = plan_schedule(config, forget=forget, retain=retain, classes=classes)
     rows = share_rows(config.batch_size, processes)
-    norm_batches = split_norm_batches(schedule.retain_images) if batchnorm else {}
+    norm_batches = split_norm_batches(schedule.norm_images) if batchnorm else {}
+    shown = look_sizes(schedule, forget, validation)
     return Passes(
         turns=3 * schedule.turns * rows,
-        recovery=schedule.recovery_steps * rows,
-        looks=schedule.looks * sum(share_rows(count, processes) for count in (forget, validation)),
+        teaching=config.taught_sets * schedule.turns * rows,
+        looks=schedule.looks * sum(share_rows(count, processes) for count in shown),
         lesson=sum(share_rows(count, processes) for count in lesson_sizes(schedule, forget, validation)),
         batchnorm=sum(times * share_rows(size, processes) for size, times in norm_batches.items()),
     )
+
+
+def plan_schedule(config: DauConfig, *, forget: int, retain: int, classes: int) -> Schedule:
+    """The game's own, on sets of as many images in `classes` classes."""
+    return Schedule.plan(config, retain=retain, forget=forget, columns=count_columns(config, classes))
+
+
+def count_columns(config: DauConfig, classes: int) -> int:
+    """How many numbers the attacker sees of a sample."""
+    return View(config.label_conditioned, config.sensitivity).count_columns(classes)
+
+
+def look_sizes(schedule: Schedule, forget: int, validation: int) -> list[int]:
+    """Images of forget, validation and retain set that the referee looks at."""
+    return [min(count, schedule.look_images) for count in (forget, validation, schedule.retain_images)]
 
 
 def lesson_sizes(schedule: Schedule, forget: int, validation: int) -> list[int]:

@@ -10,8 +10,11 @@ from dau_fast.config import DauConfig
 from dau_fast.cost.network import Network
 from dau_fast.cost.passes import (
     Passes,
+    count_columns,
     count_passes,
     lesson_sizes,
+    look_sizes,
+    plan_schedule,
     share_rows,
     split_norm_batches,
 )
@@ -44,7 +47,17 @@ class Job:
     def schedule(self) -> Schedule:
         """The game's own."""
         classes = self.network.classes
-        return Schedule.plan(self.config, retain=self.retain, forget=self.forget, classes=classes)
+        return plan_schedule(self.config, forget=self.forget, retain=self.retain, classes=classes)
+
+    @property
+    def columns(self) -> int:
+        """How many numbers the attacker sees of a sample."""
+        return count_columns(self.config, self.network.classes)
+
+    @property
+    def look_sizes(self) -> list[int]:
+        """Images of forget, validation and retain set that the referee looks at."""
+        return look_sizes(self.schedule, self.forget, self.validation)
 
     @property
     def lesson_sizes(self) -> list[int]:
@@ -54,7 +67,7 @@ class Job:
     @property
     def norm_batches(self) -> dict[int, int]:
         """Batches of the BatchNorm pass, of all processes: by their images, how many."""
-        return split_norm_batches(self.schedule.retain_images) if self.network.norms else {}
+        return split_norm_batches(self.schedule.norm_images) if self.network.norms else {}
 
     @property
     def passes(self) -> Passes:
@@ -74,18 +87,19 @@ class Job:
 class Work:
     """What the first process does, which has the largest share.
 
-    turns, recovery_steps: of the defender. looks: of the referee, the one at the original included.
-    training_images: forward and backward. evaluated_images: shown to the referee. norm_images: of the
-    BatchNorm pass. evaluation_batches: of both. attacker_steps; attacker_rows: forward and backward, in
-    its own steps and in the defender's loss; judged_rows: forward, at looks. updates: parameters times
-    steps. collectives, of all kinds; by ring algorithms, hops: messages one after the other, and
-    wire_bytes: that a process sends.
+    turns: of the defender. looks: of the referee, those at the original and at the finished model included.
+    training_images: forward and backward. taught_images: forward through the original, in turns.
+    evaluated_images: shown to the referee and to the attacker. norm_images: of the BatchNorm pass.
+    evaluation_batches: of these three. attacker_steps; attacker_rows: forward and backward, in its own steps
+    and in the defender's loss; judged_rows: forward, at looks. updates: parameters times turns.
+    collectives, of all kinds; by ring algorithms, hops: messages one after the other, and wire_bytes: that a
+    process sends.
     """
 
     turns: int
-    recovery_steps: int
     looks: int
     training_images: int
+    taught_images: int
     evaluated_images: int
     norm_images: int
     evaluation_batches: int
@@ -99,16 +113,16 @@ class Work:
 
 
 def count_work(job: Job) -> Work:
-    """The first process's share of `job`, played to the game's last turn."""
+    """The first process's share of `job`, one game to its last turn."""
     config, schedule, passes = job.config, job.schedule, job.passes
-    turns, steps = schedule.turns, schedule.turns + schedule.recovery_steps
+    turns = schedule.turns
     rows = share_rows(config.batch_size, job.processes)
     messages = list(_list_messages(job))
     return Work(
         turns=turns,
-        recovery_steps=schedule.recovery_steps,
         looks=schedule.looks,
-        training_images=passes.turns + passes.recovery,
+        training_images=passes.turns,
+        taught_images=passes.teaching,
         evaluated_images=passes.looks + passes.lesson,
         norm_images=passes.batchnorm,
         evaluation_batches=_count_evaluation_batches(job),
@@ -116,7 +130,7 @@ def count_work(job: Job) -> Work:
         attacker_rows=config.warmup_steps * sum(job.lesson_sizes)
         + turns * (config.attacker_steps * 2 * config.batch_size + rows),
         judged_rows=passes.looks,
-        updates=steps * job.network.parameters,
+        updates=turns * job.network.parameters,
         collectives=sum(times for times, _, _ in messages),
         hops=sum(times * hops for times, hops, _ in messages),
         wire_bytes=sum(times * size for times, _, size in messages),
@@ -124,10 +138,11 @@ def count_work(job: Job) -> Work:
 
 
 def _count_evaluation_batches(job: Job) -> int:
-    """Of looks, of the attacker's lesson and of the BatchNorm pass."""
-    shown = job.schedule.looks * [job.forget, job.validation] + job.lesson_sizes
+    """Of the original in turns, of looks, of the attacker's lesson and of the BatchNorm pass."""
+    taught = job.schedule.turns * (job.config.taught_sets > 0)
+    shown = job.schedule.looks * job.look_sizes + job.lesson_sizes
     batches = (math.ceil(share_rows(count, job.processes) / EVALUATION_BATCH) for count in shown)
-    return sum(batches) + sum(job.norm_batches.values())
+    return taught + sum(batches) + sum(job.norm_batches.values())
 
 
 def _list_messages(job: Job) -> Iterator[tuple[int, int, float]]:
@@ -138,13 +153,13 @@ def _list_messages(job: Job) -> Iterator[tuple[int, int, float]]:
     yield from _list_turn_messages(job)
     yield from _list_look_messages(job)
     ranks = job.processes
-    yield 2, ranks - 1, (ranks - 1) * 8  # rows of a batch, by process, once for each loop
+    yield 1, ranks - 1, (ranks - 1) * 8  # rows of a batch, by process
 
 
 def _list_step_messages(job: Job) -> Iterator[tuple[int, int, float]]:
     """Gradients, and statistics of BatchNorm."""
-    ranks, network, schedule = job.processes, job.network, job.schedule
-    steps, norms = schedule.turns + schedule.recovery_steps, network.norms
+    ranks, network = job.processes, job.network
+    steps, norms = job.schedule.turns, network.norms
     buckets = 1 + max(0, math.ceil((4 * network.parameters - _FIRST_BUCKET) / _BUCKET))
     yield buckets * steps, *_reduce(ranks, network.parameters / buckets)
     if norms:
@@ -160,7 +175,9 @@ def _list_turn_messages(job: Job) -> Iterator[tuple[int, int, float]]:
     """What the attacker sees and may study, and features or their correlation."""
     ranks, batch, features = job.processes, job.config.batch_size, job.network.features
     turns = job.schedule.turns
-    yield turns, *_gather(ranks, batch, 2 * (job.network.classes + 1) + 2)
+    yield turns, *_gather(ranks, batch, 2 * job.columns + 2)
+    if not job.config.beta:
+        return
     if batch < features:
         yield turns, *_gather(ranks, batch, 2 * features)
     else:
@@ -171,10 +188,11 @@ def _list_turn_messages(job: Job) -> Iterator[tuple[int, int, float]]:
 def _list_look_messages(job: Job) -> Iterator[tuple[int, int, float]]:
     """The lesson's u, and what the referee learns at each look."""
     ranks, looks = job.processes, job.schedule.looks
-    for shown, taught in zip((job.forget, job.validation), job.lesson_sizes, strict=True):
-        yield 1, *_gather(ranks, taught, job.network.classes + 1)
-        yield looks, *_gather(ranks, shown, 2)  # the attacker's score, and whether the label was right
-    yield looks, 1, 1  # the first process's verdict
+    for count in job.lesson_sizes:
+        yield 1, *_gather(ranks, count, job.columns)
+    for count in job.look_sizes:
+        yield looks, *_gather(ranks, count, 2)  # the attacker's score, and whether the label was right
+    yield looks + 1, 1, 1  # the first process's verdict, and in the end whether the model was ruined
 
 
 def _reduce(ranks: int, numbers: float) -> tuple[int, float]:

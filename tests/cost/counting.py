@@ -29,10 +29,12 @@ from dau_fast.models import Classifier
 
 CONFIGS = {
     "usual": USUAL,
-    "sampled": replace(USUAL, retain_sample=2.0, batch_size=32, recovery_epochs=3),
-    "parts of epochs": replace(USUAL, game_epochs=1.3, looks_per_epoch=5, attacker_steps=2, warmup_steps=7),
-    "more looks than turns": replace(USUAL, looks_per_epoch=40, batch_size=64),
-    "nearly no exam": replace(USUAL, exam_share=0.004),
+    "sampled": replace(USUAL, retain_sample=2.0, batch_size=32, beta=1e-3),
+    "other settings": replace(USUAL, turns=23, looks=5, attacker_steps=2, warmup_steps=7, exam_share=0.004),
+    "more looks than turns": replace(USUAL, turns=7, looks=40, batch_size=64),
+    "short looks and statistics": replace(USUAL, look_images=10, norm_images=37),
+    "another view": replace(USUAL, label_conditioned=False, departure=1.0, sensitivity="classifier"),
+    "no teacher": replace(USUAL, anchor=0.0),
 }
 
 
@@ -60,22 +62,24 @@ class Watched(Ranks):
 
 
 @contextmanager
-def endless() -> Iterator[None]:
-    """Games are played to their last turn."""
+def once() -> Iterator[None]:
+    """Games are played to their last turn and not again, whatever becomes of so small a model."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(referee, "_LOOKS_IN_A_ROW", math.inf)
+        patch.setattr(referee, "_LOSS", math.inf)
+        patch.setattr(referee, "_LEFT", 0.0)
         yield
 
 
 def count_game(task: Task, config: DauConfig) -> dict[str, int]:
-    """What a game without end does, by the names of Work; of evaluation batches, those of all kinds."""
+    """What a game does, by the names of Work; of evaluation batches, those of all kinds."""
     seen: Counter[str] = Counter()
     forward, judge, look = Classifier.forward, Attacker.forward, referee.Referee.look
     defender = sum(parameter.numel() for parameter in task.original.parameters())
 
     def passed(self: Classifier, images: Tensor) -> Any:
         training = "training_images" if torch.is_grad_enabled() else "norm_images"
-        seen[training if self.training else "evaluated_images"] += len(images)
+        shown = "taught_images" if self is task.original else "evaluated_images"
+        seen[training if self.training else shown] += len(images)
         seen["evaluation_batches"] += not torch.is_grad_enabled()
         return forward(self, images)
 
@@ -90,9 +94,9 @@ def count_game(task: Task, config: DauConfig) -> dict[str, int]:
     def stepped(optimizer: Optimizer, *_: Any) -> None:
         size = sum(parameter.numel() for group in optimizer.param_groups for parameter in group["params"])
         seen["updates"] += size * (size == defender)
-        seen["steps" if size == defender else "attacker_steps"] += 1
+        seen["turns" if size == defender else "attacker_steps"] += 1
 
-    with endless(), unrehearsed(), pytest.MonkeyPatch.context() as patch:
+    with once(), unrehearsed(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Classifier, "forward", passed)
         patch.setattr(Attacker, "forward", judged)
         patch.setattr(referee.Referee, "look", looked)

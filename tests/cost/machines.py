@@ -8,7 +8,7 @@ from typing import Any
 from dau_fast.config import DauConfig
 from dau_fast.cost import Job, Machine, Network
 
-USUAL = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=2, batch_size=16)
+USUAL = DauConfig(label_conditioned=True, alpha=0.5, turns=40, batch_size=16)
 NETWORK = Network(1e8, 50, 100_000, 64, 10, 5e5, 6e4, 9, 300, 1e5)
 JOB = Job(NETWORK, replace(USUAL, batch_size=64), 200, 1000, 200, 3072.0)
 MACHINE = Machine(
