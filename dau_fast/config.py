@@ -218,7 +218,7 @@ class DauConfig:
         played_with = sample_size(retain_images, forget_images, retain_sample)
         batch_size = 64 if played_with >= 2000 else 32
         turns = min(320, max(64, round(4 * played_with / 64)))
-        alpha, departure = (0.2, 1.0) if classwise else (4.0, 0.0)
+        alpha, departure = (0.2, 1.0) if classwise else (5.0, 0.0)
         return cls(not classwise, alpha, turns, batch_size, departure, retain_sample=retain_sample)
 
 
