@@ -49,6 +49,20 @@ def index_stream(index: Tensor, batch_size: int, generator: torch.Generator) -> 
         pool = pool[batch_size:]
 
 
+def match_labels(wanted: Tensor, index: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    """Of `index` [N] an image for each label of `wanted` [B] that has it, drawn; any, where none has it. [B].
+
+    labels: of all images. Nothing waits for the host.
+    """
+    own = labels[index]
+    sorted_index, sorted_labels = index[own.argsort(stable=True)], own.sort().values
+    first = torch.searchsorted(sorted_labels, wanted)
+    count = torch.searchsorted(sorted_labels, wanted, right=True) - first
+    first, count = first.where(count > 0, 0), count.where(count > 0, len(index))
+    chance = torch.rand(len(wanted), device=index.device, generator=generator)
+    return sorted_index[first + (chance * count).long().minimum(count - 1)]
+
+
 def steps_for(epochs: float, count: int, batch_size: int) -> int:
     """Steps of `batch_size` images that make `epochs` passes over `count` images, at least one."""
     return max(1, round(epochs * count / batch_size))

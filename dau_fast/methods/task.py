@@ -14,7 +14,7 @@ from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.data.images import Augmented, Images
 from dau_fast.data.progress import Progress, silent
 from dau_fast.data.split import Split
-from dau_fast.engine.batches import Batch, index_stream
+from dau_fast.engine.batches import Batch, index_stream, match_labels
 from dau_fast.engine.chance import derive_seed, generator_for
 from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.modes import evaluating
@@ -97,16 +97,26 @@ class Task:
         with sharded(self.original, self.images.device) as part:
             yield part.eval()
 
-    def feed(self, purpose: str, batch_size: int, *sets: Tensor) -> Generator[Batch, None, None]:
+    def feed(
+        self, purpose: str, batch_size: int, *sets: Tensor, paired: bool = False
+    ) -> Generator[Batch, None, None]:
         """Training batches for ever: `batch_size` augmented images of each of `sets`, one after the other.
 
-        What is drawn depends on the task's seed and `purpose` alone. Several processes hold a part each
-        of every set's images.
+        paired: each image of the last set is of the class of that at its place in the set before, where there
+        is one of it. What is drawn depends on the task's seed and `purpose` alone. Several processes hold a
+        part each of every set's images.
         """
         order, chance = self.generator(purpose), self.generator(f"{purpose} augmentation")
         streams = [index_stream(index, batch_size, order) for index in sets]
+        rows: Iterator[tuple[Tensor, ...]] = zip(*streams, strict=True)
+        if paired:
+            pairing = self.generator(f"{purpose} pairs")
+            rows = (
+                (*others, match_labels(self.labels[others[-1]], sets[-1], self.labels, pairing))
+                for *others, _ in rows
+            )
         own = self.ranks.own_positions(batch_size, len(sets), self.images.device)
-        choices = (self.images.choose(torch.cat(parts), chance, own) for parts in zip(*streams, strict=True))
+        choices = (self.images.choose(torch.cat(parts), chance, own) for parts in rows)
         for index, images in self.images.make_batches(choices):
             yield Batch(images, self.labels[index], index)
 

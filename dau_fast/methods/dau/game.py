@@ -130,7 +130,9 @@ class Game:
         missing = max(0, config.batch_size - len(split.forget))
         filler = draw_sample(split.retain, missing, task.generator("filler")) if missing else split.retain[:0]
         forget = torch.cat([split.forget, filler])
-        self._batches = task.feed("game", config.batch_size, split.retain, forget, split.validation)
+        sets = split.retain, forget, split.validation
+        # Of two unrelated images Barlow Twins says nothing: see docs/method.md.
+        self._batches = task.feed("game", config.batch_size, *sets, paired=config.beta > 0)
 
     def __enter__(self) -> Game:
         return self

@@ -7,6 +7,7 @@ longer knows its retain set is ruined: nobody is given such a one.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -106,9 +107,13 @@ class Referee:
         return self.ranks.agreed(lost, self.labels.device)
 
     def finds_ruin(self) -> bool:
-        """Whether the model of the last look knows clearly less of its retain set than the original did."""
+        """Whether the model of the last look knows clearly less of its retain set than the original did.
+
+        Clearly: beyond what is allowed by two standard errors, as a few images more or less tell nothing.
+        """
         before, after = self.history.retain_accuracy[0], self.history.retain_accuracy[-1]
-        return self.ranks.agreed(after < before - _LOSS, self.labels.device)
+        error = math.sqrt(before * (100 - before) / len(self._retain))
+        return self.ranks.agreed(after < before - _LOSS - 2 * error, self.labels.device)
 
     def _tested(self, scores: Tensor, index: Tensor) -> Tensor:
         """Those of the exam, from `scores` of the images `index` [N]."""

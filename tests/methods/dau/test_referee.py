@@ -173,15 +173,21 @@ def test_of_large_sets_a_sample_is_looked_at() -> None:
 
 def test_a_model_that_lost_more_than_five_points_of_its_retain_set_is_ruined() -> None:
     match = Match()
-    match.logits = match.logits.repeat(1, 1)
     for after, ruined in ((8, False), (7, True), (8, False)):
         match.referee.history.retain_accuracy.clear()
         match.look(20, 20)
         match.look(20, 20, retain_right=after)
         assert match.referee.finds_ruin() == ruined
-    match.referee.history.retain_accuracy[:] = [99.0, 94.1]
+    match.referee.history.retain_accuracy[:] = [100.0, 94.9]
+    assert match.referee.finds_ruin()
+
+
+def test_of_a_few_images_known_half_two_standard_errors_more_are_no_ruin() -> None:
+    match = Match()  # 8 retain images: a standard error of 17.7 points
+    match.look(20, 20)
+    match.referee.history.retain_accuracy[:] = [50.0, 50 - 5 - 35]
     assert not match.referee.finds_ruin()
-    match.referee.history.retain_accuracy[:] = [99.0, 93.9]
+    match.referee.history.retain_accuracy[:] = [50.0, 50 - 5 - 36]
     assert match.referee.finds_ruin()
 
 

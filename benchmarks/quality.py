@@ -1,0 +1,205 @@
+"""How near unlearned models come to retrained ones where the original memorises.
+
+    python benchmarks/quality.py --data DIR                               what each part of the game is worth
+    python benchmarks/quality.py --data DIR --entries rivals              every method, by its usual settings
+    python benchmarks/quality.py --data DIR --entries rivals --tune 8     with as many trials for each
+
+DIR holds train/ and test/ of CIFAR-10. The models of the tasks come from the bank, which
+`python benchmarks/bank.py` fills; what is missing is trained here. A game takes a quarter of a minute on one
+core: 40 minutes for the parts on two tasks and five seeds. Killed, the same command goes on where it was. The
+record holds every judgement, and for each entry and task the mean over seeds, the interval of the paired
+difference from `dau`, and tests against the noise floor.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from bank import SMOKE, parse_seeds
+from support.bank import Bank
+from support.comparing import paired_interval, summarise
+from support.judging import Judge
+from support.recording import ROOT, environment, record_folder, write_json
+from support.tasks import Setting, Tasks
+
+from dau_fast.engine.device import warm_up
+from dau_fast.errors import UserError
+from dau_fast.job.tuning import tune
+from dau_fast.methods.registry import find_methods, get_method
+from dau_fast.methods.running import run_timed
+from dau_fast.methods.task import Task
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A method with settings that replace its usual ones. kinds: tasks it is for, None for all."""
+
+    name: str
+    method: str = "dau"
+    asked: Mapping[str, Any] | None = None
+    kinds: tuple[str, ...] | None = None
+
+
+PARTS = (
+    Entry("dau"),
+    Entry("no attacker", asked={"alpha": 0.0}),
+    Entry("attacker frozen after its warm-up", asked={"attacker_steps": 0}),
+    Entry("no anchor", asked={"anchor": 0.0}),
+    Entry("no departure", asked={"departure": 0.0}, kinds=("class", "digits-class")),
+    Entry("sensitivity in sight", asked={"sensitivity": "classifier"}),
+    Entry("Barlow Twins, beta 1e-3", asked={"beta": 1e-3}),
+    Entry("Barlow Twins, beta 1e-2", asked={"beta": 1e-2}),
+    Entry("half as many turns", asked={"turns": 112}),
+)
+
+
+def list_entries(name: str) -> tuple[Entry, ...]:
+    """The parts of the game, or all methods but those that retrain, `dau` first."""
+    if name == "parts":
+        return PARTS
+    rows = [row for row in find_methods().values() if not row.reference]
+    return tuple(sorted((Entry(row.name, row.name) for row in rows), key=lambda entry: entry.name != "dau"))
+
+
+@click.command()
+@click.option("--data", type=Path, help="Folder with train/ and test/; left out, what the bank keeps.")
+@click.option("--bank", default=ROOT / "bank", type=Path, show_default="bank/", help="Folder of the bank.")
+@click.option("--tasks", default="random,class", show_default=True, help="Kinds of benchmarks/bank.py.")
+@click.option("--seeds", default="100-104", show_default=True, help="Two or more.")
+@click.option("--entries", default="parts", show_default=True, type=click.Choice(["parts", "rivals"]))
+@click.option("--tune", "trials", default=0, show_default=True, help="Trials for each method; 0 for none.")
+@click.option("--retrained", default=3, show_default=True, type=click.IntRange(2), help="A task and seed.")
+@click.option("--smoke", is_flag=True, help="Toy sizes, to see that everything runs.")
+@click.option(
+    "--record", type=Path, help="Record folder; default benchmarks/records/<date>-quality-<entries>."
+)
+def main(
+    data: Path | None,
+    bank: Path,
+    tasks: str,
+    seeds: str,
+    entries: str,
+    trials: int,
+    retrained: int,
+    smoke: bool,
+    record: Path | None,
+) -> None:
+    """Judge every entry on every task and seed, and write the record."""
+    torch.set_num_threads(1)
+    warm_up(torch.device("cpu"))
+    folder = record or record_folder(f"quality-{entries}")
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Tasks(Bank(bank), data, SMOKE if smoke else Setting())
+    chosen = list_entries(entries)
+    write_json(folder / "environment.json", environment(torch.device("cpu")))
+    try:
+        for kind in tasks.split(","):
+            for seed in parse_seeds(seeds):
+                for row in judge_all(
+                    made, kind, seed, chosen, trials, retrained, folder / "judgements.jsonl"
+                ):
+                    print(_line(row), flush=True)
+    except UserError as error:
+        raise click.UsageError(str(error)) from error
+    summary = summarise_all(folder / "judgements.jsonl")
+    write_json(folder / "summary.json", summary)
+    for line in summary:
+        print(_summary_line(line))
+
+
+def judge_all(
+    made: Tasks, kind: str, seed: int, entries: tuple[Entry, ...], trials: int, retrained: int, file: Path
+) -> Iterator[dict[str, Any]]:
+    """What each entry comes to, of those that `file` lacks, which is added to it; the original first."""
+    done = {(row["task"], row["seed"], row["entry"]) for row in _read(file)}
+    wanted = [e for e in entries if e.kinds is None or kind in e.kinds]
+    if not {(kind, seed, e.name) for e in wanted} - done:
+        return
+    judge = Judge(made.problem(kind, seed), made.bank, retrained)
+    task = made.task(kind, seed)
+    found = {"task": kind, "seed": seed, "floor": judge.floor}
+    if (kind, seed, "original") not in done:
+        yield _append(file, found | {"entry": "original", "seconds": 0.0, **asdict(judge.judge_original())})
+    for entry in wanted:
+        if (kind, seed, entry.name) not in done:
+            yield _append(file, found | {"entry": entry.name, **_judge(judge, task, entry, trials)})
+
+
+def _judge(judge: Judge, task: Task, entry: Entry, trials: int) -> dict[str, Any]:
+    method = get_method(entry.method)
+    try:
+        settings = method.resolve(task, entry.asked)
+        method.check(task, settings)
+        if trials and method.space:
+            result = tune(method, task, trials).finished
+        else:
+            result = run_timed(method.name, lambda given: method.run(given, settings), task)
+        return {"seconds": result.seconds, **asdict(judge.judge(result.model))}
+    except UserError as error:
+        return {"seconds": None, "failed": str(error)}
+
+
+def summarise_all(file: Path) -> list[dict[str, Any]]:
+    """For every task and entry: means over seeds, tests against the floor, and the difference from `dau`."""
+    rows, found = _read(file), []
+    for kind in dict.fromkeys(row["task"] for row in rows):
+        here = [row for row in rows if row["task"] == kind]
+        ours = {row["seed"]: row for row in here if row["entry"] == "dau" and "failed" not in row}
+        for name in dict.fromkeys(row["entry"] for row in here):
+            mine = [row for row in here if row["entry"] == name]
+            kept = [row for row in mine if "failed" not in row]
+            line: dict[str, Any] = {"task": kind, "entry": name, "failed": len(mine) - len(kept)}
+            if len(kept) > 1:
+                line |= _summarise(kept)
+                both = [row for row in kept if row["seed"] in ours]
+                if name != "dau" and len(both) > 1:
+                    pairs = [row["avg_gap"] for row in both], [ours[row["seed"]]["avg_gap"] for row in both]
+                    line["worse_than_dau"] = asdict(paired_interval(*pairs))
+            found.append(line)
+    return found
+
+
+def _summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    floors = [row["floor"] for row in rows]
+    summary = asdict(summarise([row["avg_gap"] for row in rows], floors))
+
+    def average(name: str) -> dict[str, float]:
+        return {key: sum(row[name][key] for row in rows) / len(rows) for key in rows[0][name]}
+
+    return summary | {
+        "floors": summary["gap"] / summary["floor"],
+        "seconds": sum(row["seconds"] for row in rows) / len(rows),
+        "gap_to_mean": sum(row["gap_to_mean"] for row in rows) / len(rows),
+        **{name: average(name) for name in ("signed", "margins", "extra_signed")},
+    }
+
+
+def _append(file: Path, row: dict[str, Any]) -> dict[str, Any]:
+    with file.open("a") as out:
+        out.write(json.dumps(row) + "\n")
+    return row
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def _line(row: dict[str, Any]) -> str:
+    gap = "failed" if "failed" in row else f"{row['avg_gap']:6.2f} at a floor of {row['floor']:.2f}"
+    return f"{row['task']}:{row['seed']} {row['entry']:36} {gap}"
+
+
+def _summary_line(line: dict[str, Any]) -> str:
+    if "gap" not in line:
+        return f"{line['task']:10} {line['entry']:36} failed"
+    return f"{line['task']:10} {line['entry']:36} {line['gap']:6.2f}, {line['floors']:5.2f} floors"
+
+
+if __name__ == "__main__":
+    main()
