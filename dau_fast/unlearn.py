@@ -10,6 +10,7 @@ import logging
 import re
 import sys
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,13 @@ from dau_fast import checkpoints
 from dau_fast.config import RETRAIN_RECIPES, SENSITIVITIES
 from dau_fast.data.named import NAMES, STORED
 from dau_fast.data.progress import Progress, silent
-from dau_fast.data.split import encode_roles
 from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import ENGINES, Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError
 from dau_fast.job.config_file import read_config
 from dau_fast.job.experiment import Experiment, SeedResult, run_experiment
+from dau_fast.job.provenance import describe_origin
 from dau_fast.job.request import Request, make_experiment
 from dau_fast.methods.dau.view import time_sensitivities
 from dau_fast.methods.registry import find_methods
@@ -64,7 +65,10 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     context.default_map = {name: value for name, value in options.items() if value is not None}
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+    epilog="Unlearned models are audited by: python -m dau_fast audit --help",
+)
 @click.option("--dataset", default="digits", help=f"One of {_listed(NAMES)}.")
 @click.option("--data", type=Path, help=f"Where the data set is; {_listed(STORED)}: holds train/ and test/.")
 @click.option("--download", is_flag=True, help="Fetch a data set that is missing.")
@@ -156,10 +160,9 @@ def _time_sensitivities(experiment: Experiment) -> dict[str, Any]:
 
 def _write(folder: Path, report: dict[str, Any], result: SeedResult) -> None:
     """Weights, report and page into `folder`."""
-    metadata = {key: report["run"][key] for key in ("dataset", "arch")}
-    metadata["split"] = encode_roles(result.roles)
-    masks = result.outcome.masks
+    run, masks = report["run"], result.outcome.masks
     for name, network in result.networks.items():
+        metadata = describe_origin(run["dataset"], run["arch"], name, result.roles, result.split)
         checkpoints.save(folder / f"{name}.safetensors", network, metadata, masks.get(name))
         if name in masks:
             checkpoints.save_sparse(folder / f"{name}.sparse.safetensors", network, masks[name], metadata)
@@ -180,20 +183,28 @@ def _print(report: dict[str, Any], result: SeedResult, out: Path) -> None:
 
 
 def main() -> None:
-    """Entry point: a user's mistake becomes one line and exit code 2, Ctrl-C exit code 130."""
+    """Entry point of unlearning; see `run_command`."""
+    run_command(unlearn, "python -m dau_fast.unlearn", sys.argv[1:])
+
+
+def run_command(command: click.Command, name: str, arguments: Sequence[str]) -> None:
+    """Run `command`: a user's mistake becomes one line and exit code 2, Ctrl-C exit code 130.
+
+    Its context's object is this process's Launch.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     torch.set_flush_denormal(True)  # before the first worker thread starts and inherits the mode
     end_cleanly_when_stopped()
     launch = Launch()
     try:
-        # Not `unlearn()`, which would print an empty line at Ctrl-C, once a process.
-        with unlearn.make_context("python -m dau_fast.unlearn", sys.argv[1:], obj=launch) as context:
-            unlearn.invoke(context)
+        # Not `command()`, which would print an empty line at Ctrl-C, once a process.
+        with command.make_context(name, list(arguments), obj=launch) as context:
+            command.invoke(context)
         launch.leave()
     except click.exceptions.Exit as done:
         sys.exit(done.exit_code)
     except UserError as error:
-        sys.exit(_fail(launch, f"error: {_as_flags(str(error))}", 2))
+        sys.exit(_fail(launch, f"error: {_as_flags(str(error), command)}", 2))
     except click.ClickException as error:
         sys.exit(_fail(launch, f"error: {error.format_message()}", 2))
     except KeyboardInterrupt:
@@ -208,9 +219,9 @@ def main() -> None:
         sys.exit(_fail(launch, told, 1))
 
 
-def _as_flags(message: str) -> str:
-    """`message` with the settings that stand in backquotes, as fields, written as options."""
-    options = {parameter.name: parameter.opts[0] for parameter in unlearn.params}
+def _as_flags(message: str, command: click.Command) -> str:
+    """`message` with the settings that stand in backquotes, as fields, written as options of `command`."""
+    options = {parameter.name: parameter.opts[0] for parameter in command.params}
 
     def flag(found: re.Match[str]) -> str:
         name, value = found["name"], found["value"]

@@ -58,7 +58,7 @@ def _rates() -> list[Audit]:
     labels |= {f"attack_{name}": f"attack: {name.replace('_', ' ')}" for name in ATTACKS}
     rows = [Audit(name, label, "%", "both", comparing.rate(name)) for name, label in labels.items()]
     distance = comparing.distance_to_mean
-    gap = Audit("gap_to_mean", "avg gap to the mean of retrainings", "points", "above", distance, _FINE)
+    gap = Audit("gap_to_mean", "avg gap to the mean", "points", "above", distance, _FINE)
     return [*rows, gap]
 
 
@@ -67,8 +67,8 @@ def _margins() -> list[Audit]:
     for name in _SETS:
         shift, distance = comparing.margin_shift(name), comparing.margin_distance(name)
         rows += [
-            Audit(f"margin_shift_{name}", f"margins, {name}: shift", "nats", "both", shift, _FINE),
-            Audit(f"margin_distance_{name}", f"margins, {name}: distance", "nats", "above", distance, _FINE),
+            Audit(f"margin_shift_{name}", f"margins {name}: shift", "nats", "both", shift, _FINE),
+            Audit(f"margin_distance_{name}", f"margins {name}: distance", "nats", "above", distance, _FINE),
         ]
     return rows
 
@@ -80,7 +80,7 @@ def _tail(fpr: float) -> Callable[[Array, Array], float]:
 def _rmia() -> list[Audit]:
     tails = [
         Audit(
-            f"rmia_tpr_{fpr:g}", f"RMIA, forget against test: TPR at {fpr:g} % FPR", "%", "above",
+            f"rmia_tpr_{fpr:g}", f"RMIA: TPR at {fpr:g} % FPR", "%", "above",
             comparing.rmia_against_test(_tail(fpr)),
         )
         for fpr in _TAILS
@@ -88,10 +88,10 @@ def _rmia() -> list[Audit]:
     offline, online = (comparing.rmia_against_retrained(online=online) for online in (False, True))
     test = comparing.rmia_against_test(auc)
     return [
-        Audit("rmia_auc", "RMIA, forget against test: AUC", "%", "both", test),
+        Audit("rmia_auc", "RMIA: AUC", "%", "both", test),
         *tails,
-        Audit("rmia_retrained_auc", "RMIA, against retrained: AUC", "%", "both", offline, references=2),
-        Audit("rmia_online_auc", "RMIA online, against retrained: AUC", "%", "both", online, references=2),
+        Audit("rmia_retrained_auc", "RMIA against retrained: AUC", "%", "both", offline, references=2),
+        Audit("rmia_online_auc", "RMIA online: AUC", "%", "both", online, references=2),
     ]
 
 
@@ -102,13 +102,13 @@ def _features() -> list[Audit]:
     noisy = comparing.mean_of(lambda one: 100 * float(one.noisy.mean()))
     reappears = comparing.mean_of(lambda one: one.reappears)
     return [
-        Audit("head_accuracy", "new head on frozen features, forget", "%", "both", head),
-        Audit("information", "information of features on forgotten", "nats", "both", information, _FINE),
+        Audit("head_accuracy", "new head: forget accuracy", "%", "both", head),
+        Audit("information", "information in features", "nats", "both", information, _FINE),
         Audit("relearning", "relearning", "steps", "both", relearning, 1.0),
-        Audit("noisy", "noisy forget images recognised", "%", "both", noisy),
-        Audit("reappears", "forget labels that reappear nearby", "%", "both", reappears),
+        Audit("noisy", "noisy forget images known", "%", "both", noisy),
+        Audit("reappears", "labels that reappear nearby", "%", "both", reappears),
         Audit("residual_knowledge", "residual knowledge", "", "both", comparing.residual_knowledge, _FINE),
-        Audit("neighbours", "neighbouring classes of forget images", "%", "above", comparing.neighbours),
+        Audit("neighbours", "neighbouring classes", "%", "above", comparing.neighbours),
     ]
 
 
@@ -126,7 +126,7 @@ def _of_several() -> list[Audit]:
     for name in _SETS:
         for key, summarise in (("mean", np.mean), ("p95", _p95)):
             score = comparing.klom_of(name, summarise)
-            label = f"KLoM, {name}: {key.replace('p', 'P')}"
+            label = f"KLoM {name}: {key.replace('p', 'P')}"
             rows.append(Audit(f"klom_{name}_{key}", label, "nats", "above", score, _FINE, 2, 2))
     accuracy, area = (comparing.ulira_of(read) for read in (lambda u: u.accuracy, lambda u: u.auc))
     rows += [
@@ -139,6 +139,6 @@ def _of_several() -> list[Audit]:
     quality, score = comparing.forgetting_quality, comparing.challenge_score
     return [
         *rows,
-        Audit("forgetting_quality", "challenge 2023: forgetting quality", "", "below", quality, _FINE, 4, 4),
-        Audit("challenge_score", "challenge 2023: score", "", "below", score, _FINE, 4, 4),
+        Audit("forgetting_quality", "challenge: forgetting quality", "", "below", quality, _FINE, 4, 4),
+        Audit("challenge_score", "challenge: score", "", "below", score, _FINE, 4, 4),
     ]

@@ -206,6 +206,17 @@ def test_the_same_is_seen_again_and_nothing_of_the_model_changes(memorised: Trai
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
+def test_a_look_runs_on_the_device(device: torch.device) -> None:
+    images = points(0.0).to(device)
+    roles = hold_out(images.labels, None, 0, validation_share=0.2, test_share=0.3)
+    split = make_split(roles, images.labels, Forget("class:3", label=3), 0).to(device)
+    found = examine(narrow(0).to(device), Scene(images, split, 0, CONFIG), 90.0)
+    assert {name: len(values) for name, values in found.margins.items()} == {
+        name: len(getattr(split, name)) for name in ("forget", "retain", "validation", "test")
+    }
+    assert all(np.isfinite(values).all() for values in (*found.margins.values(), found.noisy))
+
+
 def test_sets_that_are_large_are_looked_at_in_part() -> None:
     images = points(0.0)
     roles = hold_out(images.labels, None, 0, validation_share=0.2, test_share=0.3)

@@ -100,6 +100,14 @@ def test_augmented_images_do_not_depend_on_order_or_batch() -> None:
     assert torch.equal(forward, backward.flip(0))
 
 
+def test_augmented_images_are_drawn_on_the_device(device: torch.device) -> None:
+    images = raw_images(numbered_pixels(4, 1, 4, 4), Augmentation(1, True)).to(device)
+    augmented = images.augmented(torch.Generator(device).manual_seed(0))
+    batch = next(augmented.batches([torch.tensor([2], device=device)]))
+    assert batch.device.type == device.type
+    assert as_bytes(batch.cpu())[0] in windows(images.pixels[2].cpu(), 1, True)
+
+
 def test_images_that_training_does_not_augment_stay_as_they_are() -> None:
     plain = raw_images(numbered_pixels(4, 1, 4, 4))
     floating = replace(plain, pixels=torch.rand(4, 3), augmentation=Augmentation(1, True))

@@ -1,0 +1,1 @@
+"""Commands beside unlearning, each with the options it shares with it."""
