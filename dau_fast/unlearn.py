@@ -20,7 +20,7 @@ from rich.console import Console
 
 from dau_fast import checkpoints
 from dau_fast.config import RETRAIN_RECIPES
-from dau_fast.data.named import NAMES, STORED
+from dau_fast.data.named import NAMES, RESIZED, STORED
 from dau_fast.data.progress import Progress, silent
 from dau_fast.data.split import encode_roles
 from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact
@@ -68,7 +68,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
 @click.option("--dataset", default="digits", help=f"One of {_listed(NAMES)}.")
 @click.option("--data", type=Path, help=f"Where the data set is; {_listed(STORED)}: holds train/ and test/.")
 @click.option("--download", is_flag=True, help="Fetch a data set that is missing.")
-@click.option("--image-size", type=_POSITIVE, help="Pixels; resize the images of folder, arrow to a square.")
+@click.option("--image-size", type=_POSITIVE, help=f"Pixels; resize to a square; {_listed(RESIZED)} alone.")
 @click.option(
     "--stream", default="auto", help="Read images while training: on, off, auto if memory is short."
 )

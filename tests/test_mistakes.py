@@ -133,6 +133,7 @@ MISTAKES = [
     ("--methods dau,retrain_clean", "add --prune"),
     ("--prune imp --checkpoint {files}/good.safetensors", "--prune imp"),
     ("--prune synflow --checkpoint {files}/good.safetensors", "--prune synflow"),
+    ("--image-size 16", "--image-size 16 is for folder, arrow"),
     ("--dataset folder", "--data DIR"),
     ("--dataset folder --data {files}/missing", "missing' is not a folder"),
     ("--dataset folder --data {files}/twice.txt", "twice.txt' is not a folder"),
