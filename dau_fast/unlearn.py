@@ -28,7 +28,7 @@ from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import ENGINES, Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError
 from dau_fast.job.config_file import read_config
-from dau_fast.job.experiment import Experiment, SeedResult, run_experiment
+from dau_fast.job.experiment import SeedResult, run_experiment
 from dau_fast.job.request import Request, make_experiment
 from dau_fast.methods.dau.view import SENSITIVITIES, time_sensitivities
 from dau_fast.methods.registry import find_methods
@@ -139,18 +139,15 @@ def _run(request: Request, runtime: Runtime, progress: Progress) -> tuple[dict[s
     results = run_experiment(experiment, progress)
     run = describe_run(request, experiment, results, started, time.perf_counter() - began)
     if runtime.traces:
-        run["sensitivity_costs"] = _time_sensitivities(experiment)
+        run["sensitivity_costs"] = _time_sensitivities(results[0])
     return build_report(run, results), results[0]
 
 
-def _time_sensitivities(experiment: Experiment) -> dict[str, Any]:
-    images = experiment.images
-    index = torch.arange(min(_COSTED, len(images.labels)), device=images.device)
-    model = experiment.fresh(experiment.seed).eval()
-    return {
-        "images": len(index),
-        "seconds": time_sensitivities(model, images.batch(index), images.labels[index]),
-    }
+def _time_sensitivities(result: SeedResult) -> dict[str, Any]:
+    task = result.outcome.task
+    index = torch.arange(min(_COSTED, len(task.labels)), device=task.images.device)
+    seconds = time_sensitivities(task.original, task.images.batch(index), task.labels[index])
+    return {"images": len(index), "seconds": seconds}
 
 
 def _write(folder: Path, report: dict[str, Any], result: SeedResult) -> None:

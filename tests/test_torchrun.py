@@ -186,6 +186,16 @@ def test_two_processes_that_share_a_model_report_what_one_does(tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_two_processes_are_profiled_as_one_is(tmp_path: Path) -> None:
+    arguments = [*SHORT, "--epochs", "1", "--methods", "dau", "--profile", "--timeout", "20"]
+    found = ended(start(2, ["-m", "dau_fast.unlearn", *arguments, "--out", str(tmp_path)]))
+    assert [code for code, _, _ in found] == [0, 0], found
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["run"]["profile"]) == {"original", "game", "recovery"}
+    assert report["run"]["sensitivity_costs"]["seconds"]["full"] > 0
+
+
+@pytest.mark.slow
 def test_what_does_not_go_with_it_costs_one_line(tmp_path: Path) -> None:
     command = ["-m", "dau_fast.unlearn", *SHORT, "--shard", "--sensitivity", "full", "--out", str(tmp_path)]
     found = ended(start(2, command))
