@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,10 +60,10 @@ def _no_constant(name: str) -> None:
 _SILENT = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 
-def call(folder: Path, *arguments: object) -> Called:
+def call(folder: Path, *arguments: object, start: Callable[[], None] = main) -> Called:
     """Run the command line in this process with --out `folder`; an exception that escapes fails the test.
 
-    Short trainings, one retraining, on the CPU, unless `arguments` say otherwise.
+    Short trainings, one retraining, on the CPU, unless `arguments` say otherwise. start: what reads them.
 
     stderr holds the warnings that Python would have printed there, too.
     """
@@ -81,7 +82,7 @@ def call(folder: Path, *arguments: object) -> Called:
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
             patch.delenv(name, raising=False)
         try:
-            main()
+            start()
         except SystemExit as leaving:
             code = int(leaving.code or 0)
         finally:
@@ -91,8 +92,8 @@ def call(folder: Path, *arguments: object) -> Called:
     return Called(code, out.getvalue(), stderr, folder)
 
 
-def succeed(folder: Path, *arguments: object) -> Called:
-    called = call(folder, *arguments)
+def succeed(folder: Path, *arguments: object, start: Callable[[], None] = main) -> Called:
+    called = call(folder, *arguments, start=start)
     assert called.code == 0, called.stderr
     return called
 
