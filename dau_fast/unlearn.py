@@ -23,7 +23,7 @@ from dau_fast.config import RETRAIN_RECIPES
 from dau_fast.data.named import NAMES, RESIZED, STORED
 from dau_fast.data.progress import Progress, silent
 from dau_fast.data.split import encode_roles
-from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact
+from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact, undisturbed
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import ENGINES, Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError
@@ -103,7 +103,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
 def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) -> None:
     """Make a trained image classifier forget part of its training data, and compare with retraining."""
     launch: Launch = context.obj
-    device = choose_device(given.pop("device"), launch.local_rank)
+    device = choose_device(given.pop("device"), launch.local_rank, launch.local_count)
     ranks = launch.join(device, given.pop("timeout"))
     profiled = given.pop("profile")
     computing = {name: given.pop(name) for name in _COMPUTING}
@@ -219,8 +219,9 @@ def _as_flags(message: str) -> str:
 
 def _fail(launch: Launch, message: str, code: int) -> int:
     """Say why the run ends, unless another process did, and return the exit code."""
-    if launch.speaks():
-        print(" ".join(message.split()), file=sys.stderr, flush=True)
+    with undisturbed():
+        if launch.speaks():
+            print(" ".join(message.split()), file=sys.stderr, flush=True)
     return code
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 import warnings
 from collections.abc import Callable
@@ -70,6 +71,7 @@ def call(folder: Path, *arguments: object, start: Callable[[], None] = main) -> 
     given = ["dau-fast", "--epochs", "3", "--retrain-recipe", "literature", "--device", "cpu"]
     given += ["--out", folder, *arguments]
     out, err, code = io.StringIO(), io.StringIO(), 0
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
         pytest.MonkeyPatch.context() as patch,
         redirect_stdout(out),
@@ -87,6 +89,8 @@ def call(folder: Path, *arguments: object, start: Callable[[], None] = main) -> 
             code = int(leaving.code or 0)
         finally:
             torch.set_flush_denormal(False)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     shown = [w for w in warned if not issubclass(w.category, _SILENT)]
     stderr = err.getvalue() + "".join(f"{w.category.__name__}: {w.message}\n" for w in shown)
     return Called(code, out.getvalue(), stderr, folder)

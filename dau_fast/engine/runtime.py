@@ -71,10 +71,11 @@ class Runtime:
         return self.loop_parts.get(loop, self.accumulate)
 
 
-def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+def choose_device(name: str, local_rank: int | None = None, local_count: int = 1) -> torch.device:
     """`auto`, `cpu` or `cuda` as a device. Raises UserError for CUDA where there is none.
 
-    local_rank: number of this process among those of its machine, each of which has a GPU of its own.
+    local_rank: number of this process among the `local_count` of its machine, each of which has a GPU of
+    its own; where there are too few GPUs, all of them raise.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise UserError(f"unknown device '{name}': expected auto, cpu or cuda")
@@ -84,10 +85,11 @@ def choose_device(name: str, local_rank: int | None = None) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu" or local_rank is None:
         return torch.device(name)
-    if local_rank >= torch.cuda.device_count():
+    processes, found = max(local_count, local_rank + 1), torch.cuda.device_count()
+    if processes > found:
         raise UserError(
-            f"process {local_rank} has no GPU, as PyTorch finds {torch.cuda.device_count()} here: start as "
-            "many processes as there are GPUs, or take `device=cpu`"
+            f"{processes} processes are too many for the {found} GPUs that PyTorch finds here: start no more "
+            "processes than there are GPUs, or take `device=cpu`"
         )
     return torch.device("cuda", local_rank)
 

@@ -37,6 +37,18 @@ def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         choose_device("cuda")
 
 
+@pytest.mark.parametrize("local_rank", [0, 3])
+def test_where_gpus_are_too_few_every_process_says_so(
+    local_rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda", 1, 2) == torch.device("cuda", 1)
+    assert choose_device("cpu", local_rank, 4) == CPU
+    with pytest.raises(UserError, match="4 processes are too many for the 2 GPUs that PyTorch finds here"):
+        choose_device("auto", local_rank, 4)
+
+
 @pytest.mark.parametrize("name", ["gpu", "", "CPU", "cuda:7", "mps"])
 def test_an_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"unknown device '{name}': expected auto, cpu or cuda"):
