@@ -259,9 +259,13 @@ def fail_in_turn(
     processes: list[subprocess.Popen[str]], order: list[int], folder: Path
 ) -> list[tuple[int, str, str]]:
     """What came of `processes`, which run IN_TURN: each ended before the next one failed."""
-    for rank in order:
-        (folder / str(rank)).touch()
-        processes[rank].wait(timeout=60)
+    try:
+        for rank in order:
+            (folder / str(rank)).touch()
+            processes[rank].wait(timeout=100)
+    except subprocess.TimeoutExpired:
+        ended(processes, 0)
+        raise
     found = ended(processes)
     assert [(code, out) for code, out, _ in found] == len(order) * [(2, "")], found
     return found
