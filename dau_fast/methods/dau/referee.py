@@ -100,7 +100,7 @@ class Referee:
         seen.forget_accuracy.append(percent(forget_right))
         seen.validation_accuracy.append(percent(validation_right))
         verdict = self._class_gone() if self.split.classwise else self._like_validation()
-        enough = self.ranks.agreed(verdict is not None, self.labels.device)
+        enough = self.ranks.agree(verdict is not None, self.labels.device)
         self._in_a_row = self._in_a_row + 1 if enough else 0
         if self._in_a_row < _LOOKS_IN_A_ROW:
             return False
