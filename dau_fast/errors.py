@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -11,6 +12,12 @@ class UserError(ValueError):
     The message is one line: what was wrong, what was expected, what to do. The command line prints
     it and exits with code 2; from Python it is an ordinary `ValueError`.
     """
+
+
+def check_choice(field: str, value: object, known: Iterable[str]) -> None:
+    """UserError unless `value`, which `field` was given, is one of `known`."""
+    if value not in (choices := tuple(known)):
+        raise UserError(f"`{field}={value}`: expected one of {', '.join(choices)}")
 
 
 def exists(path: Path, kind: str) -> bool:

@@ -15,7 +15,7 @@ from dau_fast.data.folder import read_folder
 from dau_fast.data.images import Augmentation, Images
 from dau_fast.data.progress import Progress, silent
 from dau_fast.data.stored import Stored, choose_streaming
-from dau_fast.errors import UserError, exists
+from dau_fast.errors import UserError, check_choice, exists
 
 STREAMING = ("auto", "on", "off")
 
@@ -51,10 +51,8 @@ def load(
 
 def _check(dataset: str, image_size: int | None, stream: str) -> None:
     """UserError for names that are unknown, and for what `dataset` could only ignore."""
-    if stream not in STREAMING:
-        raise UserError(f"unknown streaming '{stream}': expected one of {', '.join(STREAMING)}")
-    if dataset not in NAMES:
-        raise UserError(f"unknown dataset '{dataset}': expected one of {', '.join(NAMES)}")
+    check_choice("stream", stream, STREAMING)
+    check_choice("dataset", dataset, NAMES)
     if image_size is not None and dataset not in RESIZED:
         raise UserError(
             f"`image_size={image_size}` is for {', '.join(RESIZED)}: leave it out, or store the images of "

@@ -37,7 +37,7 @@ def test_digits_are_normalised_to_mean_0_and_standard_deviation_1() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="unknown dataset 'mnist'") as raised:
+    with pytest.raises(UserError, match="`dataset=mnist`: expected one of ") as raised:
         load("mnist")
     assert all(name in str(raised.value) for name in NAMES)
 

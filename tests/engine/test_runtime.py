@@ -51,7 +51,7 @@ def test_where_gpus_are_too_few_every_process_says_so(
 
 @pytest.mark.parametrize("name", ["gpu", "", "CPU", "cuda:7", "mps"])
 def test_an_unknown_device_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"unknown device '{name}': expected auto, cpu or cuda"):
+    with pytest.raises(UserError, match=f"`device={name}`: expected one of auto, cpu, cuda"):
         choose_device(name)
 
 
@@ -72,7 +72,7 @@ def test_a_precision_is_chosen_by_name_and_device(
 
 @pytest.mark.parametrize("name", ["fp16", "", "BF16"])
 def test_an_unknown_precision_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"unknown precision '{name}': expected auto, fp32, bf16"):
+    with pytest.raises(UserError, match=f"`precision={name}`: expected one of auto, fp32, bf16"):
         choose_precision(name, CPU)
 
 
@@ -87,7 +87,7 @@ def test_an_engine_that_is_named_is_taken(name: str) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"engine": "jit"}, "unknown engine 'jit': expected auto, eager, compiled, captured"),
+    ({"engine": "jit"}, "`engine=jit`: expected one of auto, eager, compiled, captured"),
     ({"engine": "captured"}, "`engine=captured` needs a CUDA device: take eager or compiled here"),
     ({"engine": "compiled", "ranks": Ranks(0, 2)}, "`engine=compiled` is for one process, and there are 2"),
     ({"shard": True}, "`shard=True` shares a model out .* there is one: start them with torchrun, or leave"),

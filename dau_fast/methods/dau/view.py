@@ -16,7 +16,7 @@ from dau_fast.engine.evaluation import map_batches
 from dau_fast.engine.modes import evaluating
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.sharding import placed
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, check_choice
 from dau_fast.models import Classifier, Outputs
 from dau_fast.ops import attack_features, input_grad_norms, per_sample_grad_norms
 
@@ -98,8 +98,7 @@ def _loss(outputs: Outputs, targets: Tensor) -> Tensor:
 
 def check_sensitivity(name: str, model: Classifier, images: Tensor) -> None:
     """UserError where `model` has no such sensitivity, or none that can be differentiated: one pass tells."""
-    if name not in SENSITIVITIES:
-        raise UserError(f"unknown sensitivity '{name}': expected one of {', '.join(SENSITIVITIES)}")
+    check_choice("sensitivity", name, SENSITIVITIES)
     labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     try:
         with evaluating(model):

@@ -174,9 +174,7 @@ def test_a_model_without_such_a_sensitivity_is_refused() -> None:
         UserError, match=r"no sensitivity 'full': no per-sample gradient is known for .*Scaled"
     ):
         check_sensitivity("full", model, images)
-    with pytest.raises(
-        UserError, match="unknown sensitivity 'labels': expected one of classifier, input, full"
-    ):
+    with pytest.raises(UserError, match="`sensitivity=labels`: expected one of classifier, input, full"):
         check_sensitivity("labels", model, images)
     found = time_sensitivities(model, images, labels)
     assert found["full"] is None
