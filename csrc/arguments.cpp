@@ -29,7 +29,8 @@ void* Arguments::checked(const Label& label, const Given& given, std::size_t n, 
     refuse(named(label) + " has " + std::to_string(given.n) + " elements: expected " + std::to_string(n));
   }
   if (n == 0) return nullptr;
-  if (given.address == 0) refuse(named(label) + " has no memory: expected " + std::to_string(n) + " elements");
+  if (given.address == 0)
+    refuse(named(label) + " has no memory: expected " + std::to_string(n) + " elements");
   if (given.address % alignment != 0) {
     refuse(named(label) + " does not lie at a multiple of " + std::to_string(alignment) + " bytes");
   }
@@ -40,11 +41,11 @@ void* Arguments::checked(const Label& label, const Given& given, std::size_t n, 
   return reinterpret_cast<void*>(given.address);
 }
 
-std::size_t Arguments::lengths(
-    std::initializer_list<std::pair<const char*, const GivenList*>> lists) const {
+std::size_t Arguments::lengths(std::initializer_list<std::pair<const char*, const GivenList*>> lists) const {
   const auto& [first, expected] = *lists.begin();
   for (const auto& [name, list] : lists) {
-    if (list->addresses.size() != expected->addresses.size() || list->sizes.size() != list->addresses.size()) {
+    if (list->addresses.size() != expected->addresses.size() ||
+        list->sizes.size() != list->addresses.size()) {
       refuse(std::string(name) + " has " + std::to_string(list->addresses.size()) + " addresses and " +
              std::to_string(list->sizes.size()) + " sizes: expected one of each for the " +
              std::to_string(expected->addresses.size()) + " of " + first);
@@ -55,7 +56,8 @@ std::size_t Arguments::lengths(
 
 std::size_t Arguments::size(const char* name, std::int64_t value, std::int64_t least) const {
   if (value < least) {
-    refuse(std::string(name) + " is " + std::to_string(value) + ": expected " + std::to_string(least) + " or more");
+    refuse(std::string(name) + " is " + std::to_string(value) + ": expected " + std::to_string(least) +
+           " or more");
   }
   return static_cast<std::size_t>(value);
 }
@@ -73,7 +75,8 @@ std::size_t Arguments::product(std::initializer_list<std::size_t> sizes) const {
 
 std::pair<const Arguments::Region*, const Arguments::Region*> Arguments::first_overlap(bool one_written,
                                                                                        bool both_written) {
-  std::sort(regions_.begin(), regions_.end(), [](const Region& a, const Region& b) { return a.begin < b.begin; });
+  std::sort(regions_.begin(), regions_.end(),
+            [](const Region& a, const Region& b) { return a.begin < b.begin; });
   // Of those that began before: what reaches furthest.
   const Region *read = nullptr, *written = nullptr;
   for (const Region& region : regions_) {
@@ -91,7 +94,8 @@ bool Arguments::writes_twice() { return first_overlap(false, true).first != null
 
 void Arguments::refuse_overlaps(bool shared) {
   const auto [one, other] = first_overlap(true, !shared);
-  if (one) refuse(named(one->label) + " and " + named(other->label) + " overlap: expected memory of their own");
+  if (one)
+    refuse(named(one->label) + " and " + named(other->label) + " overlap: expected memory of their own");
 }
 
 }  // namespace dau_fast

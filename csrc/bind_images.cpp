@@ -40,14 +40,21 @@ void image_batch_arrays(const Given& pixels, const Sides& shape, const Sides& st
   }
   const auto side = [&](std::size_t place) { return static_cast<std::size_t>(shape[place]); };
   const std::size_t channels = side(1), batch = call.size("index", index.n);
-  const PixelStore store{call.read<std::uint8_t>({"pixels"}, {pixels.address, static_cast<Start>(reach)}, reach),
-                         {strides[0], strides[1], strides[2], strides[3]},
-                         shape[0], channels, side(2), side(3),
-                         call.read<float>({"mean"}, mean, channels), call.read<float>({"std"}, std, channels)};
+  const PixelStore store{
+      call.read<std::uint8_t>({"pixels"}, {pixels.address, static_cast<Start>(reach)}, reach),
+      {strides[0], strides[1], strides[2], strides[3]},
+      shape[0],
+      channels,
+      side(2),
+      side(3),
+      call.read<float>({"mean"}, mean, channels),
+      call.read<float>({"std"}, std, channels)};
   const Windows windows{call.read<Start>({"index"}, index, batch),
                         call.read_if_given<Start>({"rows"}, rows, batch),
                         call.read_if_given<Start>({"columns"}, columns, batch),
-                        call.read_if_given<Start>({"flip"}, flip, batch), batch, pad};
+                        call.read_if_given<Start>({"flip"}, flip, batch),
+                        batch,
+                        pad};
   if (!windows.rows != !windows.columns) call.refuse("of rows and columns one is missing");
   if (pad < 0 || pad > kMostPad) {
     call.refuse("pad is " + std::to_string(pad) + ": expected 0 to " + std::to_string(kMostPad));

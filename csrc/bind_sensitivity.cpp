@@ -13,7 +13,9 @@ struct Sizes {
   std::size_t batch, classes, width, shown;
 
   Sizes(const Arguments& call, std::int64_t b, std::int64_t c, std::int64_t d, bool softmax)
-      : batch(call.size("batch", b)), classes(call.size("classes", c, 1)), width(call.size("width", d)),
+      : batch(call.size("batch", b)),
+        classes(call.size("classes", c, 1)),
+        width(call.size("width", d)),
         shown(softmax ? call.product({batch, classes + 1}) : batch) {}
 };
 
@@ -25,7 +27,10 @@ void forward_arrays(const Given& logits, const Given& features, const Given& tar
   const Sizes size(call, batch, classes, width, softmax);
   const Batch in{call.read<float>({"logits"}, logits, call.product({size.batch, size.classes})),
                  call.read<float>({"features"}, features, call.product({size.batch, size.width})),
-                 size.batch, size.classes, size.width, softmax};
+                 size.batch,
+                 size.classes,
+                 size.width,
+                 softmax};
   const Target* given = call.read_if_given<Target>({"targets"}, targets, size.batch);
   Target* found = given ? nullptr : call.write<Target>({"predicted"}, predicted, size.batch);
   float* kept = call.write<float>({"stats"}, stats, call.product({kStats, size.batch}));
@@ -45,7 +50,10 @@ void backward_arrays(const Given& grad, const Given& logits, const Given& featur
   const std::size_t of_features = call.product({size.batch, size.width});
   const Batch in{call.read<float>({"logits"}, logits, of_logits),
                  call.read<float>({"features"}, features, of_features),
-                 size.batch, size.classes, size.width, softmax};
+                 size.batch,
+                 size.classes,
+                 size.width,
+                 softmax};
   const Target* targets = call.read<Target>({"labels"}, labels, size.batch);
   const float* kept = call.read<float>({"stats"}, stats, call.product({kStats, size.batch}));
   const float* pull = call.read<float>({"grad"}, grad, size.shown);

@@ -40,9 +40,9 @@ void masked_sgd_arrays(const GivenList& weights, const GivenList& grads, const G
 }
 
 void masked_adamw_arrays(const GivenList& weights, const GivenList& grads, const GivenList& exp_avgs,
-                         const GivenList& exp_avg_sqs, const GivenList& steps, const GivenList& bits, double lr,
-                         double beta1, double beta2, double eps, double weight_decay, bool maximize,
-                         std::int64_t threads) {
+                         const GivenList& exp_avg_sqs, const GivenList& steps, const GivenList& bits,
+                         double lr, double beta1, double beta2, double eps, double weight_decay,
+                         bool maximize, std::int64_t threads) {
   Arguments call("masked_adamw", 6 * weights.sizes.size());
   const std::size_t count = call.lengths({{"weights", &weights},
                                           {"grads", &grads},

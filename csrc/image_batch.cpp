@@ -129,12 +129,9 @@ void gather(const PixelStore& store, const Windows& windows, const std::vector<T
   const std::size_t count =
       std::min({threads, numbers / kThreadNumbers + 1, std::max<std::size_t>(windows.batch, 1)});
   const auto edge = [&](std::size_t part) { return windows.batch * part / count; };
-  const auto run = store.channels == 1   ? images<1, T>
-                   : store.channels == 3 ? images<3, T>
-                                         : images<0, T>;
-  on_threads(count, [&](std::size_t part) {
-    run(store, windows, table.data(), out, edge(part), edge(part + 1));
-  });
+  const auto run = store.channels == 1 ? images<1, T> : store.channels == 3 ? images<3, T> : images<0, T>;
+  on_threads(count,
+             [&](std::size_t part) { run(store, windows, table.data(), out, edge(part), edge(part + 1)); });
 }
 
 }  // namespace
@@ -143,7 +140,8 @@ void image_batch(const PixelStore& store, const Windows& windows, Number number,
                  std::size_t threads) {
   const std::size_t n = windows.batch;
   require_in_range<std::out_of_range>("index holds", windows.index, n, store.count - 1);
-  for (const auto& [what, starts] : {std::pair{"rows hold", windows.rows}, {"columns hold", windows.columns}}) {
+  for (const auto& [what, starts] :
+       {std::pair{"rows hold", windows.rows}, {"columns hold", windows.columns}}) {
     require_in_range<std::invalid_argument>(what, starts, n, 2 * windows.pad, ", twice the padding");
   }
   const std::vector<float> table = normalised(store);

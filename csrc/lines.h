@@ -20,8 +20,8 @@ constexpr std::size_t kThreadWeights = 1 << 17;
 
 // Bits are tested by table and not by shifting, which compilers do not vectorise for baseline
 // x86-64: it has no vector shift by lane.
-constexpr std::uint32_t kLineBit[kLine] = {1u << 0, 1u << 1, 1u << 2,  1u << 3,  1u << 4,  1u << 5,
-                                           1u << 6, 1u << 7, 1u << 8,  1u << 9,  1u << 10, 1u << 11,
+constexpr std::uint32_t kLineBit[kLine] = {1u << 0,  1u << 1,  1u << 2,  1u << 3, 1u << 4,  1u << 5,
+                                           1u << 6,  1u << 7,  1u << 8,  1u << 9, 1u << 10, 1u << 11,
                                            1u << 12, 1u << 13, 1u << 14, 1u << 15};
 constexpr std::uint32_t kAll = 0xffff;
 

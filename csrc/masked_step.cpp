@@ -18,9 +18,12 @@ struct SgdFactors {
 
 SgdFactors factors(const SgdSettings& s, bool first) {
   const double old = first ? 0 : s.momentum, fresh = first ? 1 : 1 - s.dampening;
-  return {s.maximize ? -1.0f : 1.0f,      static_cast<float>(s.weight_decay),
-          static_cast<float>(s.momentum), static_cast<float>(old),
-          static_cast<float>(fresh),      static_cast<float>(s.lr),
+  return {s.maximize ? -1.0f : 1.0f,
+          static_cast<float>(s.weight_decay),
+          static_cast<float>(s.momentum),
+          static_cast<float>(old),
+          static_cast<float>(fresh),
+          static_cast<float>(s.lr),
           s.nesterov};
 }
 
@@ -163,8 +166,7 @@ void adamw_rest(const AdamwTensor& t, const AdamwFactors& f, const Piece& piece)
 
 }  // namespace
 
-void masked_sgd(const std::vector<SgdTensor>& tensors, const SgdSettings& settings,
-                std::size_t threads) {
+void masked_sgd(const std::vector<SgdTensor>& tensors, const SgdSettings& settings, std::size_t threads) {
   const SgdFactors later = factors(settings, false), first = factors(settings, true);
   each_piece(sizes_of(tensors), threads, [&](const Piece& piece) {
     const SgdTensor& tensor = tensors[piece.tensor];

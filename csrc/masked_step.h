@@ -24,8 +24,7 @@ struct SgdSettings {
   bool nesterov, maximize;
 };
 
-void masked_sgd(const std::vector<SgdTensor>& tensors, const SgdSettings& settings,
-                std::size_t threads);
+void masked_sgd(const std::vector<SgdTensor>& tensors, const SgdSettings& settings, std::size_t threads);
 
 // step: how many steps there were; raised by one.
 struct AdamwTensor {

@@ -63,7 +63,8 @@ void apply_bytes(float* weights, const std::uint8_t* bits, std::size_t n) {
 void apply_range(float* weights, const std::uint8_t* bits, std::size_t n) {
   const std::size_t whole = n - n % kBits;
   apply_bytes(weights, bits, whole);
-  for (std::size_t i = whole; i < n; ++i) weights[i] = bit(bits[whole / kBits], i - whole) ? weights[i] : 0.0f;
+  for (std::size_t i = whole; i < n; ++i)
+    weights[i] = bit(bits[whole / kBits], i - whole) ? weights[i] : 0.0f;
 }
 
 }  // namespace

@@ -97,8 +97,8 @@ DAU_FAST_INSIDE Parts forward_row(const float* z, std::size_t classes, float lar
   // The label is left out of the sums and not taken off them, which would cost its digits.
   const float* rest = z + label + 1;
   const std::size_t after = classes - label - 1;
-  const Sums low = out ? exponentials<true>(z, label, largest, out)
-                       : exponentials<false>(z, label, largest, nullptr);
+  const Sums low =
+      out ? exponentials<true>(z, label, largest, out) : exponentials<false>(z, label, largest, nullptr);
   const Sums high = out ? exponentials<true>(rest, after, largest, out + label + 1)
                         : exponentials<false>(rest, after, largest, nullptr);
   const float at_label = exp_negative(z[label] - largest);
@@ -122,8 +122,8 @@ void forward_rows(const Batch& in, const std::int64_t* targets, bool bias, float
     const float* z = in.logits + row * classes;
     const float* h = in.features + row * in.width;
     const float largest = largest_of(z, classes);
-    const std::size_t label = targets ? static_cast<std::size_t>(targets[row])
-                                      : first_equal(z, classes, largest);
+    const std::size_t label =
+        targets ? static_cast<std::size_t>(targets[row]) : first_equal(z, classes, largest);
     if (!targets) predicted[row] = static_cast<std::int64_t>(label);
     float* out = in.softmax ? shown + row * (classes + 1) : nullptr;
     const auto [miss, pull, scale] = forward_row(z, classes, largest, label, out);

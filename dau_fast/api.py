@@ -167,7 +167,7 @@ def _join_ranks(distributed: bool) -> Ranks:
             "`distributed=True` without a process group: call torch.distributed.init_process_group first, or "
             "leave it out"
         )
-    return Ranks.all()
+    return Ranks.from_group()
 
 
 _ROLES = {"forget": TRAINING, "retain": TRAINING, "validation": VALIDATION, "test": TEST}

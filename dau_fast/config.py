@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, check_choice
 
 S = TypeVar("S")
 
@@ -189,10 +189,7 @@ class DauConfig:
         _check(self, "retain_sample", "lr", "attacker_lr", open_low=True)
         _check(self, "alpha", "anchor", "departure", "beta", "lambd", "weight_decay")
         _check(self, "momentum", "exam_share", high=1, open_high=True)
-        if self.sensitivity not in SENSITIVITIES:
-            raise UserError(
-                f"unknown sensitivity '{self.sensitivity}': expected one of {', '.join(SENSITIVITIES)}"
-            )
+        check_choice("sensitivity", self.sensitivity, SENSITIVITIES)
 
     @property
     def taught_sets(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -15,6 +16,12 @@ class UserError(ValueError):
 
 class Diverged(UserError):
     """A model's weights or outputs are no longer finite: its training went wrong, or its settings."""
+
+
+def check_choice(field: str, value: object, known: Iterable[str]) -> None:
+    """UserError unless `value`, which `field` was given, is one of `known`."""
+    if value not in (choices := tuple(known)):
+        raise UserError(f"`{field}={value}`: expected one of {', '.join(choices)}")
 
 
 def exists(path: Path, kind: str) -> bool:

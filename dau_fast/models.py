@@ -102,7 +102,7 @@ def build(arch: str, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
             logits = network.eval()(torch.zeros(1, *image_shape))
     except (RuntimeError, ValueError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"architecture '{arch}' cannot take {height}x{width} images: {reason}") from error
+        raise UserError(f"`arch={arch}` cannot take {height}x{width} images: {reason}") from error
     assert logits.shape == (1, classes)
     return network.train()
 
@@ -113,8 +113,8 @@ def _torchvision(arch: str, classes: int, small_image: bool) -> nn.Module:
     name = "vgg16_bn" if arch == "vgg16" and small_image else arch
     if name not in models.list_models(models):
         raise UserError(
-            f"unknown architecture '{arch}': expected small, resnet18, resnet50, vgg16 or the name "
-            "of a torchvision classifier"
+            f"`arch={arch}`: expected small, resnet18, resnet50, vgg16, or the name of a torchvision "
+            "classifier"
         )
     options = {"aux_logits": False} if name in ("googlenet", "inception_v3") else {}
     network = models.get_model(name, weights=None, num_classes=classes, **options)

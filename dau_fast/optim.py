@@ -122,19 +122,25 @@ class MaskedOptimizer(Optimizer):
 
     def _with_gradients(self, parameters: list[Tensor]) -> Iterable[list[_Entry]]:
         """Those that have a gradient, device by device."""
-        found: dict[torch.device, list[_Entry]] = {}
+        entries: list[_Entry] = []
+        # Names at hand: what is looked up here is what many small tensors cost.
+        every, strided = self._kept, torch.strided
         for parameter in parameters:
             grad = parameter.grad
             if grad is None:
                 continue
-            kept = self._kept[parameter]
-            _check_unchanged(parameter, kept)
-            if grad.layout is not torch.strided:
+            kept = every[parameter]
+            if parameter.shape != kept.shape:
+                _check_unchanged(parameter, kept)
+            if grad.layout is not strided:
                 raise RuntimeError(
                     "a gradient is sparse: expected dense ones; use sparse=False in nn.Embedding"
                 )
-            found.setdefault(parameter.device, []).append((parameter, grad, kept))
-        return found.values()
+            entries.append((parameter, grad, kept))
+        devices = {parameter.device for parameter, _, _ in entries}
+        if len(devices) == 1:
+            return [entries]
+        return [[entry for entry in entries if entry[0].device == device] for device in devices]
 
     def _update(self, group: dict[str, Any], entries: list[_Entry]) -> None:
         """Step the parameters of `entries`, all on one device."""

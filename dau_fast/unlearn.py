@@ -21,14 +21,14 @@ from rich.console import Console
 
 from dau_fast import checkpoints
 from dau_fast.config import RETRAIN_RECIPES, SENSITIVITIES
-from dau_fast.data.named import NAMES, STORED
+from dau_fast.data.named import NAMES, RESIZED, STORED
 from dau_fast.data.progress import Progress, silent
-from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact
+from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact, undisturbed
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import ENGINES, Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError
 from dau_fast.job.config_file import read_config
-from dau_fast.job.experiment import Experiment, SeedResult, run_experiment
+from dau_fast.job.experiment import SeedResult, run_experiment
 from dau_fast.job.provenance import describe_origin
 from dau_fast.job.request import Request, make_experiment
 from dau_fast.methods.dau.view import time_sensitivities
@@ -72,7 +72,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
 @click.option("--dataset", default="digits", help=f"One of {_listed(NAMES)}.")
 @click.option("--data", type=Path, help=f"Where the data set is; {_listed(STORED)}: holds train/ and test/.")
 @click.option("--download", is_flag=True, help="Fetch a data set that is missing.")
-@click.option("--image-size", type=_POSITIVE, help="Pixels; resize the images of folder, arrow to a square.")
+@click.option("--image-size", type=_POSITIVE, help=f"Pixels; resize to a square; {_listed(RESIZED)} alone.")
 @click.option(
     "--stream", default="auto", help="Read images while training: on, off, auto if memory is short."
 )
@@ -108,7 +108,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
 def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) -> None:
     """Make a trained image classifier forget part of its training data, and compare with retraining."""
     launch: Launch = context.obj
-    device = choose_device(given.pop("device"), launch.local_rank)
+    device = choose_device(given.pop("device"), launch.local_rank, launch.local_count)
     ranks = launch.join(device, given.pop("timeout"))
     profiled = given.pop("profile")
     computing = {name: given.pop(name) for name in _COMPUTING}
@@ -144,18 +144,15 @@ def _run(request: Request, runtime: Runtime, progress: Progress) -> tuple[dict[s
     results = run_experiment(experiment, progress)
     run = describe_run(request, experiment, results, started, time.perf_counter() - began)
     if runtime.traces:
-        run["sensitivity_costs"] = _time_sensitivities(experiment)
+        run["sensitivity_costs"] = _time_sensitivities(results[0])
     return build_report(run, results), results[0]
 
 
-def _time_sensitivities(experiment: Experiment) -> dict[str, Any]:
-    images = experiment.images
-    index = torch.arange(min(_COSTED, len(images.labels)), device=images.device)
-    model = experiment.fresh(experiment.seed).eval()
-    return {
-        "images": len(index),
-        "seconds": time_sensitivities(model, images.batch(index), images.labels[index]),
-    }
+def _time_sensitivities(result: SeedResult) -> dict[str, Any]:
+    task = result.outcome.task
+    index = torch.arange(min(_COSTED, len(task.labels)), device=task.images.device)
+    seconds = time_sensitivities(task.original, task.images.batch(index), task.labels[index])
+    return {"images": len(index), "seconds": seconds}
 
 
 def _write(folder: Path, report: dict[str, Any], result: SeedResult) -> None:
@@ -234,8 +231,9 @@ def _as_flags(message: str, command: click.Command) -> str:
 
 def _fail(launch: Launch, message: str, code: int) -> int:
     """Say why the run ends, unless another process did, and return the exit code."""
-    if launch.speaks():
-        print(" ".join(message.split()), file=sys.stderr, flush=True)
+    with undisturbed():
+        if launch.speaks():
+            print(" ".join(message.split()), file=sys.stderr, flush=True)
     return code
 
 

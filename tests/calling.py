@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,16 +61,17 @@ def _no_constant(name: str) -> None:
 _SILENT = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 
-def call(folder: Path, *arguments: object) -> Called:
+def call(folder: Path, *arguments: object, start: Callable[[], None] = main) -> Called:
     """Run the command line in this process with --out `folder`; an exception that escapes fails the test.
 
-    Short trainings, one retraining, on the CPU, unless `arguments` say otherwise.
+    Short trainings, one retraining, on the CPU, unless `arguments` say otherwise. start: what reads them.
 
     stderr holds the warnings that Python would have printed there, too.
     """
     given = ["dau-fast", "--epochs", "3", "--retrain-recipe", "literature", "--device", "cpu"]
     given += ["--out", folder, *arguments]
     out, err, code = io.StringIO(), io.StringIO(), 0
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     with (
         pytest.MonkeyPatch.context() as patch,
         redirect_stdout(out),
@@ -81,18 +84,20 @@ def call(folder: Path, *arguments: object) -> Called:
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
             patch.delenv(name, raising=False)
         try:
-            main()
+            start()
         except SystemExit as leaving:
             code = int(leaving.code or 0)
         finally:
             torch.set_flush_denormal(False)
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
     shown = [w for w in warned if not issubclass(w.category, _SILENT)]
     stderr = err.getvalue() + "".join(f"{w.category.__name__}: {w.message}\n" for w in shown)
     return Called(code, out.getvalue(), stderr, folder)
 
 
-def succeed(folder: Path, *arguments: object) -> Called:
-    called = call(folder, *arguments)
+def succeed(folder: Path, *arguments: object, start: Callable[[], None] = main) -> Called:
+    called = call(folder, *arguments, start=start)
     assert called.code == 0, called.stderr
     return called
 

@@ -91,7 +91,7 @@ def test_an_unknown_field_is_named_with_those_that_are() -> None:
 def test_what_is_no_switch_or_no_share_is_refused() -> None:
     with pytest.raises(UserError, match=r"`label_conditioned=1`: expected True or False"):
         replace(GAME, label_conditioned=1)
-    with pytest.raises(UserError, match=r"unknown sensitivity 'labels': expected one of none, classifier, "):
+    with pytest.raises(UserError, match=r"`sensitivity=labels`: expected one of none, classifier, "):
         replace(GAME, sensitivity="labels")
     with pytest.raises(UserError, match=r"`milestones=half`: expected shares"):
         replace(TrainingRecipe(), milestones="half")

@@ -59,7 +59,7 @@ def exact(forget: Forget) -> Task:
 
 def shared(task: Task, accumulate: int = 1) -> Task:
     """The same task for all ranks together."""
-    ranks = Ranks.all()
+    ranks = Ranks.from_group()
 
     def ready(model: Classifier) -> Classifier:
         model.network = ranks.prepare(model.network)
@@ -152,7 +152,10 @@ def compare_methods(forget: Forget, config: DauConfig) -> None:
         torch.testing.assert_close(
             dict(found.model.state_dict()), dict(expected.model.state_dict()), rtol=1e-5, atol=1e-6
         )
-        ours, theirs = measured(alone, found.model, Ranks.all()), measured(alone, expected.model, Ranks())
+        ours, theirs = (
+            measured(alone, found.model, Ranks.from_group()),
+            measured(alone, expected.model, Ranks()),
+        )
         assert ours == theirs
         if name == "dau":
             assert found.history["step"] == expected.history["step"]
@@ -238,9 +241,9 @@ def test_a_call_for_all_processes_needs_a_process_group() -> None:
 
 
 def agree(rank: int, folder: Path) -> None:
-    ranks, cpu = Ranks.all(), torch.device("cpu")
-    assert ranks.agreed(rank == 0, cpu) is True
-    assert ranks.agreed(rank == 1, cpu) is False
+    ranks, cpu = Ranks.from_group(), torch.device("cpu")
+    assert ranks.agree(rank == 0, cpu) is True
+    assert ranks.agree(rank == 1, cpu) is False
     with ranks.in_turn(True):
         if rank == 0:
             time.sleep(0.5)
@@ -259,7 +262,7 @@ def checkpointed_training(rank: int) -> None:
     """Layers that wait for the other rank are passed once more on the way back."""
     images = Images(torch.randn(48, 1, 8, 8).double(), torch.arange(48) % 4, tuple("abcd"))
     dist.broadcast(images.pixels, 0)
-    ranks = Ranks.all()
+    ranks = Ranks.from_group()
     found = []
     for runtime in (Runtime(), Runtime(ranks=ranks, activation_checkpointing=True)):
         torch.manual_seed(0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +36,7 @@ from dau_fast.errors import UserError
 
 RECOMPUTE = training.train
 def train(*arguments, **named):
-    if os.environ["RANK"] == "1":
+    if os.environ["RANK"] == "{rank}":
         {what}
     return RECOMPUTE(*arguments, **named)
 from dau_fast.methods import supervised as _sgd
@@ -63,14 +65,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start(ranks: int, command: list[str]) -> list[subprocess.Popen[str]]:
-    """`command` in as many processes, with what torchrun puts into their environment."""
+def start(ranks: int, command: list[str], machines: Sequence[Path] = ()) -> list[subprocess.Popen[str]]:
+    """`command` in as many processes, with what torchrun puts into their environment.
+
+    machines: a folder for temporary files by rank; processes with one of their own know of no others.
+    """
     port = free_port()
     shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     return [
         subprocess.Popen(
             [sys.executable, *command],
-            env={**environment(), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            env={
+                **environment(), **shared, "RANK": str(rank), "LOCAL_RANK": str(rank),
+                **({"TMPDIR": str(machines[rank])} if machines else {}),
+            },
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )
         for rank in range(ranks)
@@ -121,10 +129,12 @@ def test_three_processes_report_what_one_does(dataset: str, tmp_path: Path, pict
     )
 
 
-def trouble(tmp_path: Path, what: str, *arguments: str) -> list[tuple[int, str, str]]:
+def trouble(
+    tmp_path: Path, what: str, *arguments: str, rank: int = 1, ranks: int = 2
+) -> list[tuple[int, str, str]]:
     script = tmp_path / "trouble.py"
-    script.write_text(TROUBLE.format(what=what))
-    return ended(start(2, [str(script), *SHORT, "--out", str(tmp_path / "out"), *arguments]))
+    script.write_text(TROUBLE.format(what=what, rank=rank))
+    return ended(start(ranks, [str(script), *SHORT, "--out", str(tmp_path / "out"), *arguments]))
 
 
 @pytest.mark.parametrize(
@@ -186,6 +196,16 @@ def test_two_processes_that_share_a_model_report_what_one_does(tmp_path: Path) -
 
 
 @pytest.mark.slow
+def test_two_processes_are_profiled_as_one_is(tmp_path: Path) -> None:
+    arguments = [*SHORT, "--epochs", "1", "--methods", "dau", "--profile", "--timeout", "20"]
+    found = ended(start(2, ["-m", "dau_fast.unlearn", *arguments, "--out", str(tmp_path)]))
+    assert [code for code, _, _ in found] == [0, 0], found
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert set(report["run"]["profile"]) == {"original", "game", "recovery"}
+    assert report["run"]["sensitivity_costs"]["seconds"]["full"] > 0
+
+
+@pytest.mark.slow
 def test_what_does_not_go_with_it_costs_one_line(tmp_path: Path) -> None:
     command = ["-m", "dau_fast.unlearn", *SHORT, "--shard", "--sensitivity", "full", "--out", str(tmp_path)]
     found = ended(start(2, command))
@@ -216,6 +236,88 @@ def test_a_signal_to_all_ends_all_and_leaves_nothing(tmp_path: Path, number: int
     (line,) = (told for told in lines if told.startswith(("error: ", "stopped: ", "interrupted: ")))
     assert "nothing was written" in line or "lost contact" in line
     assert not (tmp_path / "out").exists()
+
+
+# Every process fails, each when the file with its number is there.
+IN_TURN = """
+import os, sys, time
+from pathlib import Path
+from dau_fast import unlearn
+from dau_fast.errors import UserError
+
+def fail(*_):
+    turn = Path(sys.argv[-1]).parent / os.environ["RANK"]
+    while not turn.exists():
+        time.sleep(0.01)
+    raise UserError(f"process {turn.name} is on fire")
+unlearn.make_experiment = fail
+unlearn.main()
+"""
+
+
+def fail_in_turn(
+    processes: list[subprocess.Popen[str]], order: list[int], folder: Path
+) -> list[tuple[int, str, str]]:
+    """What came of `processes`, which run IN_TURN: each ended before the next one failed."""
+    try:
+        for rank in order:
+            (folder / str(rank)).touch()
+            processes[rank].wait(timeout=100)
+    except subprocess.TimeoutExpired:
+        ended(processes, 0)
+        raise
+    found = ended(processes)
+    assert [(code, out) for code, out, _ in found] == len(order) * [(2, "")], found
+    return found
+
+
+@pytest.mark.parametrize(
+    "order",
+    [[0, 1], pytest.param([1, 0], marks=pytest.mark.slow), pytest.param([0, 2, 1], marks=pytest.mark.slow)],
+    ids=str,
+)
+def test_the_first_to_fail_speaks_for_all_in_whatever_order_they_do(tmp_path: Path, order: list[int]) -> None:
+    """The first process holds the store: once it has ended, nobody can ask there any more."""
+    command = ["-c", IN_TURN, "--device", "cpu", "--out", str(tmp_path / "out")]
+    said = [err for _, _, err in fail_in_turn(start(len(order), command), order, tmp_path)]
+    assert said[order[0]] == f"error: process {order[0]} is on fire\n"
+    assert sorted(said) == ["", *(len(order) - 2) * [""], said[order[0]]]
+
+
+@pytest.mark.slow
+def test_of_two_machines_the_first_to_fail_speaks(tmp_path: Path) -> None:
+    machines = [tmp_path / "one", tmp_path / "two"]
+    for machine in machines:
+        machine.mkdir()
+    command = ["-c", IN_TURN, "--device", "cpu", "--out", str(tmp_path / "out")]
+    found = fail_in_turn(start(2, command, machines), [1, 0], tmp_path)
+    assert [err for _, _, err in found] == ["", "error: process 1 is on fire\n"]
+    assert [list(machine.iterdir()) for machine in machines] == [[], []]
+
+
+@pytest.mark.slow
+def test_one_of_those_left_speaks_for_a_first_process_that_died(tmp_path: Path) -> None:
+    found = trouble(tmp_path, "os._exit(7)", rank=0, ranks=3)
+    assert [code for code, _, _ in found] == [7, 1, 1]
+    (line,) = "".join(err for _, _, err in found).splitlines()
+    assert re.match(r"error: process [12] lost contact with another, which failed or hangs: ", line)
+
+
+def test_a_signal_while_the_reason_is_told_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torchrun sends SIGTERM to the others as soon as one process failed."""
+
+    def speaks(_: Launch) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        return True
+
+    monkeypatch.setattr(Launch, "speaks", speaks)
+    called = call(tmp_path / "out", "--forget", "nonsense")
+    assert called.code == 2
+    assert called.stderr.startswith("error: --forget 'nonsense' is not understood")
+    assert called.stderr.count("\n") == 1
 
 
 def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -17,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from calling import LABELS, Called, environment, succeed
+from calling import LABELS, Called, call, environment, succeed
 from checking import ATTACKS, RATES, TIMES, check_report, same_tensors
 from sklearn.datasets import load_digits
 
@@ -368,7 +370,32 @@ def test_a_folder_of_images_by_share_of_it(place: Path, pictures: Path) -> None:
     }  # fmt: skip
 
 
-# ---- processes of their own
+# ---- processes of their own, and a module's own way in
+
+
+def test_the_package_itself_is_the_command_line(tmp_path: Path) -> None:
+    arguments = ("--methods", "ga", "--epochs", 1)
+    by_name = succeed(tmp_path / "unlearn", *arguments)
+    by_package = succeed(tmp_path / "package", *arguments, start=lambda: run_as_program("dau_fast"))
+    assert by_package.stderr == ""
+    assert numbers(by_package.report["methods"]) == numbers(by_name.report["methods"])
+    assert same_tensors(by_package.weights("ga"), by_name.weights("ga"))
+
+
+def test_the_package_itself_ends_as_the_command_line_does(tmp_path: Path) -> None:
+    asked = [
+        call(tmp_path, "--forget", "nonsense", start=lambda module=module: run_as_program(module))
+        for module in ("dau_fast", "dau_fast.unlearn")
+    ]
+    assert [(called.code, called.stdout) for called in asked] == [(2, ""), (2, "")]
+    assert asked[0].stderr == asked[1].stderr
+    assert asked[0].stderr.startswith("error: --forget 'nonsense'")
+
+
+def run_as_program(module: str) -> None:
+    """As `python -m` does."""
+    with warnings.catch_warnings(action="ignore"):  # that the module has been imported before
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 def test_help_of_the_module_names_every_option(tmp_path: Path) -> None:

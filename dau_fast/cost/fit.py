@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 
-from dau_fast.cost.memory import count_memory
+from dau_fast.cost.memory import find_fullest
 from dau_fast.cost.passes import FORWARDS_A_STEP
 from dau_fast.cost.work import Job, count_work
 
@@ -66,7 +66,7 @@ def predict(job: Job, machine: Machine) -> Cost:
     """What `job` costs on `machine`."""
     units = count_units(job, machine.processors)
     seconds = {name: count * getattr(machine, name) for name, count in units.items()}
-    phase, parts = max(count_memory(job).items(), key=lambda item: sum(item[1].values()))
+    phase, parts = find_fullest(job)
     return Cost(seconds, parts, phase)
 
 

@@ -43,9 +43,13 @@ def count_training_memory(job: Job) -> Parts:
 
 def predict_memory(job: Job) -> tuple[str, float]:
     """The phase that needs most memory, and its bytes."""
-    totals = {phase: sum(parts.values()) for phase, parts in count_memory(job).items()}
-    phase = max(totals, key=lambda name: totals[name])
-    return phase, totals[phase]
+    phase, parts = find_fullest(job)
+    return phase, sum(parts.values())
+
+
+def find_fullest(job: Job) -> tuple[str, Parts]:
+    """The phase that needs most memory, and its bytes by part."""
+    return max(count_memory(job).items(), key=lambda item: sum(item[1].values()))
 
 
 def _hold_always(job: Job) -> Parts:
@@ -159,8 +163,7 @@ def what_breaks_first(job: Job, memory_bytes: float) -> Breaking:
             middle = math.sqrt(low * high)
             low, high = (middle, high) if fits(middle) else (low, middle)
         growth = low
-    phases = count_memory(grow_sets(job, high if growth else low))
-    phase, parts = max(phases.items(), key=lambda item: sum(item[1].values()))
+    phase, parts = find_fullest(grow_sets(job, high if growth else low))
     return Breaking(max(parts, key=lambda name: parts[name]), phase, growth)
 
 

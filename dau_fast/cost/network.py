@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from dau_fast.engine.modes import find_batchnorms
 from dau_fast.models import Classifier
 
 
@@ -41,7 +42,7 @@ def count_network(model: Classifier, images: Tensor) -> Network:
     FLOPs are those of convolutions and matrix products, as PyTorch counts them.
     """
     model.train()
-    norms = _list_norms(model)
+    norms = find_batchnorms(model)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
         model(images)
     with torch.no_grad(), _Dispatched(len(images), model.head.out_features) as calls:
@@ -62,11 +63,7 @@ def count_network(model: Classifier, images: Tensor) -> Network:
 
 def has_batchnorm(network: nn.Module) -> bool:
     """Whether the game ends with a pass for BatchNorm's statistics."""
-    return any(norm.track_running_stats for norm in _list_norms(network))
-
-
-def _list_norms(network: nn.Module) -> list[nn.modules.batchnorm._BatchNorm]:
-    return [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return any(norm.track_running_stats for norm in find_batchnorms(network))
 
 
 def _count_normed(model: Classifier, norms: Sequence[nn.Module], images: Tensor) -> int:

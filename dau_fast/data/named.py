@@ -15,7 +15,7 @@ from dau_fast.data.folder import read_folder
 from dau_fast.data.images import Augmentation, Images
 from dau_fast.data.progress import Progress, silent
 from dau_fast.data.stored import Stored, choose_streaming
-from dau_fast.errors import UserError, exists
+from dau_fast.errors import UserError, check_choice, exists
 
 STREAMING = ("auto", "on", "off")
 
@@ -33,24 +33,33 @@ def load(
 ) -> Images:
     """Read `dataset` (one of `NAMES`) from the folder `data` onto `device`, None for the CPU.
 
-    image_size: pixels; `folder` and `arrow` only: shorter side resized, centre cropped.
+    image_size: pixels, for those of RESIZED: shorter side resized, centre cropped.
     stream: one of STREAMING, for those of STORED; auto streams what would take more than half of the
     memory that is free. processes: how many on this machine share its cores and memory.
-    Raises UserError for an unknown name, for a missing or unreadable folder, and for images that do not fit.
+    Raises UserError for an unknown name, for what that data set cannot do, for a missing or unreadable
+    folder, and for images that do not fit.
     """
     device = device or torch.device("cpu")
-    if stream not in STREAMING:
-        raise UserError(f"unknown streaming '{stream}': expected one of {', '.join(STREAMING)}")
-    if dataset not in NAMES:
-        raise UserError(f"unknown dataset '{dataset}': expected one of {', '.join(NAMES)}")
+    _check(dataset, image_size, stream)
     if dataset in STORED:
         stored = _read_stored(dataset, data, image_size, count_decoder_threads(processes))
         streamed = choose_streaming(stored.source, stream, device, processes)
         return stored.make_images(device, streamed=streamed, progress=progress)
-    if stream == "on":
-        raise UserError(f"`stream=on` is for {', '.join(STORED)}: leave it out, {dataset} is small")
     images = _read_digits() if dataset == "digits" else _read_torchvision(dataset, data, download)
     return images.to(device)
+
+
+def _check(dataset: str, image_size: int | None, stream: str) -> None:
+    """UserError for names that are unknown, and for what `dataset` could only ignore."""
+    check_choice("stream", stream, STREAMING)
+    check_choice("dataset", dataset, NAMES)
+    if image_size is not None and dataset not in RESIZED:
+        raise UserError(
+            f"`image_size={image_size}` is for {', '.join(RESIZED)}: leave it out, or store the images of "
+            f"{dataset} as files and take `dataset=folder`"
+        )
+    if stream == "on" and dataset not in STORED:
+        raise UserError(f"`stream=on` is for {', '.join(STORED)}: leave it out, {dataset} is small")
 
 
 def _read_stored(dataset: str, data: Path | None, image_size: int | None, threads: int) -> Stored:
@@ -118,6 +127,8 @@ STORED: dict[str, Callable[[Path, int | None, int], Stored]] = {
     "arrays": lambda data, _image_size, _threads: read_arrays(data),
     "arrow": read_arrow,
 }
+# Those whose images are decoded one by one, and resized on the way.
+RESIZED = ("folder", "arrow")
 NAMES = ("digits", *_TORCHVISION, *STORED)
 
 

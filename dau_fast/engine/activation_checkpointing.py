@@ -18,7 +18,7 @@ from dau_fast.errors import UserError
 from dau_fast.models import Outputs
 
 
-def blocks_of(network: nn.Module) -> list[nn.Module]:
+def require_blocks(network: nn.Module) -> list[nn.Module]:
     """The parts of `network` that stand in a row: residual blocks, encoder layers and the like.
 
     Raises UserError where there is none.

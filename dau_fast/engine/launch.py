@@ -5,9 +5,14 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import secrets
 import signal
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import timedelta
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -30,7 +35,7 @@ class Launch:
         self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if several else None
         self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1
         self._several = several
-        self._store: Any = None
+        self._word: _FirstWord | None = None
 
     def join(self, device: torch.device, seconds: float) -> Ranks:
         """Meet the other processes, which then wait for one another for at most `seconds`.
@@ -48,25 +53,64 @@ class Launch:
         from torch.distributed.rendezvous import rendezvous
 
         patience = timedelta(seconds=seconds)
-        self._store, rank, count = next(rendezvous("env://", timeout=patience))
+        store, rank, count = next(rendezvous("env://", timeout=patience))
+        self._word = _FirstWord(store, count)
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=self._store, rank=rank, world_size=count, timeout=patience)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=count, timeout=patience)
         return Ranks(rank, count, self.local_count)
 
     def speaks(self) -> bool:
-        """Whether this process is to tell why the run failed: the first one that asks, once they met."""
-        if self._store is None:
-            return self.rank == 0
-        try:
-            return bool(self._store.add("dau_fast failed", 1) == 1)
-        except RuntimeError:
-            return True  # the store went down with the process that held it
+        """Whether this process is to tell why the run failed: the first one that asks, once they met.
+
+        What goes wrong before is the same in all of them.
+        """
+        return self.rank == 0 if self._word is None else self._word.take()
 
     def leave(self) -> None:
         """Part with the other processes."""
         if dist.is_available() and dist.is_initialized():
             gc.collect()  # what still uses the group goes first: its threads must not outlive it
             dist.destroy_process_group()
+
+
+class _FirstWord:
+    """What the first of `count` processes that takes it has, even where others have ended by then.
+
+    `store` may go down with the process that holds it. A machine's processes therefore share a file that
+    has no name any more, and lasts as long as one of them does: each appends a mark when it has opened the
+    file, and another one when it takes the word. Of several machines' first ones the store decides; without
+    it each of them has the word.
+    """
+
+    _OPENED, _TAKEN = b".", b"!"
+
+    def __init__(self, store: Any, count: int) -> None:
+        self._store, self._count = store, count
+        name = store.compare_set("dau_fast name", "", secrets.token_hex(16)).decode()
+        path = Path(tempfile.gettempdir(), f"dau_fast-{name}")
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+        os.write(self._file, self._OPENED)
+        try:
+            if store.add("dau_fast opened", 1) == count:
+                store.set("dau_fast all opened", "")
+            store.wait(["dau_fast all opened"])
+        finally:
+            with suppress(OSError):  # another process was faster, or the system keeps names of open files
+                path.unlink()
+
+    def take(self) -> bool:
+        """Whether this process is the first one; no second time."""
+        os.write(self._file, self._TAKEN)
+        marks = os.lseek(self._file, 0, os.SEEK_CUR)
+        before = os.pread(self._file, marks - 1, 0)
+        if self._TAKEN in before:
+            return False
+        if len(before) == self._count:
+            return True  # all processes are on this machine
+        try:
+            return bool(self._store.add("dau_fast failed", 1) == 1)
+        except RuntimeError:
+            return True
 
 
 def lost_contact(error: RuntimeError) -> str | None:
@@ -83,7 +127,21 @@ class Stopped(BaseException):
 def end_cleanly_when_stopped() -> None:
     """Let SIGTERM unwind the program as Ctrl-C does, so that nothing half-written is left behind."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_IGN)  # another one would leave behind what the first one clears up
         raise Stopped
 
     signal.signal(signal.SIGTERM, stop)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals, such as torchrun's once a process failed, do nothing inside; after it the next ends all."""
+    both = (signal.SIGTERM, signal.SIGINT)
+    for number in both:
+        signal.signal(number, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        for number in both:
+            signal.signal(number, signal.SIG_DFL)

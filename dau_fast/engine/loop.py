@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dau_fast.engine.activation_checkpointing import blocks_of, checkpointed
+from dau_fast.engine.activation_checkpointing import checkpointed, require_blocks
 from dau_fast.engine.batches import Batch
 from dau_fast.engine.chance import seeded
 from dau_fast.engine.profiling import LoopProfile, Profiler, optimizer_section, section
@@ -151,7 +151,7 @@ def prepare_loop(loop: Loop, inputs: tuple[Tensor, ...], runtime: Runtime) -> Pr
     called = ranks.parallel(loop.model)
     forward: Forward = called
     if runtime.activation_checkpointing:
-        forward = checkpointed(called, blocks_of(loop.model))
+        forward = checkpointed(called, require_blocks(loop.model))
 
     def build(compile: Compile, count: int) -> Step:
         loss, parts = loop.loss(compile, forward), ranks.micro_batches(rows, count)

@@ -51,7 +51,7 @@ class Ranks:
         self.local_count = local_count
 
     @classmethod
-    def all(cls) -> Ranks:
+    def from_group(cls) -> Ranks:
         """Those of the default group. Raises ValueError where there is none."""
         return cls(dist.get_rank(), dist.get_world_size())
 
@@ -136,7 +136,7 @@ class Ranks:
             dist.all_reduce(values)
         return values
 
-    def agreed(self, answer: bool, device: torch.device) -> bool:
+    def agree(self, answer: bool, device: torch.device) -> bool:
         """The first rank's answer, on all ranks: rounding must not let them part ways."""
         if self.alone:
             return answer

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from dau_fast.engine.ranks import ALONE, Ranks
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, check_choice
 
 ENGINES = ("eager", "compiled", "captured")
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp64": torch.float64}
@@ -42,8 +42,7 @@ class Runtime:
             raise UserError(
                 f"`accumulate={self.accumulate}`: expected the number of parts of a batch, from 1 up"
             )
-        if self.engine != "auto" and self.engine not in ENGINES:
-            raise UserError(f"unknown engine '{self.engine}': expected auto, {', '.join(ENGINES)}")
+        check_choice("engine", self.engine, ("auto", *ENGINES))
         if self.engine == "captured" and self.device.type != "cuda":
             raise UserError("`engine=captured` needs a CUDA device: take eager or compiled here")
         if self.engine not in ("auto", "eager"):
@@ -71,23 +70,24 @@ class Runtime:
         return self.loop_parts.get(loop, self.accumulate)
 
 
-def choose_device(name: str, local_rank: int | None = None) -> torch.device:
+def choose_device(name: str, local_rank: int | None = None, local_count: int = 1) -> torch.device:
     """`auto`, `cpu` or `cuda` as a device. Raises UserError for CUDA where there is none.
 
-    local_rank: number of this process among those of its machine, each of which has a GPU of its own.
+    local_rank: number of this process among the `local_count` of its machine, each of which has a GPU of
+    its own; where there are too few GPUs, all of them raise.
     """
-    if name not in ("auto", "cpu", "cuda"):
-        raise UserError(f"unknown device '{name}': expected auto, cpu or cuda")
+    check_choice("device", name, ("auto", "cpu", "cuda"))
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("`device=cuda`: PyTorch finds no CUDA device here: take `device=cpu`")
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu" or local_rank is None:
         return torch.device(name)
-    if local_rank >= torch.cuda.device_count():
+    processes, found = max(local_count, local_rank + 1), torch.cuda.device_count()
+    if processes > found:
         raise UserError(
-            f"process {local_rank} has no GPU, as PyTorch finds {torch.cuda.device_count()} here: start as "
-            "many processes as there are GPUs, or take `device=cpu`"
+            f"{processes} processes are too many for the {found} GPUs that PyTorch finds here: start no more "
+            "processes than there are GPUs, or take `device=cpu`"
         )
     return torch.device("cuda", local_rank)
 
@@ -97,8 +97,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
 
     auto is bf16 on CUDA. fp64 is slow: it is for comparing runs without the effects of rounding.
     """
+    check_choice("precision", name, ("auto", *_PRECISIONS))
     if name == "auto":
         name = "bf16" if device.type == "cuda" else "fp32"
-    if name not in _PRECISIONS:
-        raise UserError(f"unknown precision '{name}': expected auto, {', '.join(_PRECISIONS)}")
     return _PRECISIONS[name]

@@ -19,7 +19,7 @@ from dau_fast.engine.batches import Batch, Load, load_each
 from dau_fast.engine.chance import seeded
 from dau_fast.engine.evaluation import EVALUATION_BATCH
 from dau_fast.engine.loop import Forward, Loop, LoopCost, PartLoss, run_loop
-from dau_fast.engine.modes import batchnorm_momentum, find_batchnorms
+from dau_fast.engine.modes import batchnorm_momentum, find_batchnorms, training
 from dau_fast.engine.profiling import section
 from dau_fast.engine.ranks import ALONE, MicroBatch, Ranks
 from dau_fast.engine.runtime import Runtime
@@ -115,7 +115,8 @@ def recompute_batchnorm(
         # No momentum is PyTorch's way to ask for the plain mean.
         with (
             seeded(seed + ranks.rank, index.device),
-            _statistics_or_nothing(model, norms),
+            training(model),
+            _statistics_or_nothing(norms),
             batchnorm_momentum(norms, None),
         ):
             for norm in norms:
@@ -138,11 +139,9 @@ def recompute_batchnorm(
 
 
 @contextmanager
-def _statistics_or_nothing(model: nn.Module, norms: list[_BatchNorm]) -> Iterator[None]:
-    """`model` in training mode, and back to its own; what an error leaves of the statistics is undone."""
+def _statistics_or_nothing(norms: list[_BatchNorm]) -> Iterator[None]:
+    """What an error leaves of the statistics of `norms` is undone."""
     before = [{name: value.clone() for name, value in norm.named_buffers()} for norm in norms]
-    mode = model.training
-    model.train()
     try:
         yield
     except BaseException:
@@ -150,5 +149,3 @@ def _statistics_or_nothing(model: nn.Module, norms: list[_BatchNorm]) -> Iterato
             for name, value in values.items():
                 norm.get_buffer(name).copy_(value)
         raise
-    finally:
-        model.train(mode)

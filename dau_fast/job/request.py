@@ -24,7 +24,7 @@ from dau_fast.data.images import Images
 from dau_fast.data.progress import Progress
 from dau_fast.data.split import Forget, decode_roles
 from dau_fast.engine.runtime import Runtime
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, check_choice
 from dau_fast.job.assembly import match_precision, network_builder
 from dau_fast.job.experiment import Checkpoint, Experiment
 from dau_fast.methods.registry import find_methods, get_method
@@ -70,9 +70,7 @@ class Request:
         "all" stands for every method, and for retraining with masks of its own only where `prune` finds some.
         Raises UserError for unknown methods and recipes.
         """
-        if self.retrain_recipe not in RETRAIN_RECIPES:
-            known = ", ".join(RETRAIN_RECIPES)
-            raise UserError(f"unknown recipe '{self.retrain_recipe}': expected one of {known}")
+        check_choice("retrain_recipe", self.retrain_recipe, RETRAIN_RECIPES)
         for name in self.methods:
             if name != "all":
                 get_method(name)

@@ -148,7 +148,7 @@ def _kept_weights(model: Classifier, task: Task) -> Tensor | None:
     """1 for a weight that is kept and 0 for a masked one, [P]; None where none is masked."""
     if task.masks is None:
         return None
-    masks = {id(weight): task.masks[name] for name, weight in task.masks.of(model.network).items()}
+    masks = {id(weight): task.masks[name] for name, weight in task.masks.find_weights(model.network).items()}
     return _flat(
         [masks[id(p)].to(p) if id(p) in masks else torch.ones_like(p) for p in trainable(model).values()]
     )

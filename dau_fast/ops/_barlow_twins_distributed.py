@@ -14,13 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from dau_fast.ops._barlow_twins_op import (
-    compute_dtype,
-    forward_op,
-    gradients,
-    prefers_gram,
-    primal_loss,
-)
+from dau_fast.ops._barlow_twins_op import forward_op, gradients, prefers_gram, primal_loss
+from dau_fast.ops._library import compute_dtype
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -5,13 +5,12 @@ The mathematics stands in barlow_twins.py, which is the op's public half.
 
 from __future__ import annotations
 
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dau_fast.ops._library import check_devices, define, differentiable_once
+from dau_fast.ops._library import check_devices, compute_dtype, define, differentiable_once
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 
@@ -105,11 +104,6 @@ def _backward(
     )
 
 
-def compute_dtype(z_a: Tensor, z_b: Tensor) -> torch.dtype:
-    """What sums and products are kept in: float64 where a view is, else float32."""
-    return torch.float64 if torch.float64 in (z_a.dtype, z_b.dtype) else torch.float32
-
-
 # ---- what the ops refuse
 
 
@@ -168,16 +162,6 @@ def _takes_backward(grad_loss: Tensor, z_a: Tensor, z_b: Tensor, *_: Any) -> boo
     return compute_dtype(z_a, z_b) == torch.float32
 
 
-def _forward_triton(kernels: ModuleType, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = kernels.forward(*arguments)
-    return found
-
-
-def _backward_triton(kernels: ModuleType, *arguments: Any) -> tuple[Tensor, Tensor]:
-    grads: tuple[Tensor, Tensor] = kernels.backward(*arguments)
-    return grads
-
-
 def _forward_fake(
     z_a: Tensor, z_b: Tensor, lambd: float, eps: float, gram: bool, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -201,7 +185,7 @@ forward_op = define(
     _forward,
     _forward_fake,
     check=_check_forward,
-    triton=("_barlow_twins_cuda", _forward_triton),
+    triton=("_barlow_twins_cuda", "forward"),
     takes=_takes_forward,
 )
 backward_op = define(
@@ -210,7 +194,7 @@ backward_op = define(
     _backward,
     _backward_fake,
     check=_check_backward,
-    triton=("_barlow_twins_cuda", _backward_triton),
+    triton=("_barlow_twins_cuda", "backward"),
     takes=_takes_backward,
 )
 _backward_once = differentiable_once(

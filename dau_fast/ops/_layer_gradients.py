@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -65,13 +64,13 @@ class Product:
         if positions == 1:
             x = self.x(slice(None))
             return (square_sums(x, 2) * square_sums(self.g, 2)).sum(1)
-        gram = positions * (self.d + p) < self.d * p
-        # The kernels have no derivative and hold no T x T array.
-        fused = gram and self.g.is_cuda and not torch.is_grad_enabled()
-        product = 0 if fused else 2 * positions * positions if gram else self.d * p
-        held = self.d * positions + product
-        form = (gram_op if fused else _gram_squares) if gram else _direct_squares
-        step = max(1, _CHUNK // (groups * held))
+        form, product = _direct_squares, self.d * p
+        if positions * (self.d + p) < self.d * p:
+            # The op has no derivative, and its kernels hold no T x T array.
+            form = _gram_squares if torch.is_grad_enabled() else gram_op
+            fused = form is gram_op and self.g.is_cuda and _takes_gram(self.g, self.g)
+            product = 0 if fused else 2 * positions * positions
+        step = max(1, _CHUNK // (groups * (self.d * positions + product)))
         parts = [slice(start, start + step) for start in range(0, batch, step)]
         return torch.cat([form(self.x(part), self.g[part]) for part in parts])
 
@@ -102,11 +101,6 @@ def _takes_gram(x: Tensor, g: Tensor) -> bool:
     return torch.float64 not in (x.dtype, g.dtype)
 
 
-def _gram_squares_triton(kernels: ModuleType, x: Tensor, g: Tensor) -> Tensor:
-    squares: Tensor = kernels.gram_squares(x, g)
-    return squares
-
-
 def _gram_squares_fake(x: Tensor, g: Tensor) -> Tensor:
     return g.new_empty(len(g), dtype=wide(g))
 
@@ -116,7 +110,7 @@ gram_op = define(
     _gram_squares,
     _gram_squares_fake,
     check=_check_gram,
-    triton=("_per_sample_grad_norms_cuda", _gram_squares_triton),
+    triton=("_per_sample_grad_norms_cuda", "gram_squares"),
     takes=_takes_gram,
 )
 

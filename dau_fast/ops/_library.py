@@ -49,7 +49,7 @@ def define(
     *,
     check: Callable[..., None] | None = None,
     cpp: Fused | None = None,
-    triton: tuple[str, Fused] | None = None,
+    triton: tuple[str, str | Fused] | None = None,
     takes: Callable[..., Any] | None = None,
     lists: Lists | None = None,
 ) -> Any:
@@ -57,13 +57,18 @@ def define(
 
     schema: "name(Tensor x, ...) -> ...". definition: plain PyTorch, any device. fake: the same shapes, dtypes
     and devices from shapes alone. check: raises ValueError for arguments that do not fit, before every path.
-    cpp: what runs on the CPU instead. triton: the module of kernels, and what runs them on CUDA. takes:
-    whether those two take the arguments, by default any; with lists, one bool an entry.
+    cpp: what runs on the CPU instead. triton: the module of kernels, and what runs them on CUDA, by its name
+    there where that takes the op's arguments as they are. takes: whether those two take the arguments, by
+    default any; with lists, one bool an entry.
     """
     name = LIBRARY.define(schema)
     found = {"CPU": (cpp, _extension), "CUDA": (None, _extension)}
     if triton is not None:
-        found["CUDA"] = triton[1], functools.partial(_kernels, triton[0])
+        module, launch = triton
+        found["CUDA"] = (
+            _launcher(launch) if isinstance(launch, str) else launch,
+            functools.partial(_kernels, module),
+        )
     for device, (fused, compiled) in found.items():
         run = definition if fused is None else _either(definition, fused, compiled, takes, lists)
         PATHS[name, device] = _guarded(run, check, device.lower())
@@ -79,6 +84,10 @@ def _extension() -> ModuleType | None:
 
 def _kernels(module: str) -> ModuleType | None:
     return _native.kernels(module)
+
+
+def _launcher(name: str) -> Fused:
+    return lambda kernels, *arguments: getattr(kernels, name)(*arguments)
 
 
 def _either(
@@ -160,6 +169,11 @@ def _checked(fake: Callable[..., Any], check: Callable[..., None] | None) -> Cal
         return fake(*arguments, **named)
 
     return run
+
+
+def compute_dtype(*inputs: Tensor) -> torch.dtype:
+    """What sums and products are kept in: float64 where an input is, else float32."""
+    return torch.float64 if torch.float64 in [x.dtype for x in inputs] else torch.float32
 
 
 def check_devices(**arguments: Tensor | None) -> None:

@@ -180,11 +180,6 @@ def _check_inside(
                 raise ValueError(f"{name} hold {low} to {high}: expected 0 to {2 * pad}, twice the padding")
 
 
-def _triton(kernels: ModuleType, *arguments: Any) -> Tensor:
-    batch: Tensor = kernels.image_batch(*arguments)
-    return batch
-
-
 def _fake(pixels: Tensor, index: Tensor, mean: Tensor, std: Tensor, *rest: Any) -> Tensor:
     return _empty(pixels, index, rest[-1])
 
@@ -202,6 +197,6 @@ image_batch_op = define(
     _fake,
     check=_check,
     cpp=_cpp,
-    triton=("_image_batch_cuda", _triton),
+    triton=("_image_batch_cuda", "image_batch"),
     takes=_takes,
 )

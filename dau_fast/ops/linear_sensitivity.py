@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dau_fast.ops._library import check_devices, define, differentiable_once
+from dau_fast.ops._library import check_devices, compute_dtype, define, differentiable_once
 from dau_fast.ops.sensitivity import (
     check_targets,
-    compute_dtype,
     feature_gradient,
     feature_lengths,
     logits_gradient,

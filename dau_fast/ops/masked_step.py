@@ -137,8 +137,7 @@ def _rate(lr: float, lr_tensor: Tensor | None) -> float | Tensor:
 
 
 def _takes_sgd(weights: _Family, grads: _Family, momenta: _Family, masks: _Masks, *_: Any) -> list[bool]:
-    fit = _suited(weights, grads, masks)
-    return [one and _is_plain(state) for one, state in zip(fit, momenta, strict=True)] if momenta else fit
+    return _suited(weights, grads, momenta or weights, masks)
 
 
 def _takes_adamw(
@@ -150,21 +149,21 @@ def _takes_adamw(
     masks: _Masks,
     *_: Any,
 ) -> list[bool]:
-    fit = zip(_suited(weights, grads, masks), exp_avgs, exp_avg_sqs, steps, strict=True)
-    return [
-        one and _is_plain(mean) and _is_plain(square) and _is_plain(step) for one, mean, square, step in fit
-    ]
+    fit = zip(_suited(weights, grads, exp_avgs, masks), exp_avg_sqs, steps, strict=True)
+    return [one and _is_plain(square) and _is_plain(step) for one, square, step in fit]
 
 
-def _suited(weights: _Family, grads: _Family, masks: _Masks) -> list[bool]:
+def _suited(weights: _Family, grads: _Family, states: _Family, masks: _Masks) -> list[bool]:
     # Written out: what these checks take is what many small tensors cost.
     float32, uint8 = torch.float32, torch.uint8
     return [
         weight.dtype is float32
-        and weight.is_contiguous()
         and grad.dtype is float32
+        and state.dtype is float32
+        and weight.is_contiguous()
+        and state.is_contiguous()
         and (mask is None or (mask.dtype is uint8 and mask.is_contiguous()))
-        for weight, grad, mask in zip(weights, grads, masks, strict=True)
+        for weight, grad, state, mask in zip(weights, grads, states, masks, strict=True)
     ]
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dau_fast.ops._library import check_devices, define, differentiable_once
+from dau_fast.ops._library import check_devices, compute_dtype, define, differentiable_once
 from dau_fast.ops._native import array
 
 
@@ -217,11 +217,6 @@ def above_zero(x: Tensor) -> Tensor:
     return x.clamp_min(torch.finfo(x.dtype).tiny ** 0.5)
 
 
-def compute_dtype(*inputs: Tensor) -> torch.dtype:
-    """What sums are kept in: float64 where an input is, else float32."""
-    return torch.float64 if torch.float64 in [x.dtype for x in inputs] else torch.float32
-
-
 # ---- C++ and Triton, in float32
 
 
@@ -293,16 +288,6 @@ def _float32(x: Tensor) -> Tensor:
     return (x if x.dtype == torch.float32 else x.float()).contiguous()
 
 
-def _forward_triton(kernels: ModuleType, *arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
-    found: tuple[Tensor, Tensor, Tensor] = kernels.forward(*arguments)
-    return found
-
-
-def _backward_triton(kernels: ModuleType, *arguments: Any) -> tuple[Tensor, Tensor]:
-    grads: tuple[Tensor, Tensor] = kernels.backward(*arguments)
-    return grads
-
-
 # ---- registration
 
 
@@ -330,7 +315,7 @@ forward_op = define(
     _forward_fake,
     check=_check_forward,
     cpp=_forward_cpp,
-    triton=("_sensitivity_cuda", _forward_triton),
+    triton=("_sensitivity_cuda", "forward"),
     takes=_takes_forward,
 )
 backward_op = define(
@@ -340,7 +325,7 @@ backward_op = define(
     _backward_fake,
     check=_check_backward,
     cpp=_backward_cpp,
-    triton=("_sensitivity_cuda", _backward_triton),
+    triton=("_sensitivity_cuda", "backward"),
     takes=_takes_backward,
 )
 _backward_once = differentiable_once(

@@ -35,9 +35,7 @@ def imp(
     check_sparsity(sparsity)
     check_scope(scope)
     if not 0 < rate < 1:
-        raise UserError(
-            f"rate {rate:g} is not a share of the weights: expected one between 0 and 1, such as 0.2"
-        )
+        raise UserError(f"`rate={rate:g}`: expected a share of the weights, above 0 and below 1, such as 0.2")
     beginning = copy.deepcopy(model.state_dict())
     masks: Masks | None = None
     for target in schedule(sparsity, rate):

@@ -103,10 +103,10 @@ class Masks(Mapping[str, Tensor]):
             raise UserError(
                 f"the masks' bits do not fit their shapes: expected {_size(places)} bytes, this is damaged"
             )
-        return cls._of(arena, places)
+        return cls._from_arena(arena, places)
 
     @classmethod
-    def _of(cls, arena: Tensor, places: dict[str, _Place]) -> Masks:
+    def _from_arena(cls, arena: Tensor, places: dict[str, _Place]) -> Masks:
         masks = cls.__new__(cls)
         masks.arena, masks._places = arena, places
         return masks
@@ -186,11 +186,11 @@ class Masks(Mapping[str, Tensor]):
 
     def __and__(self, other: Masks) -> Masks:
         """Kept by both. Raises UserError for masks of another model."""
-        return self._of(self.arena & self._fitting(other), self._places)
+        return self._from_arena(self.arena & self._fitting(other), self._places)
 
     def __or__(self, other: Masks) -> Masks:
         """Kept by at least one. Raises UserError for masks of another model."""
-        return self._of(self.arena | self._fitting(other), self._places)
+        return self._from_arena(self.arena | self._fitting(other), self._places)
 
     def _fitting(self, other: Masks) -> Tensor:
         if self._places != other._places:
@@ -200,7 +200,7 @@ class Masks(Mapping[str, Tensor]):
 
     def to(self, device: torch.device | str) -> Masks:
         """The same masks on `device`."""
-        return self._of(self.arena.to(device), self._places)
+        return self._from_arena(self.arena.to(device), self._places)
 
     # ---- models
 
@@ -211,10 +211,10 @@ class Masks(Mapping[str, Tensor]):
         Raises UserError, before anything is changed, where the model lacks a parameter or has it in
         another shape.
         """
-        weights = self.of(model)
+        weights = self.find_weights(model)
         apply_masks_(list(weights.values()), [self.packed(name) for name in weights])
 
-    def of(self, model: nn.Module) -> dict[str, nn.Parameter]:
+    def find_weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
         """The parameters of `model` that have a mask, by name. Raises UserError as `apply_` does."""
         parameters = dict(model.named_parameters(remove_duplicate=False))
         theirs = {name: tuple(parameters[name].shape) for name in self if name in parameters}
@@ -226,7 +226,7 @@ class Masks(Mapping[str, Tensor]):
 
     def to_torch_prune(self, model: nn.Module) -> None:
         """Put the masks on `model` by torch.nn.utils.prune: a parameter becomes *_orig and *_mask."""
-        for name in self.of(model):
+        for name in self.find_weights(model):
             layer, _, attribute = name.rpartition(".")
             torch_prune.custom_from_mask(model.get_submodule(layer), attribute, self[name])
 

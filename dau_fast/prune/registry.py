@@ -7,7 +7,7 @@ import pkgutil
 from functools import cache
 
 from dau_fast import prune
-from dau_fast.errors import UserError
+from dau_fast.errors import check_choice
 from dau_fast.prune.pruner import Pruner
 
 
@@ -25,6 +25,5 @@ def find_pruners() -> dict[str, Pruner]:
 def get_pruner(name: str) -> Pruner:
     """The pruner called `name`. Raises UserError for an unknown one."""
     found = find_pruners()
-    if name not in found:
-        raise UserError(f"unknown pruning '{name}': expected none, {', '.join(found)}")
+    check_choice("prune", name, found)
     return found[name]

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, check_choice
 from dau_fast.ops import mask_smallest, unpack_mask
 from dau_fast.prune.masks import Masks
 
@@ -18,15 +18,13 @@ def check_sparsity(sparsity: float) -> None:
     """UserError for a `sparsity` outside [0, 1)."""
     if not 0 <= sparsity < 1:
         raise UserError(
-            f"sparsity {sparsity:g} is not a share of the weights: expected 0 up to, but not including, 1, "
-            "such as 0.95"
+            f"`sparsity={sparsity:g}`: expected a share of the weights, from 0 to below 1, such as 0.95"
         )
 
 
 def check_scope(scope: str) -> None:
     """UserError for an unknown `scope`."""
-    if scope not in SCOPES:
-        raise UserError(f"unknown scope '{scope}': expected one of {', '.join(SCOPES)}")
+    check_choice("scope", scope, SCOPES)
 
 
 def keep_largest(

@@ -35,7 +35,7 @@ def synflow(
     check_sparsity(sparsity)
     check_scope(scope)
     if iterations < 1:
-        raise UserError(f"{iterations} iterations of SynFlow: expected at least 1, such as 100")
+        raise UserError(f"`iterations={iterations}`: expected 1 or more, such as 100")
     prunable_weights(model, linear)
     linearised = copy.deepcopy(model).eval().double()
     with torch.no_grad():
@@ -61,7 +61,7 @@ def _scores(model: nn.Module, weights: dict[str, nn.Parameter], ones: Tensor) ->
         reason = str(error).splitlines()[0]
         raise UserError(
             f"the model cannot take an input of shape {list(ones.shape[1:])}: {reason}: name the shape of "
-            "one input with input_shape"
+            "one input with `input_shape`"
         ) from error
     gradients = torch.autograd.grad(flow, list(weights.values()), materialize_grads=True)
     scores = {

@@ -65,10 +65,10 @@ _STYLE = {
 
 def method_color(report: Report, method: str) -> str:
     """The colour, as #rrggbb, that `method` has in every picture of `report`."""
-    return look_of(report, method)[0]
+    return choose_look(report, method)[0]
 
 
-def look_of(report: Report, method: str) -> tuple[str, str]:
+def choose_look(report: Report, method: str) -> tuple[str, str]:
     """Colour and marker of `method`."""
     if method in _LOOKS:
         return _LOOKS[method]

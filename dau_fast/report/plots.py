@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 
-from dau_fast.report.drawing import MUTED, SETS, house_style, look_of, note, page_wide, to_svg
+from dau_fast.report.drawing import MUTED, SETS, choose_look, house_style, note, page_wide, to_svg
 from dau_fast.report.reading import (
     ATTACKS,
     MEASURES,
@@ -176,7 +176,7 @@ def _dot(
     if value is None or not known(value):
         axes.text((low + high) / 2, row, "not measured", ha="center", va="center", color=MUTED)
         return
-    color, marker = look_of(report, method)
+    color, marker = choose_look(report, method)
     end = min(max(value, low), high)
     axes.plot([0, end], [row, row], color=color, lw=2.5, solid_capstyle="butt", alpha=0.55)
     if end == value:
@@ -213,7 +213,7 @@ def _attack_bars(axes: Axes, report: Report, method: str, offset: float) -> None
     deviations = methods[method].get("spread", {}).get("attacks", {})
     errors = [deviations.get(name) or 0 for name in ATTACKS]
     places = [place + offset for place in range(len(ATTACKS))]
-    color, width = look_of(report, method)[0], 0.84 / len(methods)
+    color, width = choose_look(report, method)[0], 0.84 / len(methods)
     axes.bar(places, heights, width, color=color, edgecolor="white", label=method_name(report, method))
     if any(errors):
         axes.errorbar(places, heights, errors, fmt="none", ecolor="#333333", elinewidth=1, capsize=2)

@@ -118,7 +118,7 @@ def method_entry(
 
 def zero_share(network: nn.Module, masks: Masks) -> float:
     """Share of zeros, 0 to 1, among the weights of `network` that have a mask."""
-    weights = masks.of(network).values()
+    weights = masks.find_weights(network).values()
     return 1 - sum(int(weight.count_nonzero()) for weight in weights) / masks.weights
 
 

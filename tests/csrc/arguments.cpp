@@ -36,7 +36,8 @@ void test_an_array_is_as_long_as_expected_and_there() {
   CHECK(call.read<float>({"z"}, none, 0) == nullptr);
   CHECK(call.read_if_given<float>({"z"}, none, 4) == nullptr);
   CHECK(refuses([&] { call.read<float>({"z"}, none, 4); }, "z has 0 elements: expected 4"));
-  CHECK(refuses([&] { call.read_if_given<float>({"z"}, nowhere, 4); }, "z has no memory: expected 4 elements"));
+  CHECK(
+      refuses([&] { call.read_if_given<float>({"z"}, nowhere, 4); }, "z has no memory: expected 4 elements"));
   const std::int64_t many = INT64_MAX / 2;
   CHECK(refuses([&] { call.read<float>({"z"}, {four.address, many}, static_cast<std::size_t>(many)); },
                 "z is longer than memory: " + std::to_string(many) + " elements"));

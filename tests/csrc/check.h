@@ -5,10 +5,10 @@
 #include <cstdlib>
 #include <string>
 
-#define CHECK(what)                                                        \
-  if (!(what)) {                                                           \
+#define CHECK(what)                                                         \
+  if (!(what)) {                                                            \
     std::fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what); \
-    std::exit(1);                                                          \
+    std::exit(1);                                                           \
   }
 
 // Whether `call` throws an Error that says just that.

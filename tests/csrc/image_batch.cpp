@@ -57,7 +57,7 @@ struct Stored {
 
   dau_fast::PixelStore view() const {
     return {pixels.data(), strides(), static_cast<std::int64_t>(count), channels, height, width,
-            mean.data(), std.data()};
+            mean.data(),   std.data()};
   }
 
   // Pixel (y, x) of the image and what surrounds it.
@@ -76,9 +76,12 @@ void test_every_window(const Stored& stored, std::size_t batch, std::int64_t pad
   const Starts rows = some(batch, 2 * pad + 1), columns = some(batch, 2 * pad + 1), flip = some(batch, 2);
   for (const bool cropped : {false, true}) {
     for (const bool flipped : {false, true}) {
-      const dau_fast::Windows windows{index.data(), cropped ? rows.data() : nullptr,
-                                      cropped ? columns.data() : nullptr, flipped ? flip.data() : nullptr,
-                                      batch, pad};
+      const dau_fast::Windows windows{index.data(),
+                                      cropped ? rows.data() : nullptr,
+                                      cropped ? columns.data() : nullptr,
+                                      flipped ? flip.data() : nullptr,
+                                      batch,
+                                      pad};
       std::vector<float> out(batch * stored.height * stored.width * stored.channels,
                              std::numeric_limits<float>::quiet_NaN());
       dau_fast::image_batch(stored.view(), windows, Number::float32, out.data(), 3);
@@ -88,9 +91,9 @@ void test_every_window(const Stored& stored, std::size_t batch, std::int64_t pad
           for (std::size_t x = 0; x < stored.width; ++x) {
             for (std::size_t c = 0; c < stored.channels; ++c, ++found) {
               const std::size_t across = flipped && flip[i] ? stored.width - 1 - x : x;
-              const std::uint8_t pixel = stored.at(
-                  index[i], c, static_cast<std::int64_t>(y) + (cropped ? rows[i] - pad : 0),
-                  static_cast<std::int64_t>(across) + (cropped ? columns[i] - pad : 0));
+              const std::uint8_t pixel =
+                  stored.at(index[i], c, static_cast<std::int64_t>(y) + (cropped ? rows[i] - pad : 0),
+                            static_cast<std::int64_t>(across) + (cropped ? columns[i] - pad : 0));
               const float scaled = static_cast<float>(pixel) / 255.0f - stored.mean[c];
               CHECK(*found == scaled / stored.std[c]);
             }
@@ -105,13 +108,16 @@ void test_what_does_not_exist_is_named_and_nothing_read() {
   const Stored stored(3, 2, 4, 5, true);
   const Starts good{0, 1, 2};
   std::vector<float> out(3 * 2 * 4 * 5, 7);
-  for (const std::int64_t wrong : {std::int64_t{-1}, std::int64_t{3}, std::numeric_limits<std::int64_t>::min(),
-                                   std::numeric_limits<std::int64_t>::max()}) {
+  for (const std::int64_t wrong :
+       {std::int64_t{-1}, std::int64_t{3}, std::numeric_limits<std::int64_t>::min(),
+        std::numeric_limits<std::int64_t>::max()}) {
     const Starts bad{0, 1, wrong};
     for (const int which : {0, 1, 2}) {
       const auto chosen = [&](int place) { return place == which ? bad.data() : good.data(); };
       const dau_fast::Windows windows{chosen(0), chosen(1), chosen(2), nullptr, 3, 1};
-      const auto call = [&] { dau_fast::image_batch(stored.view(), windows, Number::float32, out.data(), 2); };
+      const auto call = [&] {
+        dau_fast::image_batch(stored.view(), windows, Number::float32, out.data(), 2);
+      };
       const std::string held = std::to_string(std::min<std::int64_t>(0, wrong)) + " to " +
                                std::to_string(std::max<std::int64_t>(1, wrong)) + ": expected 0 to 2";
       const char* names[] = {"index holds ", "rows hold ", "columns hold "};

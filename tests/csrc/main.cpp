@@ -104,7 +104,7 @@ void test_sgd() {
     for (const double kept : kKept) {
       for (const unsigned kind : {0u, 1u, 2u, 3u, 4u, 5u}) {
         const bool moving = kind >= 1, first = kind == 2, nesterov = kind == 3, maximize = kind == 4;
-        const dau_fast::SgdSettings s{0.1, moving ? 0.9 : 0, nesterov ? 0 : 0.3, kind == 5 ? 0 : 0.02,
+        const dau_fast::SgdSettings s{0.1,      moving ? 0.9 : 0, nesterov ? 0 : 0.3, kind == 5 ? 0 : 0.02,
                                       nesterov, maximize};
         const Flags keep = flags(n, kept), bits = packed(keep);
         Floats w = normal(n), g = normal(n), m = normal(n);
@@ -112,7 +112,8 @@ void test_sgd() {
         clear(w, keep);
         clear(m, keep);
         const Floats w0 = w, m0 = m;
-        dau_fast::masked_sgd({{w.data(), g.data(), moving ? m.data() : nullptr, bits.data(), n, first}}, s, 3);
+        dau_fast::masked_sgd({{w.data(), g.data(), moving ? m.data() : nullptr, bits.data(), n, first}}, s,
+                             3);
         for (std::size_t i = 0; i < n; ++i) {
           if (!keep[i]) {
             CHECK(positive_zero(w[i]) && positive_zero(m[i]));
@@ -164,7 +165,8 @@ void test_adamw() {
 void test_without_a_mask_every_weight_moves() {
   for (const std::size_t n : kSizes) {
     Floats w(n, 1), g(n, 1), m(n);
-    dau_fast::masked_sgd({{w.data(), g.data(), m.data(), nullptr, n, true}}, {0.5, 0.9, 0, 0, false, false}, 2);
+    dau_fast::masked_sgd({{w.data(), g.data(), m.data(), nullptr, n, true}}, {0.5, 0.9, 0, 0, false, false},
+                         2);
     CHECK(same(w, Floats(n, 0.5f)) && same(m, Floats(n, 1)));
   }
 }
@@ -268,8 +270,8 @@ void test_sensitivity_against_double() {
     std::size_t batch, classes, width;
   };
   // Odd tails, sums of more than one block of 1,024, and enough numbers for three threads.
-  const Size sizes[] = {{1, 2, 1}, {3, 7, 0}, {5, 9, 17}, {2, 16, 64}, {4, 33, 1025},
-                        {2, 1024, 3}, {2, 2051, 5}, {3, 700001, 9}};
+  const Size sizes[] = {{1, 2, 1},     {3, 7, 0},    {5, 9, 17},   {2, 16, 64},
+                        {4, 33, 1025}, {2, 1024, 3}, {2, 2051, 5}, {3, 700001, 9}};
   for (const auto [rows, classes, width] : sizes) {
     for (const bool softmax : {false, true}) {
       for (const bool given : {false, true}) {

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dau_fast.data.images import Augmentation
-from dau_fast.data.named import NAMES, load
+from dau_fast.data.named import NAMES, RESIZED, load
 from dau_fast.errors import UserError
 
 
@@ -37,9 +37,18 @@ def test_digits_are_normalised_to_mean_0_and_standard_deviation_1() -> None:
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="unknown dataset 'mnist'") as raised:
+    with pytest.raises(UserError, match="`dataset=mnist`: expected one of ") as raised:
         load("mnist")
     assert all(name in str(raised.value) for name in NAMES)
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(RESIZED)))
+def test_a_size_that_would_be_ignored_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="`image_size=16` is for folder, arrow: leave it out, or store"
+    ) as told:
+        load(name, tmp_path, image_size=16)
+    assert name in str(told.value)
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "svhn"])

@@ -58,7 +58,7 @@ def test_a_file_that_is_damaged_ends_a_streamed_run_in_one_line(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--stream maybe", "unknown streaming 'maybe': expected one of auto, on, off"),
+        ("--stream maybe", "--stream maybe: expected one of auto, on, off"),
         ("--stream on", "--stream on is for folder, arrays, arrow"),
         ("--dataset arrays", "--dataset arrays needs --data DIR"),
         ("--dataset arrays --data {pictures}", "images.npy' is missing"),

@@ -15,7 +15,7 @@ from toys import batches_of
 
 from dau_fast import models
 from dau_fast.data.images import Images
-from dau_fast.engine.activation_checkpointing import blocks_of, checkpointed
+from dau_fast.engine.activation_checkpointing import checkpointed, require_blocks
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.training import train
 from dau_fast.errors import UserError
@@ -49,7 +49,7 @@ def kept(model: Callable[[Tensor], models.Outputs], x: Tensor) -> tuple[Tensor, 
 @pytest.mark.parametrize("arch", ["small", "resnet18"])
 def test_loss_gradients_and_statistics_are_the_same_and_less_is_kept(arch: str) -> None:
     plain, other, x = classifier(arch), classifier(arch), images()
-    forward = checkpointed(other, blocks_of(other))
+    forward = checkpointed(other, require_blocks(other))
     for _ in range(2):
         expected, whole = kept(plain, x)
         found, some = kept(forward, x)
@@ -65,7 +65,7 @@ def test_loss_gradients_and_statistics_are_the_same_and_less_is_kept(arch: str) 
 
 def test_nothing_stays_on_the_model() -> None:
     model = classifier("small")
-    checkpointed(model, blocks_of(model))(images())
+    checkpointed(model, require_blocks(model))(images())
     assert not any("forward" in vars(module) for module in model.modules())
     twin = copy.deepcopy(model)
     assert torch.equal(twin.eval()(images()).logits, model.eval()(images()).logits)
@@ -77,12 +77,12 @@ def test_nothing_stays_on_the_model() -> None:
 def test_blocks_are_residual_blocks_and_encoder_layers(arch: str, count: int) -> None:
     size = 224 if arch == "vit_b_16" else 32
     network = models.build(arch, 10, (3, size, size))
-    assert len(blocks_of(network)) == len(blocks_of(nn.Sequential(network, nn.ReLU()))) == count
+    assert len(require_blocks(network)) == len(require_blocks(nn.Sequential(network, nn.ReLU()))) == count
 
 
 def test_a_network_without_blocks_is_refused() -> None:
     with pytest.raises(UserError, match="Sequential has no blocks in a row"):
-        blocks_of(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
+        require_blocks(nn.Sequential(nn.Linear(3, 3), nn.ReLU()))
 
 
 def test_it_runs_eagerly() -> None:

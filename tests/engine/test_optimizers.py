@@ -52,7 +52,7 @@ def test_masked_weights_and_momenta_are_zero_from_the_start_and_after_every_step
     assert Masks.from_zeros(model, linear=True) == masks
     for number in range(5):
         step(model, optimizer, number)
-        for name, weight in masks.of(model).items():
+        for name, weight in masks.find_weights(model).items():
             for tensor in (weight, optimizer.state[weight]["momentum_buffer"]):
                 assert torch.equal(tensor != 0, masks[name])
                 assert not tensor[~masks[name]].signbit().any()  # a file of kept values holds +0 alone
@@ -66,7 +66,7 @@ def test_the_other_weights_move_as_if_their_gradients_were_masked() -> None:
     masks.apply_(model)
     other = copy.deepcopy(model)
     ours, theirs = sgd(model, masks, **SETTINGS), SGD(other.parameters(), fused=True, **SETTINGS)
-    for name, weight in masks.of(other).items():
+    for name, weight in masks.find_weights(other).items():
         weight.register_hook(lambda grad, kept=masks[name]: grad * kept)
     for number in range(5):
         step(model, ours, number)

@@ -37,9 +37,21 @@ def test_cuda_where_there_is_none_is_refused(monkeypatch: pytest.MonkeyPatch) ->
         choose_device("cuda")
 
 
+@pytest.mark.parametrize("local_rank", [0, 3])
+def test_where_gpus_are_too_few_every_process_says_so(
+    local_rank: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("cuda", 1, 2) == torch.device("cuda", 1)
+    assert choose_device("cpu", local_rank, 4) == CPU
+    with pytest.raises(UserError, match="4 processes are too many for the 2 GPUs that PyTorch finds here"):
+        choose_device("auto", local_rank, 4)
+
+
 @pytest.mark.parametrize("name", ["gpu", "", "CPU", "cuda:7", "mps"])
 def test_an_unknown_device_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"unknown device '{name}': expected auto, cpu or cuda"):
+    with pytest.raises(UserError, match=f"`device={name}`: expected one of auto, cpu, cuda"):
         choose_device(name)
 
 
@@ -60,7 +72,7 @@ def test_a_precision_is_chosen_by_name_and_device(
 
 @pytest.mark.parametrize("name", ["fp16", "", "BF16"])
 def test_an_unknown_precision_is_refused(name: str) -> None:
-    with pytest.raises(UserError, match=f"unknown precision '{name}': expected auto, fp32, bf16"):
+    with pytest.raises(UserError, match=f"`precision={name}`: expected one of auto, fp32, bf16"):
         choose_precision(name, CPU)
 
 
@@ -75,7 +87,7 @@ def test_an_engine_that_is_named_is_taken(name: str) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"engine": "jit"}, "unknown engine 'jit': expected auto, eager, compiled, captured"),
+    ({"engine": "jit"}, "`engine=jit`: expected one of auto, eager, compiled, captured"),
     ({"engine": "captured"}, "`engine=captured` needs a CUDA device: take eager or compiled here"),
     ({"engine": "compiled", "ranks": Ranks(0, 2)}, "`engine=compiled` is for one process, and there are 2"),
     ({"shard": True}, "`shard=True` shares a model out .* there is one: start them with torchrun, or leave"),

@@ -83,7 +83,7 @@ def exact_residual(forget: Forget) -> Task:
 
 def split_up(task: Task, **options: Any) -> Task:
     """The same task for all ranks together, each with its share."""
-    return replace(shared(task), runtime=Runtime(ranks=Ranks.all(), shard=True, **options))
+    return replace(shared(task), runtime=Runtime(ranks=Ranks.from_group(), shard=True, **options))
 
 
 def plain(model: nn.Module) -> None:
@@ -157,7 +157,10 @@ def compare_methods(forget: Forget, config: DauConfig, *names: str) -> None:
         same_on_every_rank(found.model.state_dict())
         assert_alike(found.model, expected.model)
         torch.testing.assert_close(dict(given.original.state_dict()), dict(before), rtol=0, atol=0)
-        ours, theirs = measured(task, found.model, Ranks.all()), measured(task, expected.model, Ranks())
+        ours, theirs = (
+            measured(task, found.model, Ranks.from_group()),
+            measured(task, expected.model, Ranks()),
+        )
         assert ours == theirs
         if name == "dau":
             assert found.history is not None
@@ -173,7 +176,7 @@ def compare_savings() -> None:
     """Batches in parts, and activation checkpointing."""
     task, config = exact_residual(TENTH), replace(SPREAD, game_epochs=1, recovery_epochs=1)
     for options in ({"accumulate": 2}, {"activation_checkpointing": True, "accumulate": 3}):
-        whole = replace(shared(task), runtime=Runtime(ranks=Ranks.all(), **options))
+        whole = replace(shared(task), runtime=Runtime(ranks=Ranks.from_group(), **options))
         found, expected = (carry_out("dau", given, config) for given in (split_up(task, **options), whole))
         assert_alike(found.model, expected.model)
 
@@ -248,13 +251,13 @@ def look() -> None:
         for count in (0, 1, 4, 7):
             index = torch.randperm(40, generator=torch.Generator().manual_seed(1))[:count]
             for images in (held, streamed(held)):
-                found = predict(part, images, index, batch_size=2, ranks=Ranks.all())
+                found = predict(part, images, index, batch_size=2, ranks=Ranks.from_group())
                 torch.testing.assert_close(found, predict(model, held, index))
-                logits = predict_each(part, images, index, lambda logits, _: logits, ranks=Ranks.all())
+                logits = predict_each(part, images, index, lambda logits, _: logits, ranks=Ranks.from_group())
                 torch.testing.assert_close(logits, found.logits)
                 with pytest.MonkeyPatch.context() as monkeypatch:
                     monkeypatch.setattr(view, "map_batches", partial(map_batches, batch_size=2))
-                    u = View().reveal_all(part, images, index, held.labels, ranks=Ranks.all())
+                    u = View().reveal_all(part, images, index, held.labels, ranks=Ranks.from_group())
                 torch.testing.assert_close(u, View().reveal_all(model, held, index, held.labels))
         assert (
             sum("FSDP" in type(module).__name__ for module in part.modules()) == 4

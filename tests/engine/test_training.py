@@ -204,6 +204,14 @@ def test_momentum_mode_and_weights_are_as_before(training: bool) -> None:
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_parts_that_a_caller_put_into_another_mode_stay_in_it() -> None:
+    model = convolutional().train()
+    model[1].eval()
+    modes = [module.training for module in model.modules()]
+    recompute_batchnorm(model, seeded(10, 3, 6, 6).__getitem__, torch.arange(10), batch_size=5)
+    assert [module.training for module in model.modules()] == modes
+
+
 def test_a_model_without_batchnorm_is_left_alone() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.BatchNorm1d(4, track_running_stats=False))
 

@@ -94,7 +94,7 @@ def test_masked_weights_stay_at_zero(name: str, forget: Forget) -> None:
     assert (finished.masks == task.masks) == (name != "retrain_clean")
     assert finished.masks.sparsity == pytest.approx(0.7, abs=1e-2)
     moved = 0
-    for layer, weight in finished.masks.of(finished.model.network).items():
+    for layer, weight in finished.masks.find_weights(finished.model.network).items():
         assert (weight[~finished.masks[layer]] == 0).all()
         assert (weight[finished.masks[layer]] != 0).all()
         moved += int((weight != before[layer]).sum())

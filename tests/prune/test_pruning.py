@@ -269,13 +269,13 @@ def test_an_emptied_layer_is_warned_about_by_name(method: str, caplog: pytest.Lo
 @every_method
 @pytest.mark.parametrize("sparsity", [1, 1.5, -0.1, float("nan"), float("inf")])
 def test_a_sparsity_outside_is_refused(method: str, sparsity: float) -> None:
-    with pytest.raises(UserError, match=r"expected 0 up to, but not including, 1"):
+    with pytest.raises(UserError, match=r"`sparsity=.*`: expected a share of the weights, from 0 to below 1"):
         METHODS[method](small(), sparsity)
 
 
 @every_method
 def test_an_unknown_scope_is_refused(method: str) -> None:
-    with pytest.raises(UserError, match="unknown scope 'all'"):
+    with pytest.raises(UserError, match="`scope=all`: expected one of global, layer"):
         METHODS[method](small(), 0.5, scope="all")
 
 
@@ -336,11 +336,11 @@ def test_a_weight_shared_with_another_kind_of_layer_counts() -> None:
 def test_synflow_refuses_an_input_that_does_not_fit_and_no_iterations() -> None:
     with pytest.raises(UserError, match=r"cannot take an input of shape \[3, 8, 8\]: .*input_shape"):
         synflow(small(), 0.5, input_shape=(3, 8, 8))
-    with pytest.raises(UserError, match="0 iterations"):
+    with pytest.raises(UserError, match="`iterations=0`: expected 1 or more"):
         synflow(small(), 0.5, input_shape=(1, 8, 8), iterations=0)
 
 
 @pytest.mark.parametrize("rate", [0, 1, -1, float("nan")])
 def test_imp_refuses_a_rate_outside(rate: float) -> None:
-    with pytest.raises(UserError, match=f"rate {rate:g} "):
+    with pytest.raises(UserError, match=f"`rate={rate:g}`: expected a share"):
         imp(small(), 0.5, lambda model, masks: None, rate=rate)

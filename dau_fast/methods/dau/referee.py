@@ -104,7 +104,7 @@ class Referee:
         seen.validation_accuracy.append(percent(validation_right))
         seen.retain_accuracy.append(percent(retain_right))
         lost = bool(torch.isnan(forget).any()) or seen.retain_accuracy[-1] < _LEFT * seen.retain_accuracy[0]
-        return self.ranks.agreed(lost, self.labels.device)
+        return self.ranks.agree(lost, self.labels.device)
 
     def finds_ruin(self) -> bool:
         """Whether the model of the last look knows clearly less of its retain set than the original did.
@@ -113,7 +113,7 @@ class Referee:
         """
         before, after = self.history.retain_accuracy[0], self.history.retain_accuracy[-1]
         error = math.sqrt(before * (100 - before) / len(self._retain))
-        return self.ranks.agreed(after < before - _LOSS - 2 * error, self.labels.device)
+        return self.ranks.agree(after < before - _LOSS - 2 * error, self.labels.device)
 
     def _tested(self, scores: Tensor, index: Tensor) -> Tensor:
         """Those of the exam, from `scores` of the images `index` [N]."""

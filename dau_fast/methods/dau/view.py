@@ -16,6 +16,7 @@ from dau_fast.engine.device import Stopwatch
 from dau_fast.engine.evaluation import map_batches
 from dau_fast.engine.modes import evaluating
 from dau_fast.engine.ranks import ALONE, Ranks
+from dau_fast.engine.sharding import placed
 from dau_fast.errors import UserError
 from dau_fast.models import Classifier, Outputs
 from dau_fast.ops import input_grad_norms, per_sample_grad_norms, sensitivity
@@ -157,22 +158,26 @@ def time_sensitivities(
 ) -> dict[str, float | None]:
     """Median seconds of a pass, forward and backward, with each sensitivity of its batch, "none" included.
 
-    None where the model has no such one.
+    None where the model has no such one. `model` is on the images' device and in evaluation mode meanwhile.
     """
     found: dict[str, float | None] = {}
-    for name in SENSITIVITIES:
-        try:
-            taken = []
-            for _ in range(rounds + 1):
-                with Stopwatch(images.device) as watch:
-                    u = View(sensitivity=name).reveal(model, images, model(images), labels)
-                    torch.autograd.grad(u.sum(), _trained(model), allow_unused=True)
-                taken.append(watch.seconds)
-            found[name] = median(taken[1:])
-        except (ValueError, RuntimeError):
-            # A layer that per_sample_grad_norms does not know, or one without a second derivative.
-            found[name] = None
+    with placed(images.device, model), evaluating(model):
+        for name in SENSITIVITIES:
+            try:
+                # The first time pays for what is made lazily.
+                taken = [_time_sensitivity(name, model, images, labels) for _ in range(rounds + 1)]
+                found[name] = median(taken[1:])
+            except (ValueError, RuntimeError):
+                # A layer that per_sample_grad_norms does not know, or one without a second derivative.
+                found[name] = None
     return found
+
+
+def _time_sensitivity(name: str, model: Classifier, images: Tensor, labels: Tensor) -> float:
+    with Stopwatch(images.device) as watch:
+        shown = View(sensitivity=name).reveal(model, images, model(images), labels)
+        torch.autograd.grad(shown.sum(), _trained(model), allow_unused=True)
+    return watch.seconds
 
 
 def _trained(model: Classifier) -> list[Tensor]:
