@@ -171,7 +171,7 @@ def test_every_rival_has_a_space_with_learning_rate_and_length() -> None:
 
 
 def together_as_alone(task: Task, names: Iterable[str], shard: bool) -> None:
-    ranks, shared = Ranks.all(), copy.deepcopy(task.original)
+    ranks, shared = Ranks.from_group(), copy.deepcopy(task.original)
     shared.network = ranks.prepare(shared.network)
     for name in names:
         asked = asked_of(name) | {"epochs": 1}

@@ -18,7 +18,7 @@ import pytest
 
 from dau_fast.methods.registry import find_methods
 from dau_fast.report import plots
-from dau_fast.report.drawing import look_of, method_color
+from dau_fast.report.drawing import choose_look, method_color
 from dau_fast.report.facts import describe_methods
 from dau_fast.report.page import render
 from dau_fast.report.reading import method_order
@@ -376,7 +376,7 @@ def test_many_unknown_methods_are_told_apart_by_colour_and_marker() -> None:
     report = full()
     for number in range(18 - len(report["methods"])):
         report["methods"][f"method {number}"] = method((2.0, 99.0, 98.0, 8.0), 1.0, 2.1, 4.0)
-    looks = {look_of(report, name) for name in report["methods"]}
+    looks = {choose_look(report, name) for name in report["methods"]}
     assert len(looks) == len(report["methods"]) == 18
 
 
