@@ -136,11 +136,12 @@ def check_game(game: dict[str, Any]) -> None:
     if set(game) == {"none"}:
         assert game["none"] is None
         return
-    assert set(game) == {"step", "auc", "forget_accuracy", "validation_accuracy", "stopped"}
-    assert type(game["stopped"]) is str
+    accuracies = ("forget_accuracy", "validation_accuracy", "retain_accuracy")
+    assert set(game) == {"step", "auc", *accuracies, "lr"}
+    assert game["lr"] > 0
     assert game["step"][0] == 0
     assert game["step"] == sorted(set(game["step"]))
-    for key, top in (("auc", 1), ("forget_accuracy", 100), ("validation_accuracy", 100)):
+    for key, top in (("auc", 1), *((name, 100) for name in accuracies)):
         assert len(game[key]) == len(game["step"])
         assert all(0 <= value <= top for value in game[key])
 

@@ -20,7 +20,12 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from dau_fast.report.reading import Report
 
-SETS = {"forget": ("#D55E00", "-"), "validation": ("#332288", "-"), "test": ("#56B4E9", "--")}
+SETS = {
+    "forget": ("#D55E00", "-"),
+    "validation": ("#332288", "-"),
+    "retain": ("#117733", "-"),
+    "test": ("#56B4E9", "--"),
+}
 
 _LOOKS = {
     "original": ("#808080", "s"),

@@ -45,7 +45,7 @@ def describe_run(
         "epochs": experiment.recipe.epochs,
         "retrain_epochs": {name: chosen[name].epochs for name in _RETRAINED if name in chosen},
         "prune": describe_pruning(experiment.pruning, first, checkpoint=experiment.checkpoint is not None),
-        "sensitivity": game.sensitivity if game else "classifier",
+        "sensitivity": game.sensitivity if game else "none",
         "retain_sample": game.retain_sample if game else None,
         "sets": count_sets(first.split),
         "methods": describe_methods(method for method in experiment.methods if method.name in chosen),

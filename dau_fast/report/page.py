@@ -31,6 +31,7 @@ from dau_fast.report.verdict import verdict
 
 _TEMPLATE = "page.html.jinja"
 _SENSITIVITY = {
+    "none": "the attacker sees outputs alone",
     "classifier": "norm of the per-sample gradient with respect to the classifier layer",
     "input": "norm of the per-sample gradient with respect to the input",
     "full": "norm of the per-sample gradient with respect to all parameters",
@@ -57,7 +58,6 @@ def render(report: Report) -> str:
         attacks=Markup(plots.attacks(report)),
         confidences=Markup(plots.confidences(report)),
         game=Markup(game) if game else None,
-        stopped=(report.get("game") or {}).get("stopped", "").rstrip("."),
         facts=_facts(report),
     )
 
@@ -126,6 +126,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("retraining epochs", _each(report, run.get("retrain_epochs", {}))),
         *_pruning_facts(report),
         ("sensitivity", sensitivity and _explained(sensitivity)),
+        ("learning rate of the game", _learning_rate(report.get("game"))),
         ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
         ("tuning", _tuning(report)),
         ("retain images", _sample(run.get("retain_sample"))),
@@ -138,6 +139,11 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("whole run", f"{seconds_text(run['wall_seconds'])} s" if run.get("wall_seconds") else None),
     ]
     return [(term, str(text)) for term, text in facts if text not in (None, "")]
+
+
+def _learning_rate(game: dict[str, Any] | None) -> str | None:
+    """That of the game which was played to its end: smaller than asked for where it was played again."""
+    return None if not game or "lr" not in game else f"{game['lr']:g} at its start, falling to 0"
 
 
 def _processes(run: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ def confidences(report: Report) -> str:
         panels[0].set_ylabel("share of the set (%), log scale")
         if methods:
             handles, labels = panels[0].get_legend_handles_labels()
-            figure.legend(handles, labels, loc="outside upper left", ncols=len(SETS))
+            figure.legend(handles, labels, loc="outside upper left", ncols=len(handles))
         names = ", ".join(method_name(report, name) for name in methods) or "no method"
         text = f"Histograms of the confidence on forget, validation and test set: {names}"
         return to_svg(figure, "confidences", text)
@@ -98,7 +98,7 @@ def game(report: Report) -> str | None:
             axes.set_xlabel("game step (0 is the original)")
             axes.xaxis.get_major_locator().set_params(integer=True)
             axes.grid(axis="y")
-        text = "Line charts over the game: the attacker's AUC, and forget and validation accuracy"
+        text = "Line charts over the game: the attacker's AUC, and accuracies of three sets"
         return to_svg(figure, "game", text)
 
 
@@ -247,14 +247,20 @@ def _before_and_after(report: Report) -> list[str]:
 def _histogram_floor(report: Report, methods: Sequence[str]) -> float:
     """A power of ten below the smallest bin that is not empty, in percent."""
     histograms = [report["methods"][name]["confidence"] for name in methods]
-    shares = [share for bins in histograms for name in SETS for share in bins[name] if share > 0]
+    shares = [share for bins in histograms for name in _shown(bins) for share in bins[name] if share > 0]
     return 10.0 ** math.floor(math.log10(min(shares, default=1.0) / 1.5))
+
+
+def _shown(confidence: Report) -> list[str]:
+    """The sets of which there is a histogram."""
+    return [name for name in SETS if name in confidence]
 
 
 def _histogram(axes: Axes, confidence: Report, floor: float) -> None:
     edges = confidence["edges"]
     axes.set_yscale("log")
-    for name, (color, line) in SETS.items():
+    for name in _shown(confidence):
+        color, line = SETS[name]
         shares = [max(share, floor) for share in confidence[name]]
         bins = {"edges": edges, "baseline": floor, "color": color}
         axes.stairs(shares, **bins, ls=line, lw=1.8, label=f"{name} set")
@@ -285,7 +291,7 @@ def _game_auc(axes: Axes, history: Report) -> None:
 
 
 def _game_accuracies(axes: Axes, history: Report, report: Report) -> None:
-    for name in ("forget", "validation"):
+    for name in ("forget", "validation", "retain"):
         color, _ = SETS[name]
         values = _numbers(history[f"{name}_accuracy"])
         axes.plot(history["step"], values, color=color, marker="o", ms=4, lw=1.8, label=f"{name} set")

@@ -66,7 +66,7 @@ def full() -> dict[str, Any]:
         },
         "game": {
             "step": [0, 2, 4], "auc": [0.74, 0.6, 0.51], "forget_accuracy": [100, 98.0, 94.4],
-            "validation_accuracy": [98.1, 97.5, 96.9], "stopped": "the attacker only guesses",
+            "validation_accuracy": [98.1, 97.5, 96.9], "retain_accuracy": [100, 99.5, 99.8], "lr": 0.005,
         },
         "noise_floor": None,
     }  # fmt: skip
@@ -176,7 +176,7 @@ def test_full_report() -> None:
     assert "The game between model and attacker" in page.headings
     for fact in ("ab" * 32, "torch 2.15.0", "classifier: norm of", "random:0.1, 90 images"):
         assert fact in html
-    assert "the attacker only guesses." in html
+    assert "0.005 at its start, falling to 0" in html
     assert "not a proof that data was\ndeleted" in html
 
 
@@ -351,6 +351,11 @@ def test_confidences_shows_before_retrained_and_after() -> None:
     assert {"0", "1", "10", "100"} <= set(shown)
 
 
+def test_the_game_shows_what_becomes_of_all_three_sets() -> None:
+    shown = texts(plots.game(full()) or "")
+    assert {"forget set", "validation set", "retain set", "forget set, retrained"} <= set(shown)
+
+
 def test_a_method_has_one_colour_everywhere() -> None:
     report = full()
     colors = {name: method_color(report, name) for name in report["methods"]}
@@ -389,7 +394,6 @@ def test_names_from_outside_are_escaped() -> None:
     run = report["run"]
     run["forget"]["spec"], run["dataset"], run["arch"] = f"class:{bad}", bad, bad
     run["versions"][bad] = run["sensitivity"] = run["device"] = bad
-    report["game"]["stopped"] = bad
     report["methods"][bad] = method((2.0, 99.0, 98.0, 8.0), 1.0, 2.1, 4.0)
     html = render(report)
     assert "<script" not in html

@@ -234,9 +234,9 @@ def test_loops_that_wait_long_for_data_are_named_in_one_line() -> None:
     report = single()
     report["run"]["waiting"] = {"original": 0.1, "game": 0.0}
     assert "waited" not in printed(report, 120)
-    report["run"]["waiting"] |= {"retrain": 0.34, "recovery": 0.101}
+    report["run"]["waiting"] |= {"retrain": 0.34, "ft": 0.101}
     lines = [line.strip() for line in printed(report, 120).splitlines() if "waited" in line]
-    assert lines == ["Steps waited for data, of their time: 34 % in retrain, 10 % in recovery."]
+    assert lines == ["Steps waited for data, of their time: 34 % in retrain, 10 % in ft."]
 
 
 def test_a_time_that_was_not_taken_is_not_told() -> None:
