@@ -20,6 +20,7 @@ from dau_fast.engine.chance import seeded
 from dau_fast.engine.device import run_flushed, warm_up
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.sharding import check_shard, placed
+from dau_fast.methods.dau.view import time_sensitivities
 from dau_fast.methods.method import Method
 from dau_fast.methods.running import Finished, run_timed
 from dau_fast.methods.task import Task, Unlearned
@@ -27,6 +28,9 @@ from dau_fast.metrics.unlearning import Measures, measure
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
 from dau_fast.prune.prunable import prunable_weights
+
+# Images of the batch on which sensitivities are timed.
+_COSTED = 16
 
 
 def wrap_network(network: nn.Module, runtime: Runtime, head: str | None = None) -> Classifier:
@@ -133,6 +137,13 @@ def measure_model(model: Classifier, task: Task) -> Measures:
     images, chance = task.images, task.generator("measures")
     with placed(images.device, model):
         return measure(model, images, images.labels, task.split, chance, ranks=task.ranks)
+
+
+def measure_sensitivities(task: Task) -> dict[str, Any]:
+    """What each sensitivity costs: "seconds" by name, on a batch of "images" images."""
+    index = torch.arange(min(_COSTED, len(task.labels)), device=task.images.device)
+    seconds = time_sensitivities(task.original, task.images.batch(index), task.labels[index])
+    return {"images": len(index), "seconds": seconds}
 
 
 def _check(task: Task, methods: Sequence[Method[Any]], settings: Mapping[str, Any]) -> None:
