@@ -27,11 +27,11 @@ from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lo
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import ENGINES, Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError
+from dau_fast.job.assembly import measure_sensitivities
 from dau_fast.job.config_file import read_config
 from dau_fast.job.experiment import SeedResult, run_experiment
 from dau_fast.job.provenance import describe_origin
 from dau_fast.job.request import Request, make_experiment
-from dau_fast.methods.dau.view import time_sensitivities
 from dau_fast.methods.registry import find_methods
 from dau_fast.prune.registry import find_pruners
 from dau_fast.report.facts import describe_costs, describe_run
@@ -42,8 +42,6 @@ from dau_fast.report.record import build_report
 from dau_fast.report.table import profile_table, table
 
 _POSITIVE = click.IntRange(min=1)
-# Images of the batch on which a profile says what each sensitivity costs.
-_COSTED = 16
 
 
 def _listed(names: Any) -> str:
@@ -144,15 +142,8 @@ def _run(request: Request, runtime: Runtime, progress: Progress) -> tuple[dict[s
     results = run_experiment(experiment, progress)
     run = describe_run(request, experiment, results, started, time.perf_counter() - began)
     if runtime.traces:
-        run["sensitivity_costs"] = _time_sensitivities(results[0])
+        run["sensitivity_costs"] = measure_sensitivities(results[0].outcome.task)
     return build_report(run, results), results[0]
-
-
-def _time_sensitivities(result: SeedResult) -> dict[str, Any]:
-    task = result.outcome.task
-    index = torch.arange(min(_COSTED, len(task.labels)), device=task.images.device)
-    seconds = time_sensitivities(task.original, task.images.batch(index), task.labels[index])
-    return {"images": len(index), "seconds": seconds}
 
 
 def _write(folder: Path, report: dict[str, Any], result: SeedResult) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from dau_fast.engine.modes import find_batchnorms
+from dau_fast.engine.modes import find_batchnorms, training
 from dau_fast.models import Classifier
 
 
@@ -39,10 +40,15 @@ class Network:
 def count_network(model: Classifier, images: Tensor) -> Network:
     """`model` on `images` [B, ...], two or more, which may be fake tensors: nothing is computed then.
 
-    FLOPs are those of convolutions and matrix products, as PyTorch counts them.
+    FLOPs are those of convolutions and matrix products, as PyTorch counts them. BatchNorm statistics of
+    `model` move, as in training.
     """
-    model.train()
     norms = find_batchnorms(model)
+    with training(model):
+        return _count(model, norms, images)
+
+
+def _count(model: Classifier, norms: Sequence[_BatchNorm], images: Tensor) -> Network:
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
         model(images)
     with torch.no_grad(), _Dispatched(len(images), model.head.out_features) as calls:

@@ -23,6 +23,7 @@ from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.sharding import check_shard, placed
 from dau_fast.errors import UserError
 from dau_fast.job.tuning import Judge, Tuning, plan_trials, run_trials
+from dau_fast.methods.dau.view import time_sensitivities
 from dau_fast.methods.method import Method
 from dau_fast.methods.running import Finished, run_timed
 from dau_fast.methods.task import Task, Unlearned
@@ -30,6 +31,9 @@ from dau_fast.metrics.unlearning import Measures, measure
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
 from dau_fast.prune.prunable import prunable_weights
+
+# Images of the batch on which sensitivities are timed.
+_COSTED = 16
 
 
 def wrap_network(network: nn.Module, runtime: Runtime, head: str | None = None) -> Classifier:
@@ -181,6 +185,13 @@ def measure_model(model: Classifier, task: Task) -> Measures:
     images, chance = task.images, task.generator("measures")
     with placed(images.device, model):
         return measure(model, images, images.labels, task.split, chance, ranks=task.ranks)
+
+
+def measure_sensitivities(task: Task) -> dict[str, Any]:
+    """What each sensitivity costs: "seconds" by name, on a batch of "images" images."""
+    index = torch.arange(min(_COSTED, len(task.labels)), device=task.images.device)
+    seconds = time_sensitivities(task.original, task.images.batch(index), task.labels[index])
+    return {"images": len(index), "seconds": seconds}
 
 
 def _check(task: Task) -> None:

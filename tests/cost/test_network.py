@@ -12,7 +12,8 @@ from dau_fast.models import Classifier
 def test_a_network_is_counted_as_by_hand() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten())
     model = Classifier(nn.Sequential(*network, nn.Linear(4 * 8 * 8, 5)))
-    found = count_network(model, torch.zeros(6, 3, 8, 8))
+    found = count_network(model.eval(), torch.zeros(6, 3, 8, 8))
+    assert not any(module.training for module in model.modules())
     assert found.flops == 2 * (8 * 8 * 4 * 3 * 9 + 4 * 8 * 8 * 5)
     assert found.parameters == 4 * 3 * 9 + 4 + 8 + 4 * 8 * 8 * 5 + 5
     assert (found.features, found.classes, found.norms, found.channels) == (256, 5, 1, 4)

@@ -97,3 +97,29 @@ def test_ops_need_tensors_on_one_device() -> None:
 def test_the_extension_is_asked_for_at_every_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_native, "extension", None)
     assert pack_mask(torch.tensor([True, False, True])).tolist() == [5]
+
+
+@pytest.mark.interpreter
+def test_what_a_gpu_runs_is_found_by_its_name() -> None:
+    draw = torch.Generator().manual_seed(0)
+    z, h, a, b = (torch.randn(shape, generator=draw) for shape in ((4, 5), (4, 3), (6, 4), (6, 4)))
+    x, labels = torch.randn(2, 1, 3, 4, generator=draw), torch.tensor([0, 4, 2, 1])
+    pixels, mean = torch.randint(256, (3, 1, 4, 4), generator=draw, dtype=torch.uint8), torch.full((1,), 0.5)
+    for name, arguments in {
+        "sensitivity_forward": (z, h, labels, True, False),
+        "barlow_twins_forward": (a, b, 5e-3, 1e-5, False, "ieee"),
+        "image_batch": (pixels, torch.tensor([2, 0]), mean, mean, None, None, None, 0, torch.float32),
+        "gram_squares": (x, x),
+    }.items():
+        ours, expected = (PATHS[name, device](*arguments) for device in ("CUDA", "CPU"))
+        if isinstance(ours, tuple):
+            ours, expected = ours[0], expected[0]
+        torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-6, msg=name)
+    shown, stats, _ = PATHS["sensitivity_forward", "CUDA"](z, h, labels, True, False)
+    pulled = PATHS["sensitivity_backward", "CUDA"](shown, z, h, labels, stats, False, True, True)
+    assert [grad.shape for grad in pulled] == [z.shape, h.shape]
+    loss, stats, products = PATHS["barlow_twins_forward", "CUDA"](a, b, 5e-3, 1e-5, False, "ieee")
+    pulled = PATHS["barlow_twins_backward", "CUDA"](
+        loss, a, b, stats, products, 5e-3, False, "ieee", True, True
+    )
+    assert [grad.shape for grad in pulled] == [a.shape, b.shape]
