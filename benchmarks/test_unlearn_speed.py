@@ -56,9 +56,7 @@ def theirs(device: torch.device, smoke: bool) -> dict[str, float]:
     config = settings(task)
     network = task.original.release().to(memory_format=torch.contiguous_format)
     job = plain.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
-    # The longest game, which random forgetting plays almost always.
-    turns = max(1, round(config.game_epochs * len(task.split.retain) / config.batch_size))
-    return run_flushed(lambda: plain.run(job, turns), device)
+    return run_flushed(lambda: plain.run(job), device)
 
 
 @pytest.mark.parametrize("way", ["dau_fast", "DataLoader"])

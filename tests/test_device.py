@@ -153,7 +153,7 @@ def test_engines_train_alike(device: torch.device, engine: str, pruned: bool) ->
 def test_a_captured_game_is_the_eager_one_and_never_waits(device: torch.device) -> None:
     if device.type != "cuda":
         pytest.skip("a CUDA graph needs CUDA; tests/engine compiles for the CPU")
-    config = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=1, batch_size=32)
+    config = DauConfig(label_conditioned=True, alpha=0.5, turns=10, batch_size=32)
     task = trained(TENTH, device=device)
     found = []
     for engine in ("eager", "captured"):

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import ConstantLR
 from toys import ONE_CLASS, TENTH, batches_of, game_of, trained
 
 from dau_fast.api import unlearn
-from dau_fast.config import DauConfig, PruneConfig, TrainingRecipe
+from dau_fast.config import SENSITIVITIES, DauConfig, PruneConfig, TrainingRecipe
 from dau_fast.data.images import Images
 from dau_fast.data.split import Forget, hold_out, make_split
 from dau_fast.engine.ranks import Ranks
@@ -28,7 +28,6 @@ from dau_fast.errors import UserError
 from dau_fast.job.assembly import network_builder
 from dau_fast.methods import original
 from dau_fast.methods.dau import game
-from dau_fast.methods.dau.view import SENSITIVITIES
 from dau_fast.methods.registry import get_method
 from dau_fast.methods.task import Task, Unlearned
 from dau_fast.metrics.unlearning import measure
@@ -37,8 +36,8 @@ from dau_fast.prune.registry import find_pruners
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
 
-CLASSWISE = DauConfig(label_conditioned=False, alpha=1.0, game_epochs=4, batch_size=32, lr=0.05)
-SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=2, batch_size=32)
+CLASSWISE = DauConfig(label_conditioned=False, alpha=0.5, turns=22, batch_size=32, departure=1.0, beta=1e-3)
+SPREAD = DauConfig(label_conditioned=True, alpha=0.5, turns=16, batch_size=32)
 ONE_SHOT = ("fisher", "influence", "ssd", "mu_mis", "head_only")
 ONE_IMAGE = Forget("one image", indices=(7,))  # fewer than there are processes
 KINDS = ((ONE_CLASS, CLASSWISE), (TENTH, SPREAD), (ONE_IMAGE, SPREAD))

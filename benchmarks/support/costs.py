@@ -1,7 +1,7 @@
 """The jobs whose cost is measured, on random images: in one process, or in several with Gloo.
 
-Quality does not matter for cost, so nothing is trained first, and the referee is kept from ending a game:
-every run does the work that dau_fast.cost predicts.
+Quality does not matter for cost, so nothing is trained first, and no model counts as ruined, as none knows
+anything: every run does the work that dau_fast.cost predicts.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ CPU = torch.device("cpu")
 class Case:
     """One point of a series. x: what the series varies. forget, retain, validation: images.
 
-    size: of images, pixels. held_out: kept out of the fit, which is decided by its place in the series.
+    turns: None for the usual ones. size: of images, pixels. held_out: kept out of the fit, which is decided
+    by its place in the series.
     """
 
     series: str
@@ -53,6 +54,7 @@ class Case:
     validation: int = 300
     classes: int = 10
     batch: int = 64
+    turns: int | None = None
     sample: float | None = None
     size: int = 8
     processes: int = 1
@@ -60,11 +62,11 @@ class Case:
 
     @property
     def config(self) -> DauConfig:
-        """The usual game with a short recovery."""
-        return DauConfig(
-            label_conditioned=True, alpha=0.5, game_epochs=1, batch_size=self.batch, recovery_epochs=2,
-            retain_sample=self.sample,
-        )  # fmt: skip
+        """The usual game, of as many turns and with batches as large as the case says."""
+        usual = DauConfig.default(
+            classwise=False, retain_images=self.retain, forget_images=self.forget, retain_sample=self.sample
+        )
+        return replace(usual, batch_size=self.batch, turns=self.turns or usual.turns)
 
     @property
     def name(self) -> str:
@@ -73,31 +75,34 @@ class Case:
 
 def cases(smoke: bool) -> list[Case]:
     """All series; every second point of each is held out, of the weak scaling every third."""
-    unit = 40 if smoke else 1000
+    unit, few = (40, 4) if smoke else (1000, 24)
     most = 2 if smoke else 3
     total = 3 * unit
     known = [
-        [Case("forget set", share, max(1, round(share * total)), total - max(1, round(share * total)))
-         for share in (0.01, 0.05, 0.1, 0.25, 0.5)],
+        [Case("forget set", share, max(1, round(share * total)), total - max(1, round(share * total)),
+              turns=2 * few) for share in (0.01, 0.05, 0.1, 0.25, 0.5)],
         [Case("retain set", factor * unit, unit // 5, factor * unit) for factor in (1, 2, 5, 10)],
         [Case("retain set, sampled", factor * unit, unit // 5, factor * unit, sample=4.0)
          for factor in (1, 2, 5, 10)],
-        [Case("classes", count, unit // 5, unit, classes=count) for count in (10, 100, 1000, 3000)],
-        [Case("batch", batch, unit // 5, 2 * unit, batch=batch) for batch in (32, 64, 128, 256)],
+        [Case("classes", count, unit // 5, unit, classes=count, turns=2 * few)
+         for count in (10, 100, 1000, 3000)],
+        [Case("batch", batch, unit // 5, 2 * unit, batch=batch, turns=2 * few)
+         for batch in (32, 64, 128, 256)],
         [Case("forget and validation set", factor * unit // 2, factor * unit // 2, unit,
-              validation=factor * unit // 2) for factor in (1, 2, 4, 8)],
-        [Case("validation set", factor * unit, unit // 5, unit, validation=factor * unit)
+              validation=factor * unit // 2, turns=few) for factor in (1, 2, 4, 8)],
+        [Case("validation set", factor * unit, unit // 5, unit, validation=factor * unit, turns=few)
          for factor in (1, 2, 4)],
     ]  # fmt: skip
     for size, divisor in ((8, 1), (32, 2)):
-        retain, shape = unit // divisor, f"{size}x{size} images"
+        retain, shape, turns = unit // divisor, f"{size}x{size} images", few // divisor
         known.append([
-            Case(f"strong scaling, {shape}", ranks, unit // 5, retain, size=size, processes=ranks)
+            Case(f"strong scaling, {shape}", ranks, unit // 5, retain, turns=turns, size=size,
+                 processes=ranks)
             for ranks in range(1, most + 1)
         ])  # fmt: skip
         known.append([
             Case(f"weak scaling, {shape}", ranks, ranks * unit // 5, ranks * retain, ranks * 300,
-                 batch=ranks * 64, size=size, processes=ranks)
+                 batch=ranks * 64, turns=turns, size=size, processes=ranks)
             for ranks in range(1, most + 1)
         ])  # fmt: skip
     # Two processes are in the fit of one kind of scaling, and three in that of the other.
@@ -143,22 +148,22 @@ def job_of(case: Case) -> Job:
 
 
 @contextmanager
-def endless() -> Iterator[None]:
-    """Games are played to their last turn."""
-    with mock.patch.object(referee, "_LOOKS_IN_A_ROW", math.inf):
+def once() -> Iterator[None]:
+    """Games are played to their last turn and not again, whatever becomes of the model."""
+    with mock.patch.multiple(referee, _LOSS=math.inf, _LEFT=0.0):
         yield
 
 
 def timed(chosen: Sequence[Case], rounds: int, ranks: Ranks = ALONE) -> dict[str, list[float]]:
     """Seconds of every round, by case. Rounds go over all cases in turn, so that drift hits them alike."""
     found: dict[str, list[float]] = {case.name: [] for case in chosen}
-    with endless():
+    with once():
         for _ in range(rounds):
             for case in chosen:
                 play = partial(game.unlearn, config=case.config)
                 finished = run_timed("dau", play, task_of(case, ranks))
                 assert finished.history is not None
-                assert finished.history["stopped"] == "the longest game was played"
+                assert finished.history["step"][-1] == case.config.turns
                 found[case.name].append(finished.seconds)
     return found
 
@@ -203,7 +208,7 @@ def typical(seconds: dict[str, list[float]]) -> dict[str, float]:
 def memory_cases(smoke: bool) -> list[Case]:
     """Each of which needs most in another phase."""
     if smoke:
-        return [Case("memory", 0, 20, 64, 20, batch=32)]
+        return [Case("memory", 0, 20, 64, 20, batch=32, turns=4)]
     known = [
         (100, 512, 100, 10, 128),
         (100, 512, 100, 10, 512),
@@ -213,7 +218,7 @@ def memory_cases(smoke: bool) -> list[Case]:
         (2000, 64, 2000, 2000, 32),
     ]
     return [
-        Case("memory", place, forget, retain, validation, classes, batch)
+        Case("memory", place, forget, retain, validation, classes, batch, turns=8)
         for place, (forget, retain, validation, classes, batch) in enumerate(known)
     ]
 
@@ -222,7 +227,7 @@ def held(case: Case) -> float:
     """Bytes at the worst moment of a run, images and the original included; timing is worthless then."""
     task = task_of(case)
     own = [task.images.pixels, *task.original.parameters()]
-    with endless():
+    with once():
         return peak_memory(lambda: game.unlearn(task, case.config), CPU) + sum(
             tensor.nbytes for tensor in own
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from dau_fast.config import DauConfig, TrainingRecipe
-from dau_fast.cost import Job, Network, count_memory, count_network
+from dau_fast.cost import Job, Network, count_memory, count_network, count_training_memory
 from dau_fast.data.split import Forget
 from dau_fast.engine.runtime import Runtime, choose_precision
 from dau_fast.job.assembly import network_builder
@@ -98,4 +98,5 @@ def predicted(task: Task, network: Network, config: DauConfig, what: str) -> flo
         network, config, len(split.forget), len(split.retain), len(split.validation),
         pixels[0].nbytes, number_bytes=number,
     )  # fmt: skip
-    return sum(count_memory(job)["game" if what == "game" else "recovery"].values())
+    parts = count_memory(job)["game"] if what == "game" else count_training_memory(job)
+    return sum(parts.values())

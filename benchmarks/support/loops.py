@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -66,7 +67,7 @@ def training_by_loader(task: Task, batch_size: int, steps: int) -> Callable[[], 
 
 def playing(task: Task, config: DauConfig, steps: int) -> Callable[[], None]:
     task, schedule = plan_game(task, config)
-    game = Game(task.original, task, config, schedule)
+    game = Game(copy.deepcopy(task.original), task.original.eval(), task, config, schedule)
     game.warm_up()
     return stepping(replace(game.make_loop(), steps=steps), task.runtime)
 
@@ -75,7 +76,7 @@ def playing_by_loader(task: Task, config: DauConfig, steps: int) -> Callable[[],
     network = _plain_network(task)
     pictures = plain.Pictures(task.images, augmented=True)
     job = plain.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
-    game = plain.Game(network, job, plain._shown_by_all(network, pictures, job))
+    game = plain.Game(network, copy.deepcopy(network), job, plain._shown_by_all(network, pictures, job))
     sets = (task.split.retain, task.split.forget, task.split.validation)
     batches = [plain._endless(pictures, index, config.batch_size) for index in sets]
     device = task.images.device

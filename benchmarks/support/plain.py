@@ -68,8 +68,8 @@ class Job:
         return self.images.device
 
 
-def run(job: Job, turns: int) -> dict[str, float]:
-    """Train, retrain, unlearn with `turns` turns of the game, and measure the three; seconds by part."""
+def run(job: Job) -> dict[str, float]:
+    """Train, retrain, unlearn, and measure the three; seconds by part."""
     seconds = {}
     began = time.perf_counter()
 
@@ -87,7 +87,7 @@ def run(job: Job, turns: int) -> dict[str, float]:
         network = models[name] = copy.deepcopy(job.network)
         train(network, shown, index, job)
         part(name)
-    models["dau"] = unlearn(models["original"], shown, job, turns)
+    models["dau"] = unlearn(models["original"], shown, job)
     part("dau")
     for network in models.values():
         measure(network, plain, job)
@@ -125,27 +125,17 @@ def _for_ever(batches: DataLoader[Batch]) -> Iterator[Batch]:
         yield from batches
 
 
-def unlearn(original: nn.Module, data: Dataset[tuple[Tensor, int]], job: Job, turns: int) -> nn.Module:
-    """The game, then recovery on the retain set; statistics of BatchNorm over the retain set at the end."""
+def unlearn(original: nn.Module, data: Dataset[tuple[Tensor, int]], job: Job) -> nn.Module:
+    """The game, and in the end statistics of BatchNorm over as much of the retain set as the game takes."""
     config, split = job.config, job.split
     network = copy.deepcopy(original)
-    game = Game(network, job, _shown_by_all(network, data, job))
+    game = Game(network, original, job, _shown_by_all(network, data, job))
     sets = (split.retain, split.forget, split.validation)
     streams = [_endless(data, index, config.batch_size) for index in sets]
-    for _, *batches in zip(range(turns), *streams, strict=False):
+    for _, *batches in zip(range(config.turns), *streams, strict=False):
         game.turn(*((images.to(job.device), labels.to(job.device)) for images, labels in batches))
-
-    steps = steps_for(config.recovery_epochs, len(split.retain), config.batch_size)
-    optimizer = torch.optim.SGD(
-        network.parameters(), config.recovery_lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
-    scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 1 / steps, total_iters=steps)
-    for images, labels in itertools.islice(_endless(data, split.retain, config.batch_size), steps):
-        optimizer.zero_grad()
-        F.cross_entropy(network(images.to(job.device)), labels.to(job.device)).backward()
-        optimizer.step()
-        scheduler.step()
-    torch.optim.swa_utils.update_bn(loader(data, split.retain, 128), network, device=job.device)
+    some = split.retain[torch.randperm(len(split.retain))[: config.norm_images].to(split.retain.device)]
+    torch.optim.swa_utils.update_bn(loader(data, some, min(128, len(some))), network, device=job.device)
     return network
 
 
@@ -159,24 +149,30 @@ def _endless(data: Dataset[tuple[Tensor, int]], index: Tensor, batch_size: int) 
 
 
 class Game:
-    """Attacker and defender; `seen`: what the attacker sees of forget and validation set at the start."""
+    """Attacker and defender, and the original as a teacher.
 
-    def __init__(self, network: nn.Module, job: Job, seen: tuple[Tensor, Tensor]) -> None:
-        self.network, self.head, self.config = network, network.get_submodule(job.head), job.config
-        self.attacker = Attacker(torch.cat(seen), job.config.attacker_hidden).to(job.device)
-        self.attack = torch.optim.Adam(self.attacker.parameters(), job.config.attacker_lr)
+    seen: what the attacker sees of forget and validation set at the start.
+    """
+
+    def __init__(
+        self, network: nn.Module, original: nn.Module, job: Job, seen: tuple[Tensor, Tensor]
+    ) -> None:
+        config = self.config = job.config
+        self.network, self.original = network, original.eval()
+        self.head = network.get_submodule(job.head)
+        self.gone = job.images.labels[job.split.forget].unique() if job.split.classwise else None
+        self.attacker = Attacker(torch.cat(seen), config.attacker_hidden).to(seen[0])
+        self.attack = torch.optim.Adam(self.attacker.parameters(), config.attacker_lr)
         self.defend = torch.optim.SGD(
-            network.parameters(),
-            job.config.lr,
-            momentum=job.config.momentum,
-            weight_decay=job.config.weight_decay,
+            network.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
-        for _ in range(job.config.warmup_steps):
+        self.decay = torch.optim.lr_scheduler.LinearLR(self.defend, 1.0, 1 / config.turns, config.turns)
+        for _ in range(config.warmup_steps):
             self.learn(*seen)
 
     def learn(self, u_forget: Tensor, u_validation: Tensor) -> None:
         scores = torch.cat([self.attacker(u_forget), self.attacker(u_validation)])
-        members = torch.cat([torch.ones(len(u_forget)), torch.zeros(len(u_validation))]).to(scores.device)
+        members = torch.cat([torch.ones(len(u_forget)), torch.zeros(len(u_validation))]).to(scores)
         self.attack.zero_grad()
         F.binary_cross_entropy_with_logits(scores, members).backward()
         self.attack.step()
@@ -190,17 +186,33 @@ class Game:
         sizes = [len(labels) for _, labels in (retain, forget, validation)]
         z_retain, z_forget, z_validation = logits.split(sizes)
         _, h_forget, h_validation = features.split(sizes)
-        u_forget = show(z_forget, h_forget, forget[1] if config.label_conditioned else None)
-        u_validation = show(z_validation, h_validation, validation[1] if config.label_conditioned else None)
+        u_forget = show(z_forget, h_forget, forget[1], config)
+        u_validation = show(z_validation, h_validation, validation[1], config)
         for _ in range(config.attacker_steps):
             self.learn(u_forget.detach(), u_validation.detach())
         member = torch.sigmoid(self.attacker(u_forget))
         loss = F.cross_entropy(z_retain, retain[1])
         loss = loss - config.alpha * torch.log(1 - member + 1e-8).mean()
-        loss = loss + config.beta * barlow_twins(h_forget, h_validation, config.lambd)
+        if config.anchor:
+            loss = loss + config.anchor * divergence(self.teach(retain[0]), z_retain)
+        if config.departure:
+            taught = self.teach(forget[0]).index_fill(1, self.gone, -torch.inf)
+            loss = loss + config.departure * divergence(taught, z_forget)
+        if config.beta:
+            loss = loss + config.beta * barlow_twins(h_forget, h_validation, config.lambd)
         self.defend.zero_grad()
         loss.backward()
         self.defend.step()
+        self.decay.step()
+
+    @torch.no_grad()
+    def teach(self, images: Tensor) -> Tensor:
+        return self.original(images)
+
+
+def divergence(taught: Tensor, logits: Tensor) -> Tensor:
+    """KL of softmax(taught) from softmax(logits), the mean over rows."""
+    return F.kl_div(F.log_softmax(logits, 1), F.softmax(taught, 1), reduction="batchmean")
 
 
 def _features_and_logits(network: nn.Module, head: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -211,12 +223,29 @@ def _features_and_logits(network: nn.Module, head: nn.Module, images: Tensor) ->
     return features[0], logits
 
 
-def show(logits: Tensor, features: Tensor, labels: Tensor | None) -> Tensor:
-    """Softmax, and the norm of the classifier layer's gradient in closed form; [B, C + 1]."""
-    p = F.softmax(logits, 1)
-    error = p - F.one_hot(logits.argmax(1) if labels is None else labels, logits.shape[1])
+def show(logits: Tensor, features: Tensor, labels: Tensor, config: DauConfig) -> Tensor:
+    """What the attacker sees, [B, U]: of the label, or of all classes but it; and the sensitivity."""
+    right = F.one_hot(labels, logits.shape[1]).bool()
+    if config.label_conditioned:
+        log_p = F.log_softmax(logits, 1)
+        p_right = (log_p.exp() * right).sum(1).clamp(2e-9, 1 - 1e-6)
+        margin = torch.log(p_right) - torch.log(1 - p_right)
+        columns = [torch.log(p_right), margin, entropy(log_p)]
+        u = torch.cat([torch.stack(columns, 1), right.to(logits)], 1)
+    else:
+        log_q = F.log_softmax(logits.masked_fill(right, -1e4), 1)
+        u = torch.cat([log_q.topk(min(2, logits.shape[1] - 1), 1).values, entropy(log_q)[:, None]], 1)
+    if config.sensitivity == "none":
+        return u
+    seen = labels if config.label_conditioned else logits.argmax(1)
+    error = F.softmax(logits, 1) - F.one_hot(seen, logits.shape[1])
     norm = (error.square().sum(1) + 1e-12).sqrt() * (features.square().sum(1) + 1).sqrt()
-    return torch.cat([p, norm.unsqueeze(1)], 1)
+    return torch.cat([u, torch.log(norm + 1e-3).unsqueeze(1)], 1)
+
+
+def entropy(log_p: Tensor) -> Tensor:
+    """Its logarithm, of distributions [B, C]."""
+    return torch.log(-(log_p.exp() * log_p).sum(1) + 1e-4)
 
 
 def barlow_twins(a: Tensor, b: Tensor, lambd: float) -> Tensor:
@@ -238,8 +267,7 @@ def _shown_by_all(network: nn.Module, data: Dataset[tuple[Tensor, int]], job: Jo
         parts = []
         for images, labels in DataLoader(Subset(data, index.tolist()), 128):
             features, logits = _features_and_logits(network, head, images.to(job.device))
-            known = labels.to(job.device) if job.config.label_conditioned else None
-            parts.append(show(logits, features, known))
+            parts.append(show(logits, features, labels.to(job.device), job.config))
         found.append(torch.cat(parts))
     return found[0], found[1]
 

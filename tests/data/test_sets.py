@@ -22,7 +22,7 @@ from dau_fast.data.streaming import DEPTH, StreamedImages
 from dau_fast.errors import UserError
 
 CPU = torch.device("cpu")
-CONFIG = DauConfig(label_conditioned=False, alpha=1.0, game_epochs=3, batch_size=32, lr=0.05)
+CONFIG = DauConfig(label_conditioned=False, alpha=1.0, turns=8, batch_size=32, lr=0.05)
 Pair = tuple[Tensor, Tensor]
 
 

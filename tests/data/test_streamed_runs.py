@@ -28,7 +28,7 @@ def test_a_streamed_run_gives_the_numbers_of_one_in_memory(
     for called, expected in ((held, False), (streamed, True)):
         check_report(called.report, ["dau", "retrain", "ft"])
         assert called.report["run"]["streamed"] == expected
-        assert set(called.report["run"]["waiting"]) == {"original", "game", "recovery", "retrain", "ft"}
+        assert set(called.report["run"]["waiting"]) == {"original", "game", "retrain", "ft"}
     for method in ("original", "dau", "retrain", "ft"):
         assert same_tensors(held.weights(method), streamed.weights(method))
         one, other = (

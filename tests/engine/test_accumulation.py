@@ -22,7 +22,7 @@ from dau_fast.methods.dau import game
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.models import Classifier
 
-CLASSWISE = DauConfig(label_conditioned=False, alpha=1.0, game_epochs=12, batch_size=32, lr=0.05)
+CLASSWISE = DauConfig(label_conditioned=False, alpha=0.5, turns=64, batch_size=32, departure=1.0)
 
 
 class Small(nn.Module):

@@ -22,7 +22,7 @@ def test_a_generator_depends_on_seed_and_purpose_alone() -> None:
 
 
 def test_different_purposes_draw_different_numbers() -> None:
-    purposes = ["game", "exam", "recovery", "retrain", "retrain again", "original", ""]
+    purposes = ["game", "exam", "statistics sample", "retrain", "retrain again", "original", ""]
     assert len({tuple(draws(0, purpose)) for purpose in purposes}) == len(purposes)
 
 

@@ -16,7 +16,7 @@ from torchvision.ops import StochasticDepth
 from dau_fast.api import unlearn
 
 # Long enough that every loop draws, short enough to cost nothing.
-DAU = {"warmup_steps": 2, "game_epochs": 2, "recovery_epochs": 2, "batch_size": 16}
+DAU = {"warmup_steps": 2, "turns": 6, "batch_size": 16}
 TRAINING = {"epochs": 2, "batch_size": 16}
 
 

@@ -51,7 +51,7 @@ def test_the_first_steps_of_a_loop_are_looked_at(taken: int, seen: int, tmp_path
 
 
 def test_a_loop_that_ended_early_does_not_reach_into_the_next(tmp_path: Path) -> None:
-    found = [profiled(tmp_path, loop, taken) for loop, taken in (("game", 2), ("recovery", 3))]
+    found = [profiled(tmp_path, loop, taken) for loop, taken in (("game", 2), ("retrain", 3))]
     assert [profile and profile.steps for profile in found] == [2, 3]
 
 

@@ -48,7 +48,7 @@ from dau_fast.methods.dau import view
 from dau_fast.methods.dau.view import View
 from dau_fast.methods.running import run_timed
 from dau_fast.methods.task import Task
-from dau_fast.models import Classifier, SmallResNet
+from dau_fast.models import Classifier, Outputs, SmallResNet
 from dau_fast.prune import Masks
 
 pytestmark = pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
@@ -102,25 +102,28 @@ def sharded_turns(
 ) -> dict[str, Any]:
     """What first_turns finds of a sharded defender, which it has whole in the end."""
     whole = copy.deepcopy(task.original)
-    with sharded(whole, CPU) as part:
-        found = first_turns(replace(task, original=_Alias(part)), config, monkeypatch, turns)
+    with task.teacher() as teacher, sharded(whole, CPU) as part:
+        found = first_turns(replace(task, original=_Alias(part, teacher)), config, monkeypatch, turns)
         assert is_sharded(found["defender"])
     return {**found, "defender": whole}
 
 
 class _Alias(nn.Module):
-    """Stands for what cannot be copied."""
+    """Stands for the original; a sharded model cannot be copied, so its copy is another one."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, twin: nn.Module, original: nn.Module) -> None:
         super().__init__()
-        self.model = model
+        self.twin, self.original = twin, original
 
     @property
     def head(self) -> nn.Linear:
-        return self.model.head
+        return self.original.head
+
+    def forward(self, images: Tensor) -> Outputs:
+        return self.original(images)
 
     def __deepcopy__(self, _: Any) -> nn.Module:
-        return self.model
+        return self.twin
 
 
 def compare_turns(rank: int, ranks: int) -> None:
@@ -147,7 +150,7 @@ def compare_methods(forget: Forget, config: DauConfig, *names: str) -> None:
     task = exact_residual(forget)
     short = replace(task.recipe, epochs=1)
     task = replace(task, recipe=short)
-    asked = {"dau": replace(config, game_epochs=2, recovery_epochs=1), "ga": short}
+    asked = {"dau": replace(config, turns=10), "ga": short}
     before = copy.deepcopy(task.original.state_dict())
     for name in names:
         work, given = partial(carry_out, name, asked=asked.get(name)), split_up(task)
@@ -174,7 +177,7 @@ def assert_alike(one: nn.Module, other: nn.Module) -> None:
 
 def compare_savings() -> None:
     """Batches in parts, and activation checkpointing."""
-    task, config = exact_residual(TENTH), replace(SPREAD, game_epochs=1, recovery_epochs=1)
+    task, config = exact_residual(TENTH), replace(SPREAD, turns=12)
     for options in ({"accumulate": 2}, {"activation_checkpointing": True, "accumulate": 3}):
         whole = replace(shared(task), runtime=Runtime(ranks=Ranks.from_group(), **options))
         found, expected = (carry_out("dau", given, config) for given in (split_up(task, **options), whole))
@@ -182,7 +185,7 @@ def compare_savings() -> None:
 
 
 def call_from_python() -> None:
-    config = replace(SPREAD, game_epochs=1, recovery_epochs=1)
+    config = replace(SPREAD, turns=12)
     task = exact_residual(TENTH)
     split, pixels, labels = task.split, task.images.pixels, task.labels
     names = ("forget", "retain", "validation", "test")
@@ -233,7 +236,7 @@ def hold_shares(ranks: int) -> None:
         seen.append(sum(own))
 
     with noting(note):
-        carry_out("dau", split_up(task, accumulate=2), replace(SPREAD, game_epochs=1, recovery_epochs=1))
+        carry_out("dau", split_up(task, accumulate=2), replace(SPREAD, turns=12))
     assert len(seen) > 10
     every = torch.tensor(seen)
     dist.all_reduce(every)

@@ -28,7 +28,7 @@ from dau_fast.errors import UserError
 from dau_fast.methods.dau import game
 from dau_fast.models import Classifier
 
-SPREAD = DauConfig(label_conditioned=True, alpha=0.5, game_epochs=2, batch_size=32, recovery_epochs=1)
+SPREAD = DauConfig(label_conditioned=True, alpha=0.5, turns=16, batch_size=32)
 
 
 @pytest.fixture
@@ -144,10 +144,10 @@ def test_inductor_trains_as_eager_steps_do() -> None:
 
 @pytest.mark.parametrize("label_conditioned", [False, True])
 def test_a_compiled_game_is_the_eager_one(label_conditioned: bool, fast_compiler: None) -> None:
-    task, config = trained(TENTH), replace(SPREAD, label_conditioned=label_conditioned, game_epochs=1)
+    task, config = trained(TENTH), replace(SPREAD, label_conditioned=label_conditioned, turns=8)
     eager = game.unlearn(task, config)
     compiled = game.unlearn(replace(task, runtime=Runtime(engine="compiled")), config)
-    assert engines(compiled.loops) == {"game": "compiled", "recovery": "compiled"}
+    assert engines(compiled.loops) == {"game": "compiled"}
     assert_same(compiled.model, eager.model, 1e-3)
     assert compiled.history is not None
     assert eager.history is not None
@@ -164,9 +164,7 @@ def test_a_second_model_of_the_same_architecture_is_not_compiled_again(fast_comp
 def test_a_sensitivity_with_a_gradient_inside_runs_eagerly_and_says_so(fast_compiler: None) -> None:
     task = replace(trained(TENTH), runtime=Runtime(engine="compiled"))
     found = game.unlearn(task, replace(SPREAD, sensitivity="input"))
-    assert engines(found.loops) == {
-        "game": "eager: sensitivity 'input' cannot be compiled", "recovery": "compiled",
-    }  # fmt: skip
+    assert engines(found.loops) == {"game": "eager: sensitivity 'input' cannot be compiled"}
 
 
 def test_a_step_that_cannot_be_compiled_is_one_clear_line(fast_compiler: None) -> None:
