@@ -81,11 +81,11 @@ def test_other_runs_are_done_again_too(name: str, tmp_path: Path) -> None:
 
 def test_settings_that_were_not_the_usual_ones_are_played_again(first: Called, tmp_path: Path) -> None:
     report = first.report
-    report["run"]["settings"]["dau"]["alpha"] = 7.0
+    report["run"]["settings"]["dau"]["alpha"] = 2.0
     file = tmp_path / "changed.json"
     file.write_text(json.dumps(report))
     changed = succeed(tmp_path / "out", "--config", file)
-    assert changed.report["run"]["settings"]["dau"]["alpha"] == 7.0
+    assert changed.report["run"]["settings"]["dau"]["alpha"] == 2.0
     assert weights(changed)["original.safetensors"] == weights(first)["original.safetensors"]
     assert weights(changed)["dau.safetensors"] != weights(first)["dau.safetensors"]
 

@@ -94,7 +94,7 @@ MISTAKES = [
     ("--methods all,magic", "method 'magic'"),
     ("--tune 0", "--tune"),
     ("--methods dau,", "method ''"),
-    ("--sensitivity labels", "--sensitivity labels: expected one of classifier, "),
+    ("--sensitivity labels", "--sensitivity labels: expected one of none, "),
     ("--device cuda", "--device cuda"),
     ("--device tpu", "--device tpu: expected one of auto, "),
     ("--precision fp8", "--precision fp8: expected one of auto, "),
