@@ -392,8 +392,8 @@ def test_masks_of_another_model_are_refused(network: nn.Module) -> None:
 
 
 def test_an_unknown_method_or_device_is_refused(network: nn.Module) -> None:
-    with pytest.raises(UserError, match="unknown method 'scrub'"):
-        unlearn(network, **some_sets(), method="scrub")
+    with pytest.raises(UserError, match="unknown method 'magic'"):
+        unlearn(network, **some_sets(), method="magic")
     with pytest.raises(UserError, match="unknown device 'tpu'"):
         unlearn(network, **some_sets(), device="tpu")
 
