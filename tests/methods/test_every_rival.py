@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from by_hand import ONE_CLASS, QUARTER, exact, run, same
+from by_hand import ONE_CLASS, QUARTER, exact, run
 from ranks import together
 from torch import Tensor, nn
 from toys import engines
@@ -212,5 +212,9 @@ def test_three_processes_do_so_whatever_is_forgotten(forget: Forget, shard: bool
 def test_compiled_steps_do_what_eager_ones_do(name: str) -> None:
     task = exact()
     found = run(name, replace(task, runtime=Runtime(engine="compiled")), **asked_of(name))
-    same(found.model, run(name, task, **asked_of(name)).model)
+    expected = run(name, task, **asked_of(name)).model
+    # Adam makes something of gradients that are nothing but rounding.
+    torch.testing.assert_close(
+        dict(found.model.state_dict()), dict(expected.state_dict()), rtol=1e-6, atol=1e-8
+    )
     assert set(engines(found.loops).values()) == {"compiled"}
