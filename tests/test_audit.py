@@ -241,7 +241,10 @@ MISTAKES = [
     ("{dau} --original {original} --references {files}/fine --forget class:3", "made to forget other images"),
     ("{dau} --original {original} --references {files}/fine --arch resnet18", "another architecture"),
     ("{dau} --original {original} --references {files}/fine --forget class:x", "'class:x'"),
-    ("{dau} --original {original} --references {files}/fine --dataset mnist", "--dataset mnist: expected one of digits, "),
+    (
+        "{dau} --original {original} --references {files}/fine --dataset mnist",
+        "--dataset mnist: expected one of digits, ",
+    ),
     ("{dau} --original {original} --references {files}/fine --methods dau", "--methods"),
 ]
 

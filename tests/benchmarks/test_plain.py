@@ -1,0 +1,51 @@
+"""The rival of whole runs plays the same game: turn by turn, in float64."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from toys import ONE_CLASS, TENTH, game_of, trained
+
+from dau_fast.config import DauConfig
+from dau_fast.data.split import Forget
+
+SPREAD = DauConfig(label_conditioned=True, alpha=0.5, turns=5, batch_size=16, warmup_steps=3, exam_share=0.0)
+GAMES: dict[str, tuple[Forget, DauConfig]] = {
+    "spread": (TENTH, SPREAD),
+    "class": (ONE_CLASS, replace(SPREAD, label_conditioned=False, departure=0.7)),
+    "other weights": (TENTH, replace(SPREAD, sensitivity="classifier", anchor=0.3)),
+    "the predicted label": (ONE_CLASS, replace(SPREAD, label_conditioned=False, sensitivity="classifier")),
+}
+
+
+@pytest.mark.usefixtures("importable")
+@pytest.mark.parametrize("name", GAMES)
+def test_the_rival_takes_the_same_turns(name: str) -> None:
+    from support import plain
+
+    forget, config = GAMES[name]
+    task = trained(forget)
+    pixels = task.images.pixels.double()
+    task = replace(task, images=replace(task.images, pixels=pixels), original=task.original.double())
+    networks = [copy.deepcopy(task.original.network) for _ in range(2)]
+    job: Any = plain.Job(task.images, task.split, networks[0], task.original.head_name, task.recipe, config)
+    with game_of(task, config, config.turns) as ours:
+        ours.warm_up()
+        shown = [ours.referee.reveal(task.original, i) for i in (task.split.forget, task.split.validation)]
+        theirs = plain.Game(networks[0], networks[1], job, (shown[0], shown[1]))
+        # An attacker's first weights are drawn: the rival's takes over ours, with what it has learned.
+        theirs.attacker.load_state_dict(ours.attacker.state_dict())
+        theirs.attack.load_state_dict(copy.deepcopy(ours._attack.state_dict()))
+        ours.play()
+    sets = task.split.retain, task.split.forget, task.split.validation
+    batches = task.feed("game", 16, *sets)
+    for _, batch in zip(range(config.turns), batches, strict=False):
+        theirs.turn(*zip(batch.images.chunk(3), batch.labels.chunk(3), strict=True))
+    for found, expected in ((theirs.network, ours.defender.network), (theirs.attacker, ours.attacker)):
+        states = dict(found.state_dict()), dict(expected.state_dict())
+        torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
+    assert theirs.defend.param_groups[0]["lr"] == pytest.approx(config.lr / config.turns)
