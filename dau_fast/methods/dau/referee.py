@@ -24,7 +24,7 @@ from dau_fast.models import Classifier
 
 # Points of retain accuracy that a finished game may cost, and the share of it that must be left in the middle
 # of one, where the learning rate is still high.
-_LOSS, _LEFT = 5.0, 0.5
+_LOSS, _LEFT = 2.0, 0.5
 
 
 @dataclass

@@ -171,23 +171,23 @@ def test_of_large_sets_a_sample_is_looked_at() -> None:
 # ---- ruin
 
 
-def test_a_model_that_lost_more_than_five_points_of_its_retain_set_is_ruined() -> None:
+def test_a_model_that_lost_more_than_two_points_of_its_retain_set_is_ruined() -> None:
     match = Match()
     for after, ruined in ((8, False), (7, True), (8, False)):
         match.referee.history.retain_accuracy.clear()
         match.look(20, 20)
         match.look(20, 20, retain_right=after)
         assert match.referee.finds_ruin() == ruined
-    match.referee.history.retain_accuracy[:] = [100.0, 94.9]
+    match.referee.history.retain_accuracy[:] = [100.0, 97.9]
     assert match.referee.finds_ruin()
 
 
 def test_of_a_few_images_known_half_two_standard_errors_more_are_no_ruin() -> None:
     match = Match()  # 8 retain images: a standard error of 17.7 points
     match.look(20, 20)
-    match.referee.history.retain_accuracy[:] = [50.0, 50 - 5 - 35]
+    match.referee.history.retain_accuracy[:] = [50.0, 50 - 2 - 35]
     assert not match.referee.finds_ruin()
-    match.referee.history.retain_accuracy[:] = [50.0, 50 - 5 - 36]
+    match.referee.history.retain_accuracy[:] = [50.0, 50 - 2 - 36]
     assert match.referee.finds_ruin()
 
 
