@@ -147,6 +147,11 @@ def test_ctrl_c_ends_the_work_on_another_thread(monkeypatch: pytest.MonkeyPatch)
             ended.append(type(error))
             raise
 
-    with pytest.raises(KeyboardInterrupt):
-        run_flushed(work, CPU)
+    # A process that was started in the background ignores SIGINT.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_flushed(work, CPU)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended == [KeyboardInterrupt]
