@@ -159,10 +159,10 @@ def test_a_handful_of_images_is_enough(network: nn.Module) -> None:
 
 
 def test_the_configuration_is_the_one_that_is_played(network: nn.Module) -> None:
-    result = unlearn(network, **some_sets(), config=replace(CONFIG, turns=30, looks=3, lr=0.03))
+    result = unlearn(network, **some_sets(), config=replace(CONFIG, turns=30, looks=3, lr=0.005))
     assert result.history is not None
     assert result.history["step"] == [0, 10, 20, 30]
-    assert result.history["lr"] == 0.03
+    assert result.history["lr"] == 0.005
 
 
 def test_the_same_seed_gives_the_same_result_and_another_seed_another(network: nn.Module) -> None:

@@ -201,7 +201,7 @@ def test_two_processes_are_profiled_as_one_is(tmp_path: Path) -> None:
     found = ended(start(2, ["-m", "dau_fast.unlearn", *arguments, "--out", str(tmp_path)]))
     assert [code for code, _, _ in found] == [0, 0], found
     report = json.loads((tmp_path / "report.json").read_text())
-    assert set(report["run"]["profile"]) == {"original", "game", "recovery"}
+    assert set(report["run"]["profile"]) == {"original", "game"}
     assert report["run"]["sensitivity_costs"]["seconds"]["full"] > 0
 
 
