@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 
 from dau_fast import checkpoints
+from dau_fast.commands.help import GroupedCommand
 from dau_fast.engine.launch import Launch
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError
@@ -25,9 +26,16 @@ from dau_fast.report.progress import progress_bars
 
 # Options of unlearning that say which data, models and images are meant, and how to compute.
 SHARED = (
-    "dataset", "data", "download", "image_size", "stream", "arch", "epochs", "forget", "seed", "device",
-    "precision", "out",
+    "dataset", "data", "download", "image_size", "mean", "std", "stream", "arch", "model", "epochs", "forget",
+    "seed", "device", "precision", "out",
 )  # fmt: skip
+
+
+class _Audit(GroupedCommand):
+    examples = (
+        "dau_fast audit out/dau.safetensors --original out/original.safetensors --train-references 8",
+        "dau_fast audit out/dau.safetensors --original out/original.safetensors --references DIR",
+    )
 
 
 def make_audit(unlearning: Sequence[click.Parameter]) -> click.Command:
@@ -43,7 +51,7 @@ def make_audit(unlearning: Sequence[click.Parameter]) -> click.Command:
             help="Train so many retrained models, and keep them in --out.",
         ),
     ]
-    return click.Command(
+    return _Audit(
         "audit",
         params=[*own, *shared],
         callback=_audit,
@@ -85,6 +93,6 @@ def _write(folder: Path, request: AuditRequest, report: dict[str, Any], outcome:
     """The report, and the references that were trained, into `folder`."""
     (folder / "audit.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     run, task = request.run, outcome.task
-    origin = describe_origin(run.dataset, run.arch, "retrain", outcome.roles, task.split)
+    origin = describe_origin(run.dataset, run.arch_name, "retrain", outcome.roles, task)
     for name, model in zip(outcome.reference_files, outcome.trained, strict=False):
         checkpoints.save(folder / name, model.network, origin, task.masks)
