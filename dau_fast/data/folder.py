@@ -22,9 +22,11 @@ def read_folder(folder: Path, image_size: int | None, threads: int) -> Stored:
     from torchvision.datasets import ImageFolder
 
     parts = []
+    visited: dict[tuple[int, int], str] = {}
     for part in ("train", "test"):
         if not (folder / part).is_dir():
             raise UserError(f"`data` '{folder}' has no '{part}' folder: expected {part}/<class>/<image>")
+        _check_visited_once(folder / part, visited)
         try:
             parts.append(ImageFolder(os.fspath(folder / part)))
         except (FileNotFoundError, PermissionError) as error:
@@ -40,6 +42,23 @@ def read_folder(folder: Path, image_size: int | None, threads: int) -> Stored:
     labels = torch.tensor([label for _, label in files])
     source = Files([path for path, _ in files], image_size, threads)
     return Stored(source, labels, tuple(train.classes), len(train))
+
+
+def _check_visited_once(root: Path, visited: dict[tuple[int, int], str]) -> None:
+    """UserError where links lead into a folder a second time, for ever or not, or a folder cannot be read.
+
+    visited: the folders so far, by device and inode, to which those below `root` are added.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"'{error.filename}' cannot be read: {error.strerror}") from error
+
+    for path, folders, _ in os.walk(root, onerror=refuse, followlinks=True):
+        folders.sort()
+        found = os.stat(path)
+        before = visited.setdefault((found.st_dev, found.st_ino), path)
+        if before != path:
+            raise UserError(f"'{path}' and '{before}' are one folder, by a link: remove the link")
 
 
 class Files(Encoded):
