@@ -122,6 +122,8 @@ def _make_task(
     progress: Progress,
 ) -> Task:
     """The task of making `original` forget the first of `sets`."""
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise UserError(f"`seed={str(seed)[:80]}`: expected a whole number from 0 to {2**32 - 1}")
     images, counts = join_sets(sets, stream, runtime.device)
     images = match_precision(images, runtime)
     _check_fits(original, images)

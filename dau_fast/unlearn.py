@@ -41,7 +41,8 @@ from dau_fast.report.progress import progress_bars
 from dau_fast.report.record import build_report
 from dau_fast.report.table import profile_table, table
 
-_POSITIVE = click.IntRange(min=1)
+_POSITIVE, _MANY = click.IntRange(min=1), click.IntRange(1, 10_000)
+_PIXELS = click.IntRange(1, 2**14)
 
 
 def _listed(names: Any) -> str:
@@ -70,7 +71,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
 @click.option("--dataset", default="digits", help=f"One of {_listed(NAMES)}.")
 @click.option("--data", type=Path, help=f"Where the data set is; {_listed(STORED)}: holds train/ and test/.")
 @click.option("--download", is_flag=True, help="Fetch a data set that is missing.")
-@click.option("--image-size", type=_POSITIVE, help=f"Pixels; resize to a square; {_listed(RESIZED)} alone.")
+@click.option("--image-size", type=_PIXELS, help=f"Pixels; resize to a square; {_listed(RESIZED)} alone.")
 @click.option(
     "--stream", default="auto", help="Read images while training: on, off, auto if memory is short."
 )
@@ -86,9 +87,9 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
 @click.option(
     "--retain-sample", type=click.FloatRange(0, min_open=True), help="Retain images to use per forget image."
 )
-@click.option("--tune", type=_POSITIVE, help="Settings to try for each method that has any; left out, none.")
+@click.option("--tune", type=_MANY, help="Settings to try for each method that has any; left out, none.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Decides every random choice.")
-@click.option("--repeats", type=_POSITIVE, default=1, help="Seeds; from 2 on with spread and noise floor.")
+@click.option("--repeats", type=_MANY, default=1, help="Seeds; from 2 on with spread and noise floor.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", help="auto (bf16 on CUDA), fp32, bf16 or fp64.")
 @click.option("--engine", default="auto", help=f"How training steps run: auto, {_listed(ENGINES)}.")

@@ -167,6 +167,14 @@ MISTAKES = [
     ("--seed -1", "-1"),
     ("--repeats 0", "--repeats"),
     ("--epochs 0", "--epochs"),
+    ("--epochs 99999999999999999999", "--epochs 99999999999999999999: expected no more than 1,000,000"),
+    ("--retain-sample nan", "--retain-sample nan: expected a number above 0"),
+    ("--retain-sample inf", "--retain-sample inf: expected a number above 0"),
+    ("--timeout nan", "--timeout nan: expected seconds from 1"),
+    ("--timeout inf", "--timeout inf: expected seconds from 1"),
+    ("--accumulate 99999999999", "--accumulate"),
+    ("--repeats 99999999999", "--repeats"),
+    ("--image-size 99999999999 --dataset folder --data {files}", "--image-size"),
 ]
 
 

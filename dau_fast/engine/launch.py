@@ -20,6 +20,9 @@ import torch
 import torch.distributed as dist
 
 from dau_fast.engine.ranks import ALONE, Ranks
+from dau_fast.errors import UserError
+
+_MOST_SECONDS = 10_000_000  # four months
 
 
 class Launch:
@@ -42,6 +45,8 @@ class Launch:
 
         All but the first say nothing from here on.
         """
+        if not 1 <= seconds <= _MOST_SECONDS:
+            raise UserError(f"`timeout={seconds}`: expected seconds from 1 to {_MOST_SECONDS:,}")
         if not self._several:
             return ALONE
         if self.rank > 0:

@@ -50,9 +50,10 @@ def expand(
     wanted: tensors whose shapes the full ones must have, which is seen before memory is taken.
     """
     masks = Masks.from_state_dict({"arena": tensors.get(_ARENA), "shapes": json.loads(shapes)})
-    for name in masks if wanted is not None else ():
-        if name not in wanted or wanted[name].shape != masks.shape(name):
-            raise ValueError(f"its masks are of another architecture, such as that of '{name}'")
+    if wanted is not None:
+        for name in masks:
+            if name not in wanted or wanted[name].shape != masks.shape(name):
+                raise ValueError(f"its masks are of another architecture, such as that of '{name}'")
     full = {name: tensor for name, tensor in tensors.items() if name != _ARENA}
     for name, kept in masks.items():
         values = full.get(name)
