@@ -10,8 +10,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset
 
 from dau_fast.data.images import Images
+from dau_fast.data.overlap import check_disjoint, check_subsets
 from dau_fast.data.streaming import StreamedImages
 from dau_fast.errors import UserError
+
+# More would be names and logits without end.
+_MOST_CLASSES = 10**6
 
 Labelled = tuple[Tensor, Tensor] | Dataset[tuple[Tensor, int]]
 
@@ -27,27 +31,59 @@ def join_sets(
         name: _Items(name, data) if isinstance(data, Dataset) else _Rows(name, *data)
         for name, data in sets.items()
     }
+    if "forget" in sets:
+        check_subsets(sets)
     counts = {name: len(part) for name, part in parts.items()}
     if not stream:
         columns = {name: part.read_all() for name, part in parts.items()}
         _check_alike({name: images[:1] for name, (images, _) in columns.items()})
+        _check_disjoint({name: images for name, (images, _) in columns.items()})
+        names = _name_classes({name: labels for name, (_, labels) in columns.items()})
         pixels, labels = (torch.cat(column) for column in zip(*columns.values(), strict=True))
-        return Images(pixels, labels, _name_classes(labels)).to(device), counts
+        return Images(pixels, labels, names).to(device), counts
     source = Sets(parts)
+    _check_disjoint({name: part.images for name, part in parts.items() if isinstance(part, _Rows)})
+    names = _name_classes(dict(zip(parts, source.label_parts, strict=True)))
     # Laid out as all of them together would be.
-    pixels, labels = torch.cat(source.examples)[:0], source.labels
-    return StreamedImages(pixels, labels, _name_classes(labels), source=source).to(device), counts
+    pixels = torch.cat(source.examples)[:0]
+    return StreamedImages(pixels, source.labels, names, source=source).to(device), counts
 
 
-def _name_classes(labels: Tensor) -> tuple[str, ...]:
-    return tuple(str(label) for label in range(int(labels.max()) + 1))
+def _check_disjoint(images: Mapping[str, Tensor]) -> None:
+    if "forget" in images:
+        check_disjoint(images)
+
+
+def _name_classes(labels: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """The classes by number. UserError, before any memory is taken, for a label that cannot be one."""
+    for name, given in labels.items():
+        place = int(given.argmax())
+        if given[place] >= _MOST_CLASSES:
+            raise UserError(
+                f"image {place} of the {name} set has the label {given[place]}: expected a class, from 0 to "
+                f"{_MOST_CLASSES - 1:,} at most"
+            )
+    return tuple(str(label) for label in range(1 + max(int(given.max()) for given in labels.values())))
+
+
+def _check_finite(name: str, images: Tensor, start: int = 0) -> None:
+    """UserError where one of `images`, from number `start` of the set `name` on, holds NaN or infinity."""
+    # Not isfinite of all of them, which would take memory for as many answers.
+    if not images.numel() or bool(torch.stack(images.detach().aminmax()).isfinite().all()):
+        return
+    wrong = images.detach().flatten(1).isfinite().all(1).logical_not().nonzero().flatten()
+    raise UserError(
+        f"image {start + int(wrong[0])} of the {name} set holds NaN or infinity ({len(wrong)} such): "
+        "expected finite numbers, as the model takes them; leave it out or repair it"
+    )
 
 
 class Sets:
     """A caller's sets, one after the other, as a source of floating-point images.
 
     One thread, always the same, calls the data sets: they need not be safe for several, and may hold what
-    belongs to a thread. labels: int64 [N]. examples: the first image of each set, [1, ...].
+    belongs to a thread. labels: int64 [N], label_parts: those of each set. examples: the first image of each
+    set, [1, ...].
     """
 
     def __init__(self, parts: Mapping[str, _Items | _Rows]) -> None:
@@ -55,7 +91,8 @@ class Sets:
         self._thread = ThreadPoolExecutor(1, "dau_fast data sets")
         self.examples = [self._thread.submit(part.read_first).result() for part in self._parts]
         _check_alike(dict(zip(parts, self.examples, strict=True)))
-        self.labels = torch.cat([self._thread.submit(part.read_labels).result() for part in self._parts])
+        self.label_parts = [self._thread.submit(part.read_labels).result() for part in self._parts]
+        self.labels = torch.cat(self.label_parts)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,6 +129,7 @@ class _Rows:
                 f"the {name} set has {images.dtype} images and {labels.dtype} labels: expected "
                 "floating-point images as the model takes them, and int64 labels"
             )
+        _check_finite(name, images)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -141,12 +179,14 @@ class _Items:
                 f"item {i} of the {self.name} set has an image of {kind}: expected a floating-point tensor "
                 "as the model takes it"
             )
+        _check_finite(self.name, image[None], i)
         return image, label
 
     def read_all(self) -> tuple[Tensor, Tensor]:
         pairs = [self.read_item(i) for i in range(len(self))]
         try:
-            return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+            images = torch.stack([image for image, _ in pairs])
+            return images, torch.tensor([label for _, label in pairs])
         except RuntimeError as error:
             raise UserError(
                 f"the {self.name} set's pairs do not fit together, all images need one shape: {error}"
