@@ -21,12 +21,13 @@ from dau_fast.engine.chance import seeded
 from dau_fast.engine.device import run_flushed, warm_up
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.sharding import check_shard, placed
-from dau_fast.errors import UserError
+from dau_fast.errors import Diverged, UserError
 from dau_fast.job.tuning import Judge, Tuning, plan_trials, run_trials
 from dau_fast.methods.dau.view import time_sensitivities
 from dau_fast.methods.method import Method
 from dau_fast.methods.running import Finished, run_timed
 from dau_fast.methods.task import Task, Unlearned
+from dau_fast.metrics.finite import find_broken_output, find_broken_weights
 from dau_fast.metrics.unlearning import Measures, measure
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
@@ -182,9 +183,14 @@ def run_method(method: Method[Any], settings: Any, task: Task) -> Finished:
 
 def measure_model(model: Classifier, task: Task) -> Measures:
     """What is measured of `model`; every model of a task is measured on the same draws."""
-    images, chance = task.images, task.generator("measures")
+    images, chance, split = task.images, task.generator("measures"), task.split
     with placed(images.device, model):
-        return measure(model, images, images.labels, task.split, chance, ranks=task.ranks)
+        try:
+            return measure(model, images, images.labels, split, chance, ranks=task.ranks)
+        except Diverged as error:
+            sets = {name: getattr(split, name) for name in ("forget", "retain", "validation", "test")}
+            found = find_broken_output(model, images, sets) if task.ranks.alone else None
+            raise Diverged(f"{error}; it gives {found}" if found else str(error)) from error
 
 
 def measure_sensitivities(task: Task) -> dict[str, Any]:
@@ -195,6 +201,12 @@ def measure_sensitivities(task: Task) -> dict[str, Any]:
 
 
 def _check(task: Task) -> None:
+    broken = find_broken_weights(task.original.network)
+    if broken:
+        raise UserError(
+            f"'{broken[0]}' of the model holds NaN or infinity ({len(broken)} of its tensors do): its "
+            "training went wrong, take an earlier one"
+        )
     check_shard(task.runtime.shard, "classifier", pruned=task.pruned)
     if task.pruning is not None:
         prunable_weights(task.original.network)

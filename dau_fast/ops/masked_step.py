@@ -79,6 +79,11 @@ def _check_rate(lr_tensor: Tensor | None) -> None:
 def _check_shapes(weights: _Family, masks: _Masks, **families: _Family) -> None:
     for place, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
         for name, family in families.items():
+            if family and family[place].device != weight.device:
+                raise ValueError(
+                    f"{name}[{place}] is on {family[place].device}, its weight on {weight.device}: expected "
+                    "one device"
+                )
             if family and family[place].shape != weight.shape:
                 raise ValueError(
                     f"{name}[{place}] has shape {list(family[place].shape)}: expected {list(weight.shape)}, "
