@@ -2,6 +2,7 @@
 
 import sys
 
+from dau_fast.engine import starting  # noqa: F401  isort: skip  # first: what follows takes seconds to import
 from dau_fast.unlearn import run_command, unlearn
 
 

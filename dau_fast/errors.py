@@ -24,6 +24,11 @@ def check_choice(field: str, value: object, known: Iterable[str]) -> None:
         raise UserError(f"`{field}={value}`: expected one of {', '.join(choices)}")
 
 
+def printable(text: str) -> str:
+    """`text` with everything written out that would steer a terminal, or that no character stands for."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 def exists(path: Path, kind: str) -> bool:
     """Whether `path` is a "file" or "folder"; a path the system will not even look up is neither."""
     try:

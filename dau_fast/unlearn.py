@@ -5,6 +5,9 @@ Its request and runtime make an experiment, whose results become a report: table
 
 from __future__ import annotations
 
+from dau_fast.engine import starting  # noqa: F401  isort: skip  # first: what follows takes seconds to import
+
+import io
 import json
 import logging
 import re
@@ -17,7 +20,6 @@ from typing import Any
 
 import click
 import torch
-from rich.console import Console
 
 from dau_fast import checkpoints
 from dau_fast.config import RETRAIN_RECIPES, SENSITIVITIES
@@ -26,7 +28,7 @@ from dau_fast.data.progress import Progress, silent
 from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact, undisturbed
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import ENGINES, Runtime, choose_device, choose_precision
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, printable
 from dau_fast.job.assembly import measure_sensitivities
 from dau_fast.job.config_file import read_config
 from dau_fast.job.experiment import SeedResult, run_experiment
@@ -40,6 +42,7 @@ from dau_fast.report.page import render
 from dau_fast.report.progress import progress_bars
 from dau_fast.report.record import build_report
 from dau_fast.report.table import profile_table, table
+from dau_fast.report.terminal import terminal
 
 _POSITIVE, _MANY = click.IntRange(min=1), click.IntRange(1, 10_000)
 _PIXELS = click.IntRange(1, 2**14)
@@ -160,15 +163,15 @@ def _write(folder: Path, report: dict[str, Any], result: SeedResult) -> None:
 
 
 def _print(report: dict[str, Any], result: SeedResult, out: Path) -> None:
-    console = Console()
-    console.print(table(report))
-    if "profile" in report["run"]:
-        console.print(profile_table(report["run"]["profile"]))
-        costs = describe_costs(result)
-        if costs:
-            console.print(costs.describe(), markup=False, highlight=False)
     files = f"{out / 'report.html'} shows the pictures, {out / 'report.json'} has every number."
-    console.print(files, markup=False, highlight=False, soft_wrap=True)
+    with terminal(out) as console:
+        console.print(table(report))
+        if "profile" in report["run"]:
+            console.print(profile_table(report["run"]["profile"]))
+            costs = describe_costs(result)
+            if costs:
+                console.print(costs.describe(), markup=False, highlight=False)
+        console.print(printable(files), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -181,11 +184,12 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str]) -> 
 
     Its context's object is this process's Launch.
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    _prepare_streams()
     torch.set_flush_denormal(True)  # before the first worker thread starts and inherits the mode
     end_cleanly_when_stopped()
-    launch = Launch()
+    launch: Launch | None = None
     try:
+        launch = Launch()
         # Not `command()`, which would print an empty line at Ctrl-C, once a process.
         with command.make_context(name, list(arguments), obj=launch) as context:
             command.invoke(context)
@@ -198,14 +202,43 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str]) -> 
         sys.exit(_fail(launch, f"error: {error.format_message()}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail(launch, "interrupted: nothing was written", 130))
-    except Stopped:
-        sys.exit(_fail(launch, "stopped: nothing was written", 143))
-    except RuntimeError as error:
-        reason = lost_contact(error)
-        if reason is None:
+    except Stopped as stopped:
+        sys.exit(_fail(launch, "stopped: nothing was written", 128 + stopped.number))
+    except OSError as error:
+        sys.exit(_fail(launch, f"error: the system refused: {error}", 1))
+    except (MemoryError, RuntimeError) as error:
+        told = _explain(launch, error)
+        if told is None:
             raise
-        told = f"error: process {launch.rank} lost contact with another, which failed or hangs: {reason}"
-        sys.exit(_fail(launch, told, 1))
+        sys.exit(_fail(launch, f"error: {told}", 1))
+
+
+def _prepare_streams() -> None:
+    """Log lines and results that any terminal can show, and that cannot steer one."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _explain(launch: Launch | None, error: MemoryError | RuntimeError) -> str | None:
+    """Why the run ends with `error`, where that is not a fault of this program."""
+    reason = lost_contact(error) if isinstance(error, RuntimeError) else None
+    if reason is not None and launch is not None:
+        return f"process {launch.rank} lost contact with another, which failed or hangs: {reason}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return (
+            f"memory is short ({str(error).splitlines()[0] if str(error) else 'none is left'}): stream the "
+            "images, take smaller ones or fewer at a time, or a machine with more memory"
+        )
+    return None
 
 
 def _as_flags(message: str, command: click.Command) -> str:
@@ -221,11 +254,11 @@ def _as_flags(message: str, command: click.Command) -> str:
     return re.sub(r"`(?P<name>\w+)(=(?P<value>[^`]*))?`", flag, message)
 
 
-def _fail(launch: Launch, message: str, code: int) -> int:
+def _fail(launch: Launch | None, message: str, code: int) -> int:
     """Say why the run ends, unless another process did, and return the exit code."""
     with undisturbed():
-        if launch.speaks():
-            print(" ".join(message.split()), file=sys.stderr, flush=True)
+        if launch is None or launch.speaks():
+            print(printable(" ".join(message.split())), file=sys.stderr, flush=True)
     return code
 
 

@@ -402,7 +402,7 @@ def test_help_of_the_module_names_every_option(tmp_path: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-m", "dau_fast.unlearn", "--help"],
         cwd=tmp_path,
-        env=environment(),
+        env=environment() | {"MPLBACKEND": "no such thing"},
         capture_output=True,
         text=True,
         check=False,

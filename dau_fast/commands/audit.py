@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from dau_fast import checkpoints
 from dau_fast.engine.launch import Launch
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, printable
 from dau_fast.job.audit import AuditOutcome, AuditRequest, run_audit
 from dau_fast.job.provenance import describe_origin
 from dau_fast.job.request import Request
 from dau_fast.report.audit import audit_table, describe_audit
 from dau_fast.report.output import OutputFolder
 from dau_fast.report.progress import progress_bars
+from dau_fast.report.terminal import terminal
 
 # Options of unlearning that say which data, models and images are meant, and how to compute.
 SHARED = (
@@ -76,9 +76,10 @@ def _audit(
         outcome = run_audit(request, runtime, bars)
         report = describe_audit(request, outcome, started, time.perf_counter() - began)
         _write(folder, request, report, outcome)
-    console = Console()
-    console.print(audit_table(report))
-    console.print(f"{out / 'audit.json'} has every number.", markup=False, highlight=False, soft_wrap=True)
+    told = printable(f"{out / 'audit.json'} has every number.")
+    with terminal(out) as console:
+        console.print(audit_table(report))
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _write(folder: Path, request: AuditRequest, report: dict[str, Any], outcome: AuditOutcome) -> None:

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from dau_fast.data.images import Images
 from dau_fast.engine.evaluation import predict_each
 from dau_fast.engine.modes import evaluating
-from dau_fast.models import Classifier
 
 
 def find_broken_weights(network: nn.Module) -> list[str]:
@@ -19,10 +18,10 @@ def find_broken_weights(network: nn.Module) -> list[str]:
     return [name for name, tensor in network.state_dict().items() if not tensor.isfinite().all()]
 
 
-def find_broken_output(model: Classifier, images: Images, sets: Mapping[str, Tensor]) -> str | None:
+def find_broken_output(model: nn.Module, images: Images, sets: Mapping[str, Tensor]) -> str | None:
     """In words, the first image of `sets` for which `model` gives NaN or infinity, and the layer; else None.
 
-    sets: index tensors by name.
+    model: gives features and logits; its layers are called as in its `network`. sets: index tensors by name.
     """
 
     def is_finite(logits: Tensor, _: Tensor) -> Tensor:
@@ -42,7 +41,7 @@ def find_broken_output(model: Classifier, images: Images, sets: Mapping[str, Ten
 
 
 @torch.no_grad()
-def _first_broken_layer(model: Classifier, image: Tensor) -> str:
+def _first_broken_layer(model: nn.Module, image: Tensor) -> str:
     """The layer of the network that gives NaN or infinity for `image` [1, ...] before any other."""
     if not bool(image.isfinite().all()):
         return "the image itself"
@@ -55,7 +54,8 @@ def _first_broken_layer(model: Classifier, image: Tensor) -> str:
 
         return hook
 
-    hooks = [module.register_forward_hook(note(name)) for name, module in model.network.named_modules()]
+    layers = {name.removeprefix("network").removeprefix("."): layer for name, layer in model.named_modules()}
+    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
     try:
         with evaluating(model):
             model(image)
