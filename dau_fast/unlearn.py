@@ -14,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,12 +33,14 @@ from dau_fast.errors import UserError, printable
 from dau_fast.job.assembly import measure_sensitivities
 from dau_fast.job.config_file import read_config
 from dau_fast.job.experiment import SeedResult, run_experiment
+from dau_fast.job.keeping import Keeper
 from dau_fast.job.provenance import describe_origin
 from dau_fast.job.request import Request, make_experiment
 from dau_fast.methods.registry import find_methods
 from dau_fast.prune.registry import find_pruners
 from dau_fast.report.facts import describe_costs, describe_run
-from dau_fast.report.output import OutputFolder
+from dau_fast.report.manifest import describe_files
+from dau_fast.report.output import KEPT, OutputFolder
 from dau_fast.report.page import render
 from dau_fast.report.progress import progress_bars
 from dau_fast.report.record import build_report
@@ -105,6 +108,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     "--config", type=Path, is_eager=True, expose_value=False, callback=_read_config,
     help="A report.json to run again, or a .toml file with options; those given here go first.",
 )  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on from what a killed run with the same --out had finished.")
 @click.option("--out", type=Path, default=Path("out"), help="For report.json, report.html and weights.")
 @click.pass_context
 def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) -> None:
@@ -112,7 +116,9 @@ def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) ->
     launch: Launch = context.obj
     device = choose_device(given.pop("device"), launch.local_rank, launch.local_count)
     ranks = launch.join(device, given.pop("timeout"))
-    profiled = given.pop("profile")
+    profiled, resume = given.pop("profile"), given.pop("resume")
+    if resume and not ranks.alone:
+        raise UserError("`resume` is for one process: leave it out, or start without torchrun")
     computing = {name: given.pop(name) for name in _COMPUTING}
     names = tuple(dict.fromkeys(name.strip() for name in methods.split(",")))
     request = Request(methods=names, settings=context.meta.get("settings", {}), **given)
@@ -120,9 +126,9 @@ def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) ->
     if not ranks.first:
         _run(request, _make_runtime(device, ranks, computing, parts, None), silent)
         return
-    with OutputFolder(out) as folder, progress_bars() as bars:
-        traces = folder if profiled else None
-        report, result = _run(request, _make_runtime(device, ranks, computing, parts, traces), bars)
+    with OutputFolder(out, resume=resume) as folder, progress_bars() as bars:
+        runtime = _make_runtime(device, ranks, computing, parts, folder if profiled else None)
+        report, result = _run(request, runtime, bars, Keeper(folder / KEPT))
         _write(folder, report, result)
     _print(report, result, out)
 
@@ -139,10 +145,12 @@ def _make_runtime(
     return Runtime(device, ranks=ranks, **settings)
 
 
-def _run(request: Request, runtime: Runtime, progress: Progress) -> tuple[dict[str, Any], SeedResult]:
+def _run(
+    request: Request, runtime: Runtime, progress: Progress, keeper: Keeper | None = None
+) -> tuple[dict[str, Any], SeedResult]:
     """The report, and the first seed's result."""
     began, started = time.perf_counter(), datetime.now(UTC)
-    experiment = make_experiment(request, runtime, progress)
+    experiment = replace(make_experiment(request, runtime, progress), keeper=keeper)
     results = run_experiment(experiment, progress)
     run = describe_run(request, experiment, results, started, time.perf_counter() - began)
     if runtime.traces:
@@ -158,8 +166,9 @@ def _write(folder: Path, report: dict[str, Any], result: SeedResult) -> None:
         checkpoints.save(folder / f"{name}.safetensors", network, metadata, masks.get(name))
         if name in masks:
             checkpoints.save_sparse(folder / f"{name}.sparse.safetensors", network, masks[name], metadata)
-    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     (folder / "report.html").write_text(render(report), encoding="utf-8")
+    report["files"] = describe_files(folder)
+    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 
 def _print(report: dict[str, Any], result: SeedResult, out: Path) -> None:

@@ -19,6 +19,7 @@ from dau_fast.job.audit import AuditOutcome, AuditRequest, run_audit
 from dau_fast.job.provenance import describe_origin
 from dau_fast.job.request import Request
 from dau_fast.report.audit import audit_table, describe_audit
+from dau_fast.report.manifest import describe_files
 from dau_fast.report.output import OutputFolder
 from dau_fast.report.progress import progress_bars
 from dau_fast.report.terminal import terminal
@@ -72,7 +73,7 @@ def _audit(
     runtime = Runtime(place, precision=choose_precision(precision, place))
     request = AuditRequest(audited, Request(checkpoint=original, **given), references, train_references)
     began, started = time.perf_counter(), datetime.now(UTC)
-    with OutputFolder(out) as folder, progress_bars() as bars:
+    with OutputFolder(out, "audit.json") as folder, progress_bars() as bars:
         outcome = run_audit(request, runtime, bars)
         report = describe_audit(request, outcome, started, time.perf_counter() - began)
         _write(folder, request, report, outcome)
@@ -84,8 +85,9 @@ def _audit(
 
 def _write(folder: Path, request: AuditRequest, report: dict[str, Any], outcome: AuditOutcome) -> None:
     """The report, and the references that were trained, into `folder`."""
-    (folder / "audit.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     run, task = request.run, outcome.task
     origin = describe_origin(run.dataset, run.arch, "retrain", outcome.roles, task.split)
     for name, model in zip(outcome.reference_files, outcome.trained, strict=False):
         checkpoints.save(folder / name, model.network, origin, task.masks)
+    report["files"] = describe_files(folder)
+    (folder / "audit.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")

@@ -27,6 +27,7 @@ from dau_fast.engine.runtime import Runtime
 from dau_fast.errors import UserError, check_choice
 from dau_fast.job.assembly import match_precision, network_builder
 from dau_fast.job.experiment import Checkpoint, Experiment
+from dau_fast.job.saving import hash_file
 from dau_fast.methods.registry import find_methods, get_method
 from dau_fast.prune.registry import get_pruner
 
@@ -168,14 +169,16 @@ def _read_checkpoint(path: Path, experiment: Experiment, images: Images) -> Chec
     metadata = checkpoints.load(path, model.network)
     masks = checkpoints.load_masks(path)
     masks = masks and masks.to(model.head.weight.device)
+    sha256 = hash_file(path)
     if "split" in metadata:
-        return Checkpoint(model.eval(), decode_roles(metadata["split"], len(images.labels)), masks)
+        roles = decode_roles(metadata["split"], len(images.labels))
+        return Checkpoint(model.eval(), roles, masks, sha256)
     logging.getLogger("dau_fast").warning(
         "%s does not say which images it was trained on: taking this run's training images; if it "
         "has seen the validation images too, the result is not to be trusted",
         path,
     )
-    return Checkpoint(model.eval(), None, masks)
+    return Checkpoint(model.eval(), None, masks, sha256)
 
 
 def _readable(value: Any) -> Any:
