@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from dau_fast.errors import UserError, check_choice
+from dau_fast.errors import UserError, brief, check_choice
 
 S = TypeVar("S")
 
@@ -50,10 +50,10 @@ def _check(
             end = "" if open_low else " up"
             if high < math.inf:
                 end = f" to {'below ' if open_high else ''}{high:g}"
-            raise UserError(f"`{name}={_brief(value)}`: expected {kind} {begin}{end}")
+            raise UserError(f"`{name}={brief(value)}`: expected {kind} {begin}{end}")
         most = _MOST.get(name, 10**9 if whole else 10**6)
         if value > most:
-            raise UserError(f"`{name}={_brief(value)}`: expected no more than {most:,}")
+            raise UserError(f"`{name}={brief(value)}`: expected no more than {most:,}")
 
 
 # What nobody means: it would run for ever, take all memory or ruin any model. Other whole numbers may be a
@@ -77,14 +77,6 @@ _MOST = {
 }
 
 
-def _brief(value: Any) -> str:
-    """`value` on one short line; Python refuses to write very long integers."""
-    if isinstance(value, int) and value.bit_length() > 256:
-        return f"a number of about {round(value.bit_length() * math.log10(2))} digits"
-    text = " ".join(str(value).split())
-    return text if len(text) <= 80 else f"{text[:80]}..."
-
-
 # For settings that stand in their method's own file.
 check_numbers = _check
 
@@ -92,13 +84,13 @@ check_numbers = _check
 def _check_switch(settings: Any, name: str) -> None:
     value = getattr(settings, name)
     if not isinstance(value, bool):
-        raise UserError(f"`{name}={_brief(value)}`: expected True or False")
+        raise UserError(f"`{name}={brief(value)}`: expected True or False")
 
 
 def _check_milestones(settings: Any) -> None:
     shares = settings.milestones
     if not isinstance(shares, tuple) or not all(map(_is_share, shares)):
-        raise UserError(f"`milestones={_brief(shares)}`: expected shares of the steps, from 0 to 1")
+        raise UserError(f"`milestones={brief(shares)}`: expected shares of the steps, from 0 to 1")
 
 
 def _is_share(value: Any) -> bool:

@@ -21,7 +21,16 @@ class Diverged(UserError):
 def check_choice(field: str, value: object, known: Iterable[str]) -> None:
     """UserError unless `value`, which `field` was given, is one of `known`."""
     if value not in (choices := tuple(known)):
-        raise UserError(f"`{field}={value}`: expected one of {', '.join(choices)}")
+        raise UserError(f"`{field}={brief(value)}`: expected one of {', '.join(choices)}")
+
+
+def brief(value: object) -> str:
+    """`value` on one short line."""
+    try:
+        text = " ".join(str(value).split())
+    except ValueError:  # Python refuses to write very long integers
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def printable(text: str) -> str:
