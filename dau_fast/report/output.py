@@ -37,7 +37,7 @@ _REPORTS = ("report.json", "audit.json")
 # In a complete folder: the list of its results, and the report that was there before.
 _NAMES, _EARLIER = ".names", ".earlier"
 # Errors of a device and not of the program.
-_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO)
+_REFUSED = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 class OutputFolder:
