@@ -1,4 +1,4 @@
-"""`python -m dau_fast` is `python -m dau_fast.unlearn`, and `python -m dau_fast audit` audits checkpoints."""
+"""`python -m dau_fast` is `python -m dau_fast.unlearn`; other commands have names: audit, attest, verify."""
 
 import sys
 
@@ -13,6 +13,14 @@ def main() -> None:
         from dau_fast.commands.audit import make_audit  # what only audits need takes a while to import
 
         run_command(make_audit(unlearn.params), "python -m dau_fast audit", arguments)
+    elif name == ["attest"]:
+        from dau_fast.commands.attest import attest
+
+        run_command(attest, "python -m dau_fast attest", arguments)
+    elif name == ["verify"]:
+        from dau_fast.commands.verify import verify
+
+        run_command(verify, "python -m dau_fast verify", arguments)
     else:
         run_command(unlearn, "python -m dau_fast.unlearn", sys.argv[1:])
 

@@ -145,7 +145,7 @@ def test_a_part_of_another_run_is_not_taken(
     if change == "labels":
         task = replace(task, images=replace(task.images, labels=task.images.labels.flip(0)))
     if change == "code":
-        monkeypatch.setattr(keeping, "_digest_code", lambda: "other")
+        monkeypatch.setattr(keeping, "digest_code", lambda: "other")
     other = replace(task, seed=task.seed + (change == "seed"))
     name, settings = ("ga" if change == "name" else "ft"), (FINE_TUNE if change == "settings" else None)
     Keeper(tmp_path).finish(name, other, settings, work(task, calls))

@@ -120,7 +120,7 @@ def _digest_part(name: str, task: Task, settings: Any, images: str) -> str:
         "runtime": {name: str(getattr(runtime, name)) for name in _COMPUTING},
         "threads": torch.get_num_threads(),
         "machine": [platform.machine(), platform.python_version(), torch.__version__, np.__version__],
-        "code": _digest_code(),
+        "code": digest_code(),
         "network": f"{type(task.original.network).__qualname__} {task.original.head_name}",
         "original": digest_weights(task.original.network),
         "sets": _digest_tensors(sets),
@@ -153,7 +153,7 @@ def _digest_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 @functools.cache
-def _digest_code() -> str:
+def digest_code() -> str:
     """SHA-256 over the package's own files, the compiled ones included."""
     root, digest = Path(__file__).resolve().parents[1], hashlib.sha256()
     for file in sorted(file for kind in ("*.py", "*.so", "*.pyd") for file in root.rglob(kind)):

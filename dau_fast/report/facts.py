@@ -19,6 +19,7 @@ from dau_fast.data.streaming import StreamedImages
 from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.runtime import Runtime
 from dau_fast.job.experiment import Experiment, SeedResult
+from dau_fast.job.keeping import digest_code, digest_images
 from dau_fast.job.request import Request
 from dau_fast.methods.method import Method
 from dau_fast.prune.registry import get_pruner
@@ -53,6 +54,7 @@ def describe_run(
         "options": options,
         "settings": list_settings(experiment, first),
         "versions": list_versions(),
+        "digests": {"images": digest_images(first.outcome.task), "code": digest_code()},
         "started": started.isoformat(timespec="seconds"),
         "wall_seconds": seconds,
     }

@@ -10,6 +10,8 @@ from typing import Any
 
 from dau_fast.job.saving import hash_file
 
+# In the folder of a run that is attested: the signed statement, and what opens its commitment.
+ENVELOPE, OPENING = "evidence.dsse.json", "forget-opening.json"
 # What a run may write; a report that names anything else is not believed.
 _OURS = re.compile(r"[\w-][\w.-]*\.(safetensors|html|json)")
 

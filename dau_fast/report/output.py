@@ -23,7 +23,7 @@ from types import TracebackType
 from dau_fast.engine.starting import ENDING
 from dau_fast.errors import UserError
 from dau_fast.job.saving import sync_file, sync_folder, write_synced
-from dau_fast.report.manifest import list_stale
+from dau_fast.report.manifest import ENVELOPE, list_stale
 
 try:
     import fcntl
@@ -64,6 +64,7 @@ class OutputFolder:
                 folder.mkdir()
                 self._made.append(folder)
             self._lock = _lock(self.path)
+            self._check_free()
             self._finish_earlier()
             self._staging = self._take_over() or Path(tempfile.mkdtemp(prefix=_UNFINISHED, dir=self.path))
         except OSError as error:
@@ -95,6 +96,13 @@ class OutputFolder:
             if not kept:
                 shutil.rmtree(self._staging, ignore_errors=True)
             self._release()
+
+    def _check_free(self) -> None:
+        """UserError where there is evidence of an earlier run, which would then be of other files."""
+        if (self.path / ENVELOPE).exists():
+            raise UserError(
+                f"output folder '{self.path}' holds a run that is attested ({ENVELOPE}): choose another `out`"
+            )
 
     def _complete(self) -> None:
         """Make what is in staging the results."""
