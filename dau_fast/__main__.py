@@ -1,14 +1,17 @@
 """`dau_fast` and `python -m dau_fast`: commands by their names, and unlearning without one."""
 
 import sys
-from collections.abc import Callable
 from typing import Any
+
+from dau_fast.engine import starting  # noqa: F401  isort: skip  # first: what follows takes seconds to import
 
 # Each is imported when it is asked for: what only audits need takes a while.
 _COMMANDS = {
     "audit": ("dau_fast.commands.audit", "make_audit"),
     "evaluate": ("dau_fast.commands.evaluate", "make_evaluate"),
     "report": ("dau_fast.commands.page", "make_report"),
+    "attest": ("dau_fast.commands.attest", "attest"),
+    "verify": ("dau_fast.commands.verify", "verify"),
     "env": ("dau_fast.commands.env", "make_env"),
 }
 
@@ -24,8 +27,12 @@ def main() -> None:
     from dau_fast.unlearn import run_command, unlearn
 
     if name in _COMMANDS:
-        make = _find(*_COMMANDS[name])
-        command = make(unlearn.params) if name in ("audit", "evaluate") else make()
+        found = _find(*_COMMANDS[name])
+        command = found
+        if name in ("audit", "evaluate"):
+            command = found(unlearn.params)
+        elif name in ("report", "env"):
+            command = found()
         run_command(command, f"dau_fast {name}", arguments)
     elif name == "unlearn":
         run_command(unlearn, "dau_fast unlearn", arguments)
@@ -33,11 +40,10 @@ def main() -> None:
         run_command(unlearn, "python -m dau_fast.unlearn", sys.argv[1:])
 
 
-def _find(module: str, name: str) -> Callable[..., Any]:
+def _find(module: str, name: str) -> Any:
     from importlib import import_module
 
-    found: Callable[..., Any] = getattr(import_module(module), name)
-    return found
+    return getattr(import_module(module), name)
 
 
 if __name__ == "__main__":

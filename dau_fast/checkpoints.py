@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+import zipfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -74,8 +75,8 @@ def load(path: Path, network: nn.Module) -> dict[str, str]:
     """
     if not exists(path, "file"):
         raise UserError(f"checkpoint '{path}' does not exist: name a .safetensors or .pt file")
-    tensors, metadata, _ = _read(path)
     wanted = network.state_dict()
+    tensors, metadata, _ = _read(path, wanted)
     tensors = _strip_prefixes(tensors, wanted.keys())
     wrong = [
         name
@@ -87,8 +88,18 @@ def load(path: Path, network: nn.Module) -> dict[str, str]:
             f"checkpoint '{path}' is of another architecture ({len(wrong)} of its tensors differ, "
             f"such as '{min(wrong)}'): name the one it was saved from with `arch`{_hint(tensors, wanted)}"
         )
+    _check_finite(path, {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()})
     network.load_state_dict(tensors)
     return metadata
+
+
+def _check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+    if broken:
+        raise UserError(
+            f"'{broken[0]}' of checkpoint '{path}' holds NaN or infinity ({len(broken)} of its tensors do): "
+            "its training went wrong, take an earlier one"
+        )
 
 
 def load_masks(path: Path) -> Masks | None:
@@ -108,8 +119,13 @@ def _metadata(text: str) -> dict[str, str]:
     return found
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Masks | None]:
-    """The tensors by name, the metadata, and the masks of a pruned model."""
+def _read(
+    path: Path, wanted: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], dict[str, str], Masks | None]:
+    """The tensors by name, the metadata, and the masks of a pruned model.
+
+    wanted: what a network holds, beyond whose shapes nothing that is sparse is expanded; None to trust it.
+    """
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, "pt") as file:
@@ -118,10 +134,20 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Masks | None]:
             shapes, masked = metadata.pop(_SPARSE, None), metadata.pop(_MASKED, None)
             masks = None if masked is None else recover(tensors, masked)
             if shapes is not None:
-                tensors, masks = expand(tensors, shapes)
+                tensors, masks = expand(tensors, shapes, wanted)
+            for name, tensor in tensors.items():
+                _check_plain(name, tensor)
             return tensors, metadata, masks
+        except RecursionError as error:
+            raise UserError(f"checkpoint '{path}' cannot be read: its metadata is nested too deep") from error
         except (SafetensorError, OSError, ValueError) as error:
             raise UserError(f"checkpoint '{path}' cannot be read: {error}") from error
+    return _read_pytorch(path), {}, None
+
+
+def _read_pytorch(path: Path) -> dict[str, Tensor]:
+    """The tensors by name of a file of torch.save."""
+    _check_not_packed(path)
     try:
         with warnings.catch_warnings(action="ignore"):  # on pickle protocols, before it refuses
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -135,7 +161,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str], Masks | None]:
         isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
     ):
         raise UserError(f"checkpoint '{path}' holds no state_dict: save model.state_dict()")
-    return dict(content), {}, None
+    try:
+        for name, tensor in content.items():
+            _check_plain(name, tensor)
+    except ValueError as error:
+        raise UserError(f"checkpoint '{path}' cannot be used: {error}") from error
+    return dict(content)
 
 
 # Where training scripts put the weights in a checkpoint that holds more.
@@ -171,3 +202,29 @@ def _hint(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
     if stem in tensors and stem in wanted and tensors[stem].shape[-1] == 7 and wanted[stem].shape[-1] == 3:
         return ", such as torchvision:resnet18, whose stem is the ordinary one"
     return ""
+
+
+def _check_plain(name: str, tensor: Tensor) -> None:
+    """ValueError unless `tensor` is dense, real and in memory, as the weights of a network are."""
+    dense = tensor.layout == torch.strided and not (tensor.is_nested or tensor.is_quantized)
+    if not dense or tensor.device.type == "meta" or tensor.is_complex():
+        kind = str(tensor.dtype if dense else tensor.layout).removeprefix("torch.")
+        where = " without numbers (meta)" if tensor.device.type == "meta" else ""
+        raise ValueError(f"'{name}' is {kind}{where}: expected dense weights of real numbers")
+
+
+def _check_not_packed(path: Path) -> None:
+    """UserError where a file of torch.save is compressed, which it never is: it may unpack to anything."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as packed:
+            unpacked = sum(entry.file_size for entry in packed.infolist())
+    # What zipfile raises for a damaged file has no common type; PyTorch then refuses the file in its words.
+    except Exception:
+        return
+    if unpacked > path.stat().st_size:
+        raise UserError(
+            f"checkpoint '{path}' is compressed and would unpack to {unpacked / 1e6:,.0f} MB: save it with "
+            "torch.save, which compresses nothing"
+        )

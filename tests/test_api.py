@@ -413,8 +413,41 @@ def test_a_set_that_holds_the_forgotten_class_alone_cannot_do_its_work(name: str
 def test_a_model_that_gives_nothing_finite_is_refused(network: nn.Module) -> None:
     with torch.no_grad():
         network[3].weight.fill_(float("nan"))
-    with pytest.raises(UserError, match="dau diverged"):
+    with pytest.raises(UserError, match=r"'3.weight' of the model holds NaN or infinity \(1 of its tensors"):
         unlearn(network, **some_sets())
+
+
+class Overflowing(nn.Module):
+    """A layer that gives infinity for one image, and for that alone."""
+
+    def __init__(self, image: Tensor) -> None:
+        super().__init__()
+        self.image = image
+
+    def forward(self, images: Tensor) -> Tensor:
+        hit = (images == self.image).all(1, keepdim=True)
+        return torch.where(hit, float("inf"), images)
+
+
+@pytest.mark.parametrize(("name", "place"), [("forget", 3), ("retain", 60)])
+@pytest.mark.parametrize("method", ["dau", "ft"])
+def test_the_image_and_the_layer_that_give_nothing_finite_are_named(
+    name: str, place: int, method: str, network: nn.Module
+) -> None:
+    sets = some_sets()
+    model = nn.Sequential(Overflowing(sets[name][0][place]), network)
+    if method == "ft" and name == "forget":
+        return  # which fine-tuning does not look at
+    told = rf"the original itself gives .* image {place} of the {name} set \(1 such\), first in layer '0'"
+    with pytest.raises(UserError, match=told):
+        unlearn(model, **sets, method=method)
+
+
+def test_the_test_image_that_gives_nothing_finite_is_named(network: nn.Module) -> None:
+    sets = some_sets()
+    model = nn.Sequential(Overflowing(sets["test"][0][7]), network)
+    with pytest.raises(UserError, match=r"gives NaN or infinity for image \d of the test set"):
+        unlearn(model, **sets, method="ft")
 
 
 def test_every_mistake_is_a_value_error(network: nn.Module) -> None:

@@ -203,6 +203,17 @@ def test_evaluate_without_a_reference_has_no_gaps(tmp_path: Path, once: Called) 
     assert found["methods"]["dau"]["avg_gap"] is None
 
 
+def test_an_evaluation_leaves_the_weights_beside_it_alone(tmp_path: Path, once: Called) -> None:
+    for name in ("dau", "original"):
+        (tmp_path / f"{name}.safetensors").write_bytes((once.folder / f"{name}.safetensors").read_bytes())
+    for _ in range(2):
+        code, _, _, told = evaluate(
+            tmp_path, tmp_path / "dau.safetensors", "--original", tmp_path / "original.safetensors"
+        )
+        assert code == 0, told
+    assert {file.name for file in tmp_path.iterdir()} >= {"dau.safetensors", "original.safetensors"}
+
+
 def test_models_that_do_not_belong_together_are_refused(tmp_path: Path, once: Called) -> None:
     dau, original = once.folder / "dau.safetensors", once.folder / "original.safetensors"
     code, _, _, told = evaluate(tmp_path / "1", dau, "--original", original, "--forget", "class:3")

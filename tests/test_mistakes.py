@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -21,6 +22,7 @@ import torch
 from calling import LABELS, Called, call, contents, environment
 from safetensors.torch import save_file
 
+from dau_fast import unlearn
 from dau_fast.data.split import VALIDATION
 from dau_fast.prune import Masks
 from dau_fast.prune.sparse_file import compress
@@ -169,6 +171,14 @@ MISTAKES = [
     ("--seed -1", "-1"),
     ("--repeats 0", "--repeats"),
     ("--epochs 0", "--epochs"),
+    ("--epochs 99999999999999999999", "--epochs 99999999999999999999: expected no more than 1,000,000"),
+    ("--retain-sample nan", "--retain-sample nan: expected a number above 0"),
+    ("--retain-sample inf", "--retain-sample inf: expected a number above 0"),
+    ("--timeout nan", "--timeout nan: expected seconds from 1"),
+    ("--timeout inf", "--timeout inf: expected seconds from 1"),
+    ("--accumulate 99999999999", "--accumulate"),
+    ("--repeats 99999999999", "--repeats"),
+    ("--image-size 99999999999 --dataset folder --data {files}", "--image-size"),
 ]
 
 
@@ -231,6 +241,34 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path, name: str
     assert not out.exists()
     assert name in called.stderr
     assert_one_line(called, 2, "error: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "memory is short (none is left): "),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 4 bytes\nat"),
+            "memory is short",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            "memory is short (CUDA out of memory. Tried): ",
+        ),
+        (OSError(errno.EIO, "Input/output error", "disk/images"), "the system refused: "),
+    ],
+    ids=["none", "CPU", "GPU", "disk"],
+)
+def test_what_the_machine_cannot_do_costs_one_line(
+    error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(unlearn, "make_experiment", fail)
+    called = call(tmp_path / "out")
+    assert_one_line(called, 1, f"error: {re.escape(told)}")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Says on stdout whenever an optimiser has taken a step.

@@ -104,7 +104,7 @@ def test_a_room_knows_only_those_before_it(room: str, others: set[str] | None) -
         } == {
             "dau_fast.api",
             "dau_fast.unlearn",
-            *(f"dau_fast.commands.{name}" for name in ("audit", "env", "evaluate", "page")),
+            *(f"dau_fast.commands.{n}" for n in ("attest", "audit", "env", "evaluate", "page", "verify")),
         }
     else:
         assert known_to(room) <= others

@@ -9,19 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from dau_fast.commands.audit import SHARED
 from dau_fast.commands.help import GroupedCommand
 from dau_fast.engine.launch import Launch
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, printable
 from dau_fast.job.evaluation import evaluate
 from dau_fast.job.request import Request
 from dau_fast.report.evaluation import describe_evaluation
+from dau_fast.report.manifest import describe_files
 from dau_fast.report.output import OutputFolder
 from dau_fast.report.progress import progress_bars
 from dau_fast.report.table import table
+from dau_fast.report.terminal import terminal
 
 
 class _Evaluate(GroupedCommand):
@@ -69,13 +70,14 @@ def _evaluate(
     runtime = Runtime(place, precision=choose_precision(precision, place))
     request = Request(checkpoint=original, **given)
     files = {"original": original, **({"retrain": reference} if reference else {}), **_name_files(measured)}
-    with OutputFolder(out) as folder, progress_bars() as bars:
+    with OutputFolder(out, "evaluation.json") as folder, progress_bars() as bars:
         report = describe_evaluation(request, evaluate(request, files, runtime, bars), started)
+        report["files"] = describe_files(folder)  # none: those beside it are not its own
         (folder / "evaluation.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-    console = Console()
-    console.print(table(report))
-    told = f"{out / 'evaluation.json'} has every number."
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    told = printable(f"{out / 'evaluation.json'} has every number.")
+    with terminal(out) as console:
+        console.print(table(report))
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _name_files(paths: Sequence[Path]) -> dict[str, Path]:

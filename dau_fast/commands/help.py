@@ -14,7 +14,7 @@ GROUPS = {
         "device", "precision", "engine", "accumulate", "activation_checkpointing", "shard", "timeout",
         "profile",
     ),
-    "Files": ("config", "out"),
+    "Files": ("config", "resume", "out"),
 }  # fmt: skip
 
 COMMANDS = {
@@ -22,6 +22,8 @@ COMMANDS = {
     "evaluate": "measure checkpoints, and train nothing",
     "audit": "tell an unlearned checkpoint from retrained ones",
     "report": "make the page of a report.json again",
+    "attest": "state in a signed envelope what a run did",
+    "verify": "check such a statement, and measure again",
     "env": "say what this runs on",
 }
 

@@ -1,6 +1,6 @@
 """Data sets in Arrow files, as the `datasets` library of Hugging Face writes them.
 
-The files are memory-mapped: only the encoded images that are asked for are read. pyarrow is optional.
+Only the encoded images that are asked for are read. pyarrow is optional.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from dau_fast.data.decoding import Encoded
-from dau_fast.data.paths import check_regular
+from dau_fast.data.paths import OpenFile, check_regular
 from dau_fast.data.stored import VALIDATION_FOLDERS, Stored, check_labels
 from dau_fast.errors import UserError
 
@@ -75,18 +75,57 @@ class ArrowImages(Encoded):
     def fetch(self, number: int) -> BytesIO:
         which = bisect_right(self._ends, number)
         chunk = self._chunks[which][1]
-        return BytesIO(chunk[number - self._ends[which] + len(chunk)].as_py())
+        return BytesIO(chunk.fetch(number - self._ends[which] + len(chunk)))
 
     def describe(self, number: int) -> str:
         path = self._chunks[bisect_right(self._ends, number)][0]
         return f"image {number - self._starts[path]} of '{path}'"
 
 
+class _Chunk(Protocol):
+    """Encoded images, one after the other."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, number: int) -> bytes | bytearray:
+        """The content of image `number`."""
+
+
+class _Placed:
+    """Those in `file`. edges: int64 [N + 1], image i lies at the bytes [edges[i], edges[i + 1])."""
+
+    def __init__(self, file: OpenFile, edges: np.ndarray) -> None:
+        self._file, self._edges = file, edges
+
+    def __len__(self) -> int:
+        return len(self._edges) - 1
+
+    def fetch(self, number: int) -> bytearray:
+        start, end = (int(edge) for edge in self._edges[number : number + 2])
+        content = bytearray(end - start)
+        self._file.read_into(memoryview(content), start)
+        return content
+
+
+class _Held:
+    """Those that pyarrow holds in memory, as of files that are compressed."""
+
+    def __init__(self, chunk: Any) -> None:
+        self._chunk = chunk
+
+    def __len__(self) -> int:
+        return len(self._chunk)
+
+    def fetch(self, number: int) -> bytes:
+        content: bytes = self._chunk[number].as_py()
+        return content
+
+
 class _File(NamedTuple):
-    """One file. chunks: pyarrow's binary arrays, one after the other. labels: int64 [N]."""
+    """One file. chunks: of its images, one after the other. labels: int64 [N]."""
 
     path: Path
-    chunks: Sequence[Any]
+    chunks: Sequence[_Chunk]
     labels: np.ndarray
     class_names: tuple[str, ...] | None
 
@@ -104,20 +143,22 @@ def _find_files(folder: Path) -> list[Path]:
 
 def _read_file(path: Path) -> _File:
     """What the file `path` holds, checked but for what is in the images."""
-    table = _map_table(path)
+    table, mapped = _map_table(path)
     found = [name for name in _LABELS if name in table.column_names]
     if _IMAGE not in table.column_names or not found:
         raise UserError(
             f"'{path}' has the columns {', '.join(table.column_names)}: expected 'image' and 'label', "
             "rename them with rename_column"
         )
-    chunks = [_find_binary(path, chunk) for chunk in table.column(_IMAGE).chunks]
+    file = OpenFile(path)
+    stored = [_find_binary(path, chunk) for chunk in table.column(_IMAGE).chunks]
+    chunks = [_place(file, chunk, mapped) for chunk in stored]
     labels = _read_labels(path, found[0], table.column(found[0]))
     return _File(path, chunks, labels, _read_names(table.schema.metadata, found[0]))
 
 
-def _map_table(path: Path) -> Any:
-    """pyarrow's table in the file `path`, memory-mapped, with the columns for images and labels checked."""
+def _map_table(path: Path) -> tuple[Any, Any]:
+    """pyarrow's table in `path`, its columns for images and labels checked, and the file's memory map."""
     try:
         import pyarrow as pa
     except ImportError as error:
@@ -132,12 +173,25 @@ def _map_table(path: Path) -> Any:
         table = (pa.ipc.open_file(mapped) if is_file else pa.ipc.open_stream(mapped)).read_all()
         # Offsets that lead out of the file would end the process.
         table.select([name for name in (_IMAGE, *_LABELS) if name in table.column_names]).validate(full=True)
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(
             f"'{path}' is not a readable Arrow file: write it again, or remove it ({reason})"
         ) from error
-    return table
+    mapped.seek(0)
+    return table, mapped.read_buffer()
+
+
+def _place(file: OpenFile, chunk: Any, mapped: Any) -> _Chunk:
+    """The images of pyarrow's array `chunk`, in the memory map `mapped` of `file` or outside it."""
+    import pyarrow as pa
+
+    _, offsets, content = chunk.buffers()
+    if len(chunk) == 0 or content is None or not 0 <= content.address - mapped.address < mapped.size:
+        return _Held(chunk)
+    kind = np.int64 if pa.types.is_large_binary(chunk.type) else np.int32
+    edges = np.frombuffer(offsets, kind)[chunk.offset : chunk.offset + len(chunk) + 1]
+    return _Placed(file, edges.astype(np.int64) + (content.address - mapped.address))
 
 
 def _find_binary(path: Path, images: Any) -> Any:
@@ -177,7 +231,7 @@ def _read_names(metadata: dict[bytes, bytes] | None, column: str) -> tuple[str, 
     """The names of the ClassLabel `column` in a schema's metadata; None where there are none."""
     try:
         names = json.loads((metadata or {})[b"huggingface"])["info"]["features"][column]["names"]
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return None
     good = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
     return tuple(names) if good else None

@@ -31,6 +31,9 @@ def read_folder(folder: Path, image_size: int | None, threads: int) -> Stored:
         root = folder
     if len(held_out) > 2:
         raise UserError(f"`data` '{folder}' has several validation folders: keep one of val/ and the like")
+    visited: dict[tuple[int, int], str] = {}
+    for part in dict.fromkeys((root, *held_out)):
+        _check_visited_once(part, visited)
     train = _read_part(root, None)
     validation = _read_parts([part for part in held_out if part.name != "test"], train.classes)
     test = _read_parts([part for part in held_out if part.name == "test"], train.classes)
@@ -78,6 +81,23 @@ def _read_part(part: Path, classes: list[str] | None) -> Any:
         return Part(os.fspath(part), allow_empty=classes is not None)
     except (FileNotFoundError, PermissionError) as error:
         raise UserError(f"'{part}' holds no readable images: {error}") from error
+
+
+def _check_visited_once(root: Path, visited: dict[tuple[int, int], str]) -> None:
+    """UserError where links lead into a folder a second time, for ever or not, or a folder cannot be read.
+
+    visited: the folders so far, by device and inode, to which those below `root` are added.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise UserError(f"'{error.filename}' cannot be read: {error.strerror}") from error
+
+    for path, folders, _ in os.walk(root, onerror=refuse, followlinks=True):
+        folders.sort()
+        found = os.stat(path)
+        before = visited.setdefault((found.st_dev, found.st_ino), path)
+        if before != path:
+            raise UserError(f"'{path}' and '{before}' are one folder, by a link: remove the link")
 
 
 class Files(Encoded):

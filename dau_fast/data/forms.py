@@ -72,6 +72,8 @@ class Rows:
         self.name = name
         self.inputs = _read_rows(name, inputs, accepted)
         self.labels = _read_label_row(name, labels)
+        for tensor in _tensors(self.inputs):
+            check_finite(name, tensor)
         counts = {len(tensor) for tensor in _tensors(self.inputs)}
         if counts != {len(self.labels)} or 0 in counts:
             shown = "/".join(str(count) for count in sorted(counts))
@@ -110,6 +112,20 @@ class Rows:
             return inputs
         layout.check({key: tensor[0] for key, tensor in inputs.items()}, f"the {self.name} set")
         return layout.pack(inputs)
+
+
+def check_finite(name: str, inputs: Tensor, start: int = 0) -> None:
+    """UserError where one of `inputs`, from number `start` of the set `name` on, holds NaN or infinity."""
+    # Not isfinite of all of them, which would take memory for as many answers.
+    if not inputs.numel() or not inputs.is_floating_point():
+        return
+    if bool(torch.stack(inputs.detach().aminmax()).isfinite().all()):
+        return
+    wrong = inputs.detach().reshape(len(inputs), -1).isfinite().all(1).logical_not().nonzero().flatten()
+    raise UserError(
+        f"image {start + int(wrong[0])} of the {name} set holds NaN or infinity ({len(wrong)} such): "
+        "expected finite numbers, as the model takes them; leave it out or repair it"
+    )
 
 
 def match_form(inputs: Inputs, layout: Layout | None, where: str) -> Inputs:
@@ -191,6 +207,8 @@ class Items:
         Raises UserError where there is none, whatever the reason.
         """
         inputs, label = self._read_item(i)
+        for tensor in _tensors(inputs):
+            check_finite(self.name, tensor[None], i)
         if i < _COMPARED and not self._warned:
             seen = self._seen.setdefault(i, inputs)
             if seen is not inputs and not _same(seen, inputs):

@@ -273,15 +273,20 @@ def encode_roles(roles: np.ndarray) -> str:
 
 def decode_roles(text: str, count: int) -> np.ndarray:
     """The inverse of `encode_roles`; UserError where it does not fit a data set of `count` images."""
+    unpacker = zlib.decompressobj()
     try:
-        roles = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=np.int8)
+        # No more than was expected is unpacked, and a byte that shows that there was more.
+        roles = np.frombuffer(unpacker.decompress(base64.b64decode(text), count + 1), dtype=np.int8)
     except (ValueError, zlib.error) as error:
         raise UserError(f"the checkpoint's record of its split is damaged: {error}") from error
+    if len(roles) <= count and not unpacker.eof:
+        raise UserError("the checkpoint's record of its split is damaged: it was cut short")
     if not np.isin(roles, _ROLES).all():
         raise UserError("the checkpoint's record of its split is damaged: it holds an unknown role")
     if len(roles) != count:
+        found = "more" if len(roles) > count else len(roles)
         raise UserError(
-            f"the checkpoint was trained on a data set of {len(roles)} images, this one has "
+            f"the checkpoint was trained on a data set of {found} images, this one has "
             f"{count}: use the data it was trained on"
         )
     return roles

@@ -20,6 +20,7 @@ from dau_fast.engine.evaluation import predict_each
 from dau_fast.errors import UserError
 from dau_fast.job.experiment import Checkpoint, Experiment
 from dau_fast.job.provenance import DRAWN
+from dau_fast.job.saving import hash_file
 from dau_fast.metrics.accuracy import percent
 
 # Images of each part that a given original is looked at on, before any work.
@@ -39,6 +40,7 @@ def start_from(experiment: Experiment, path: Path, *, normalised: bool) -> Exper
         model.eval(),
         _read_roles(path, metadata, len(experiment.images.labels)),
         masks and masks.to(model.head.weight.device),
+        hash_file(path),
         guessed="split" not in metadata or metadata.get("validation") == DRAWN,
     )
     if not normalised and "normalisation" in metadata:

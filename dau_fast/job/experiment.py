@@ -19,6 +19,7 @@ from dau_fast.engine.chance import derive_seed
 from dau_fast.engine.device import run_flushed
 from dau_fast.engine.runtime import Runtime
 from dau_fast.job.assembly import Outcome, carry_out, measure_model
+from dau_fast.job.keeping import Keeper
 from dau_fast.job.tuning import Tuning
 from dau_fast.methods import original, retrain
 from dau_fast.methods.method import Method
@@ -33,13 +34,14 @@ from dau_fast.prune import Masks
 class Checkpoint:
     """A given original, and the role every image had in its training, int8 [N], if it is known.
 
-    masks: of a pruned one, where its file holds them. guessed: whether nobody knows what it was trained on,
-    so that images which runs hold out may be among it.
+    masks: of a pruned one, where its file holds them. sha256: of its file. guessed: whether nobody knows what
+    it was trained on, so that images which runs hold out may be among it.
     """
 
     model: Classifier
     roles: np.ndarray | None
     masks: Masks | None = None
+    sha256: str | None = None
     guessed: bool = False
 
 
@@ -49,8 +51,8 @@ class Experiment:
 
     asked: settings by method, whole or some fields. recipe: of the original. pruning: of the original, a
     given one included; None leaves it as it is. trials: of every method that has a space of settings, on the
-    first seed; the others run what was chosen there. skip_unfit: as in `carry_out`. normalised_by: whose mean
-    and standard deviation the images are normalised with.
+    first seed; the others run what was chosen there. skip_unfit, keeper: as in `carry_out`. normalised_by:
+    whose mean and standard deviation the images are normalised with.
     """
 
     images: Images
@@ -67,6 +69,7 @@ class Experiment:
     runtime: Runtime = field(default_factory=Runtime)
     trials: int = 0
     skip_unfit: bool = False
+    keeper: Keeper | None = None
     normalised_by: str = "the data set"
 
     @property
@@ -171,10 +174,11 @@ def run_seed(
         make_original,
         trials=experiment.trials,
         skip_unfit=experiment.skip_unfit,
+        keeper=experiment.keeper,
     )
     gap = None
     if twice and "retrain" in outcome.measures:
-        gap = run_flushed(partial(_retraining_gap, outcome), experiment.runtime.device)
+        gap = run_flushed(partial(_retraining_gap, outcome, experiment.keeper), experiment.runtime.device)
     return SeedResult(seed, roles, outcome, gap, experiment.guessed)
 
 
@@ -199,7 +203,8 @@ def make_task(experiment: Experiment, roles: np.ndarray, seed: int, progress: Pr
     )
 
 
-def _retraining_gap(outcome: Outcome) -> float:
-    task, recipe = outcome.task, outcome.settings["retrain"]
-    again = run_timed("retrain again", lambda given: retrain.unlearn_again(given, recipe), task)
+def _retraining_gap(outcome: Outcome, keeper: Keeper | None) -> float:
+    task, recipe, name = outcome.task, outcome.settings["retrain"], "retrain again"
+    run = partial(run_timed, name, lambda given: retrain.unlearn_again(given, recipe), task)
+    again = keeper.finish(name, task, recipe, run) if keeper else run()
     return avg_gap(measure_model(again.model, task), outcome.measures["retrain"])

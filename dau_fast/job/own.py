@@ -125,6 +125,8 @@ def prepare(
     progress: Progress,
 ) -> Own:
     """`given` as a task of making a copy of `model` forget. Raises UserError for what does not fit."""
+    if type(seed) is not int or not 0 <= seed < 2**32:
+        raise UserError(f"`seed={str(seed)[:80]}`: expected a whole number from 0 to {2**32 - 1}")
     joined = join_sets(given.sets, stream, runtime.device, list_arguments(model))
     joined = replace_images(joined, match_precision(joined.images, runtime), runtime)
     labels = joined.images.labels

@@ -19,6 +19,7 @@ from dau_fast.data.streaming import StreamedImages
 from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.runtime import Runtime
 from dau_fast.job.experiment import Experiment, SeedResult
+from dau_fast.job.keeping import digest_code, digest_images
 from dau_fast.job.request import Request
 from dau_fast.methods.method import Method
 from dau_fast.prune.registry import get_pruner
@@ -40,6 +41,7 @@ def describe_run(
         "seed": request.seed,
         "repeats": request.repeats,
         **describe_runtime(runtime, loops),
+        **_origin(request, experiment),
         "image_equivalents": equivalents.list_totals() if equivalents else None,
         "normalisation": {
             "mean": experiment.images.mean.tolist(),
@@ -57,6 +59,7 @@ def describe_run(
         "options": options,
         "settings": list_settings(experiment, first),
         "versions": list_versions(),
+        "digests": {"images": digest_images(first.outcome.task), "code": digest_code()},
         "started": started.isoformat(timespec="seconds"),
         "wall_seconds": seconds,
     }
@@ -64,6 +67,17 @@ def describe_run(
 
 # Methods whose training has a length in epochs that the page shows.
 _RETRAINED = ("retrain", "retrain_fast")
+
+
+def _origin(request: Request, experiment: Experiment) -> dict[str, Any]:
+    """The file that the original was read from, and what an earlier run had finished, if there is either."""
+    found: dict[str, Any] = {}
+    if experiment.checkpoint is not None:
+        name = request.to_options()["checkpoint"]
+        found["checkpoint"] = {"file": name, "sha256": experiment.checkpoint.sha256}
+    if experiment.keeper is not None and experiment.keeper.recalled:
+        found["resumed"] = list(experiment.keeper.recalled)
+    return found
 
 
 def describe_methods(methods: Iterable[Method[Any]]) -> dict[str, dict[str, Any]]:
@@ -136,7 +150,8 @@ def _profiles(loops: Iterable[LoopCost]) -> dict[str, Any]:
 
 def list_versions() -> dict[str, str]:
     """What the numbers depend on, by name."""
-    packages = ("dau-fast", "torch", "torchvision", "numpy", "scikit-learn")
+    models, numbers = ("dau-fast", "torch", "torchvision", "safetensors"), ("numpy", "scipy", "scikit-learn")
+    packages = (*models, *numbers, "pillow", "pyarrow")
     found = {"python": platform.python_version()}
     for package in packages:
         try:

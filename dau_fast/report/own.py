@@ -17,6 +17,7 @@ from dau_fast.report.facts import (
     describe_runtime,
     list_versions,
 )
+from dau_fast.report.manifest import describe_files
 from dau_fast.report.output import OutputFolder
 from dau_fast.report.page import render
 from dau_fast.report.record import SCHEMA, method_entry
@@ -70,8 +71,9 @@ def write_report(folder: Path, result: Any) -> Path:
     report = describe_own(result)
     with OutputFolder(folder) as staging:
         checkpoints.save(staging / f"{result.method}.safetensors", result.model, _describe_weights(report))
-        (staging / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         (staging / "report.html").write_text(render(report), encoding="utf-8")
+        report["files"] = describe_files(staging)
+        (staging / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     return folder / "report.html"
 
 
@@ -89,7 +91,7 @@ def save_pretrained(folder: Path, result: Any) -> None:
 
     A model that saves itself so does it, with its configuration.
     """
-    with OutputFolder(folder) as staging:
+    with OutputFolder(folder, "README.md") as staging:
         save = getattr(result.model, "save_pretrained", None)
         if callable(save):
             save(staging)

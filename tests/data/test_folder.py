@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,4 +206,46 @@ def test_a_pipe_among_the_files_is_an_error_and_not_waited_for(tmp_path: Path, p
     path.unlink()
     path.symlink_to(pipe)
     with pytest.raises(UserError, match=r"0\.png' is a pipe or a device: expected a regular file"):
+        load("folder", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("link", "target"),
+    [
+        ("train/cat/again", "."),
+        ("train/cat/up", ".."),
+        ("train/cat/other", "../dog"),
+        ("train/wolf", "dog"),
+        ("test/cat/training", "../../train/cat"),
+    ],
+)
+def test_a_link_into_a_folder_that_is_read_anyway_is_an_error(link: str, target: str, tmp_path: Path) -> None:
+    save_folder(tmp_path)
+    (tmp_path / link).symlink_to(target)
+    with pytest.raises(UserError, match="are one folder, by a link: remove the link"):
+        load("folder", tmp_path)
+
+
+def test_classes_may_be_links_to_folders_elsewhere(tmp_path: Path) -> None:
+    save_folder(tmp_path / "real")
+    for part in ("train", "test"):
+        (tmp_path / "linked" / part).mkdir(parents=True)
+        for name in ("cat", "dog"):
+            (tmp_path / "linked" / part / name).symlink_to(tmp_path / "real" / part / name)
+    assert torch.equal(load("folder", tmp_path / "linked").pixels, load("folder", tmp_path / "real").pixels)
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_folder(tmp_path)
+    scandir = os.scandir
+
+    def refuse(path: str) -> object:
+        if path.endswith("cat"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UserError, match="cat' cannot be read: Permission denied"):
         load("folder", tmp_path)
