@@ -127,7 +127,7 @@ def main(
     if part != "quality":
         folder, device = start("scaling", device_name, record)
         if part == "steps":
-            finish(folder, [], {"steps": large_images.rows(device, smoke)})
+            finish(folder, [], {"steps": large_images.rows(device, smoke, folder / "rows.jsonl")})
         else:
             finish(folder, *measure_costs(folder, smoke))
     if data is not None:
