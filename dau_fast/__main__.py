@@ -1,4 +1,4 @@
-"""`python -m dau_fast` is `python -m dau_fast.unlearn`, and `python -m dau_fast audit` audits checkpoints."""
+"""`python -m dau_fast` is `python -m dau_fast.unlearn`, unless a further command's name follows."""
 
 import sys
 
@@ -12,6 +12,10 @@ def main() -> None:
         from dau_fast.commands.audit import make_audit  # what only audits need takes a while to import
 
         run_command(make_audit(unlearn.params), "python -m dau_fast audit", arguments)
+    elif name == ["selfcheck"]:
+        from dau_fast.commands.selfcheck import make_selfcheck
+
+        run_command(make_selfcheck(), "python -m dau_fast selfcheck", arguments)
     else:
         run_command(unlearn, "python -m dau_fast.unlearn", sys.argv[1:])
 

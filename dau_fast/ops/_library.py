@@ -27,6 +27,39 @@ LIBRARY = torch.library.Library("dau_fast", "DEF")
 # What an op runs on a device, "CPU" or "CUDA", by its name and that: a machine without a GPU can test both.
 PATHS: dict[tuple[str, str], Callable[..., Any]] = {}
 
+
+@dataclass(frozen=True)
+class _Choice:
+    """What decides on the path of an op on a device. fused: whether there is one beside the definition."""
+
+    fused: bool
+    compiled: Callable[[], ModuleType | None]
+    takes: Callable[..., Any] | None
+    by_entry: bool
+
+
+_CHOICES: dict[tuple[str, str], _Choice] = {}
+_FUSED = {"CPU": "C++", "CUDA": "Triton"}
+
+
+def explain_path(name: str, device: str, arguments: Sequence[Any]) -> tuple[str, str]:
+    """What runs for op `name` on `device`, "CPU" or "CUDA": "C++", "Triton" or "PyTorch", and why the last.
+
+    arguments: the op's own.
+    """
+    choice, fused = _CHOICES[name, device], _FUSED[device]
+    if not choice.fused:
+        return "PyTorch", f"there is no {fused} for it"
+    if choice.compiled() is None:
+        return "PyTorch", f"{fused} is not installed here"
+    taken = True if choice.takes is None else choice.takes(*arguments)
+    if choice.by_entry and not all(taken) and any(taken):
+        return f"{fused}, PyTorch", f"{fused} does not take all of these tensors"
+    if not (any(taken) if choice.by_entry else taken):
+        return "PyTorch", f"{fused} does not take these dtypes or strides"
+    return fused, ""
+
+
 # Called with the compiled module and the op's arguments.
 Fused = Callable[..., Any]
 
@@ -70,6 +103,7 @@ def define(
             functools.partial(_kernels, module),
         )
     for device, (fused, compiled) in found.items():
+        _CHOICES[name, device] = _Choice(fused is not None, compiled, takes, lists is not None)
         run = definition if fused is None else _either(definition, fused, compiled, takes, lists)
         PATHS[name, device] = _guarded(run, check, device.lower())
         LIBRARY.impl(name, PATHS[name, device], device)
