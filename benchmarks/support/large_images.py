@@ -19,6 +19,7 @@ from dau_fast.cost import Job, Network, count_memory, count_network, count_train
 from dau_fast.data.images import Images
 from dau_fast.data.split import Forget
 from dau_fast.engine.runtime import Runtime, choose_precision
+from dau_fast.errors import UserError
 from dau_fast.job.assembly import network_builder
 from dau_fast.job.experiment import Experiment
 from dau_fast.methods.registry import get_method
@@ -83,7 +84,8 @@ def _row(device: torch.device, engine: str, batch: int, what: str, smoke: bool) 
         work = playing(chosen, config, steps) if game else training(chosen, batch, steps)
         taken = seconds(work, device, 2 if smoke else ROUNDS)
         held = most_held(work, device)
-    except torch.OutOfMemoryError:
+    # The engine tries smaller parts before it gives up, which says so.
+    except (torch.OutOfMemoryError, UserError):
         return {"out_of_memory": True} | expected
     rate = (3 if game else 1) * batch * steps / taken
     return {

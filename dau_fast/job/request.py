@@ -141,7 +141,7 @@ def make_experiment(request: Request, runtime: Runtime, progress: Progress) -> E
             processes=ranks.local_count,
             progress=progress,
         )
-    images = match_precision(images, runtime)
+    images = match_precision(images, runtime, narrow=True)
     experiment = Experiment(
         images,
         Forget.parse(request.forget, images.class_names),

@@ -98,10 +98,8 @@ def define(
     found = {"CPU": (cpp, _extension), "CUDA": (None, _extension)}
     if triton is not None:
         module, launch = triton
-        found["CUDA"] = (
-            _launcher(launch) if isinstance(launch, str) else launch,
-            functools.partial(_kernels, module),
-        )
+        launcher = _launcher(launch) if isinstance(launch, str) else launch
+        found["CUDA"] = _on_its_device(launcher), functools.partial(_kernels, module)
     for device, (fused, compiled) in found.items():
         _CHOICES[name, device] = _Choice(fused is not None, compiled, takes, lists is not None)
         run = definition if fused is None else _either(definition, fused, compiled, takes, lists)
@@ -122,6 +120,24 @@ def _kernels(module: str) -> ModuleType | None:
 
 def _launcher(name: str) -> Fused:
     return lambda kernels, *arguments: getattr(kernels, name)(*arguments)
+
+
+def _on_its_device(launch: Fused) -> Fused:
+    """`launch` on the device of the op's first tensor, where Triton alone would take the current one."""
+
+    def run(kernels: ModuleType, *arguments: Any) -> Any:
+        device = _first_tensor(arguments).device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return launch(kernels, *arguments)
+        with torch.cuda.device(device):
+            return launch(kernels, *arguments)
+
+    return run
+
+
+def _first_tensor(arguments: Sequence[Any]) -> Tensor:
+    first = arguments[0]
+    return first if isinstance(first, Tensor) else first[0]
 
 
 def _either(
@@ -184,16 +200,13 @@ def _guarded(
     def guarded(*arguments: Any) -> Any:
         if check is not None:
             check(*arguments)
-        if not torch.is_autocast_enabled(device or _device_of(arguments[0])):
+        place = device or _first_tensor(arguments).device.type
+        if not torch.is_autocast_enabled(place):
             return run(*arguments)
-        with torch.autocast(device or _device_of(arguments[0]), enabled=False):
+        with torch.autocast(place, enabled=False):
             return run(*arguments)
 
     return guarded
-
-
-def _device_of(first: Tensor | list[Tensor]) -> str:
-    return (first if isinstance(first, Tensor) else first[0]).device.type
 
 
 def _checked(fake: Callable[..., Any], check: Callable[..., None] | None) -> Callable[..., Any]:
