@@ -62,3 +62,26 @@ def _is_type(given: str) -> bool:
 def with_sizes_of_one(arguments: dict[str, Any]) -> dict[str, Any]:
     """`arguments` as a launch with every size and stride 1 has them: Triton makes constants of those."""
     return {n: 1 if isinstance(a, str) and a.startswith("i32") else a for n, a in arguments.items()}
+
+
+class Launches:
+    """Kernels of a module that are not run: `grids` are those they were launched on, by kernel, in order."""
+
+    def __init__(self, module: Any, patch: pytest.MonkeyPatch, run: bool = False) -> None:
+        self.grids: list[tuple[str, tuple[int, ...]]] = []
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            patch.setattr(module, name, _Counted(name, getattr(module, name), self, run))
+
+    @property
+    def names(self) -> list[str]:
+        """Of the kernels, in the order of their launches."""
+        return [name for name, _ in self.grids]
+
+
+class _Counted:
+    def __init__(self, name: str, kernel: Any, launches: Launches, run: bool) -> None:
+        self.name, self.kernel, self.launches, self.run = name, kernel, launches, run
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.launches.grids.append((self.name, grid))
+        return self.kernel[grid] if self.run else lambda *_, **__: None
