@@ -7,6 +7,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dau_fast.ops._tiles_cuda import upper_tile
+
 TILE = 64  # positions along each side of a tile
 DEPTH = 32  # what a product takes at a time
 WARPS = 8
@@ -31,19 +33,6 @@ def _gram_tile(
         )
         gram = tl.dot(tl.trans(left.to(tl.float32)), right.to(tl.float32), gram, input_precision=PRECISION)
     return gram
-
-
-@triton.jit
-def upper_tile(index, tiles):
-    """Row and column of tile `index` of the tiles (tiles + 1) / 2 on and above the diagonal.
-
-    Rows k and tiles - 1 - k have tiles + 1 of them together: these lie one after the other.
-    """
-    pair = index // (tiles + 1)
-    place = index % (tiles + 1)
-    second = place >= tiles - pair
-    row = tl.where(second, tiles - 1 - pair, pair)
-    return row, tl.where(second, row + place - (tiles - pair), row + place)
 
 
 @triton.jit
