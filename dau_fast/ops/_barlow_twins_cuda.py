@@ -220,7 +220,7 @@ def backward(
     n, d = z_a.shape
     # Layers of the grid: a view each, the first of which is z_a or, where that needs none, z_b.
     sides, first = need_a + need_b, int(not need_a)
-    grads = tuple(z.new_empty((n, d) if need else 0) for z, need in ((z_a, need_a), (z_b, need_b)))
+    grads = z_a.new_empty((n, d) if need_a else 0), z_b.new_empty((n, d) if need_b else 0)
     if not sides or n * d == 0:
         return grads
     tiling = choose_tiling(precision, z_a, z_b)

@@ -52,12 +52,13 @@ def explain_path(name: str, device: str, arguments: Sequence[Any]) -> tuple[str,
         return "PyTorch", f"there is no {fused} for it"
     if choice.compiled() is None:
         return "PyTorch", f"{fused} is not installed here"
-    taken = True if choice.takes is None else choice.takes(*arguments)
-    if choice.by_entry and not all(taken) and any(taken):
+    taken: Any = True if choice.takes is None else choice.takes(*arguments)
+    entries: list[bool] = taken if choice.by_entry else [taken]
+    if all(entries):
+        return fused, ""
+    if any(entries):
         return f"{fused}, PyTorch", f"{fused} does not take all of these tensors"
-    if not (any(taken) if choice.by_entry else taken):
-        return "PyTorch", f"{fused} does not take these dtypes or strides"
-    return fused, ""
+    return "PyTorch", f"{fused} does not take these dtypes or strides"
 
 
 # Called with the compiled module and the op's arguments.

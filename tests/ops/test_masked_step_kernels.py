@@ -182,8 +182,17 @@ def test_tables_that_kernels_write_hold_every_address() -> None:
     from dau_fast.ops import _masked_step_cuda as cuda
 
     rows = tuple((0, 2**63 - 1 - i, 2**33 + 1, 7 * i) for i in range(300))
-    for make in (cuda._written_by_kernels, cuda._table):
-        assert torch.equal(make(rows, torch.device("cpu")), torch.tensor(rows))
+    assert torch.equal(cuda._written_by_kernels(rows, torch.device("cpu")), torch.tensor(rows))
+
+
+def test_a_table_says_what_comes_before_each_tensor() -> None:
+    pytest.importorskip("triton")
+    from dau_fast.ops import _masked_step_cuda as cuda
+
+    columns, counts = ((5, 6, 7), (0, 8, 0)), (2 * cuda.BLOCK + 1, 0, 1)
+    table = cuda._table(columns, counts, torch.device("cpu"))
+    assert table.tolist() == [[5, 0, counts[0], 0], [6, 8, 0, 3], [7, 0, 1, 3]]
+    assert cuda._count_blocks(counts) == 4
 
 
 def test_a_learning_rate_elsewhere_is_refused_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
