@@ -16,23 +16,6 @@ LOSS_BLOCK = 1024  # entries of both products that one program adds up
 
 
 @triton.jit
-def _gram_tile(
-    z_ptr, stats_ptr, n, m, first, last, N, D, stride_n, stride_d,
-    SIDE: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """Tile [n, m] of A A^T (SIDE 0) or B B^T over the columns from `first` to `last`."""
-    gram = tl.zeros([TILE, TILE], tl.float32)
-    for start in range(first, last, DEPTH):
-        columns = start + tl.arange(0, DEPTH)
-        mean = row(stats_ptr, SIDE, columns, D)
-        scale = row(stats_ptr, 2 + SIDE, columns, D)
-        left = unit(z_ptr, n, columns, stride_n, stride_d, mean, scale, N, D)
-        right = unit(z_ptr, m, columns, stride_n, stride_d, mean, scale, N, D)
-        gram = tl.dot(left, tl.trans(right), gram, input_precision=PRECISION)
-    return gram
-
-
-@triton.jit
 def gram_kernel(
     a_ptr, b_ptr, stats_ptr, parts_ptr, N, D, tiles, share, stride_an, stride_ad, stride_bn, stride_bd,
     PRECISION: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
@@ -45,16 +28,18 @@ def gram_kernel(
     n = tile * TILE + tl.arange(0, TILE)
     m = other * TILE + tl.arange(0, TILE)
     first = tl.program_id(1) * share
-    last = tl.minimum(first + share, D)
     side = tl.program_id(2)
-    if side == 0:
-        gram = _gram_tile(
-            a_ptr, stats_ptr, n, m, first, last, N, D, stride_an, stride_ad, 0, PRECISION, TILE, DEPTH
-        )
-    else:
-        gram = _gram_tile(
-            b_ptr, stats_ptr, n, m, first, last, N, D, stride_bn, stride_bd, 1, PRECISION, TILE, DEPTH
-        )
+    z_ptr = tl.where(side == 0, a_ptr, b_ptr)
+    stride_n = tl.where(side == 0, stride_an, stride_bn)
+    stride_d = tl.where(side == 0, stride_ad, stride_bd)
+    gram = tl.zeros([TILE, TILE], tl.float32)
+    for start in range(first, tl.minimum(first + share, D), DEPTH):
+        columns = start + tl.arange(0, DEPTH)
+        mean = row(stats_ptr, side, columns, D)
+        scale = row(stats_ptr, 2 + side, columns, D)
+        left = unit(z_ptr, n, columns, stride_n, stride_d, mean, scale, N, D)
+        right = unit(z_ptr, m, columns, stride_n, stride_d, mean, scale, N, D)
+        gram = tl.dot(left, tl.trans(right), gram, input_precision=PRECISION)
     parts = parts_ptr + (tl.program_id(1) * 2 + side).to(tl.int64) * N * N
     inside = (n < N)[:, None] & (m < N)[None, :]
     tl.store(parts + n.to(tl.int64)[:, None] * N + m[None, :], gram, mask=inside)
@@ -91,51 +76,39 @@ def gram_loss_kernel(
 
 
 @triton.jit
-def _gram_pull(
-    own_ptr, stats_ptr, product_ptr, pulled_ptr, squares_ptr, N, D, stride_own_n, stride_own_d,
-    SIDE: tl.constexpr, PRECISION: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
-):  # fmt: skip
-    """One tile of (B B^T) A (SIDE 0) or (A A^T) B, and what it adds to the sums of squares of C.
-
-    squares [tiles, D]: for each tile of rows, the column sums of own * pulled.
-    """
-    n = tl.program_id(1) * TILE + tl.arange(0, TILE)
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    mean = row(stats_ptr, SIDE, i, D)
-    scale = row(stats_ptr, 2 + SIDE, i, D)
-    pulled = tl.zeros([TILE, TILE], tl.float32)
-    for start in range(0, N, DEPTH):
-        m = start + tl.arange(0, DEPTH)
-        offsets = n.to(tl.int64)[:, None] * N + m[None, :]
-        product = tl.load(product_ptr + offsets, mask=(n < N)[:, None] & (m < N)[None, :], other=0.0)
-        own = unit(own_ptr, m, i, stride_own_n, stride_own_d, mean, scale, N, D)
-        pulled = tl.dot(product, own, pulled, input_precision=PRECISION)
-    own = unit(own_ptr, n, i, stride_own_n, stride_own_d, mean, scale, N, D)
-    inside = (n < N)[:, None] & (i < D)[None, :]
-    tl.store(pulled_ptr + n.to(tl.int64)[:, None] * D + i[None, :], pulled, mask=inside)
-    squares = tl.sum(tl.where(inside, own * pulled, 0.0), 0)
-    tl.store(squares_ptr + tl.program_id(1).to(tl.int64) * D + i, squares, mask=i < D)
-
-
-@triton.jit
 def gram_pull_kernel(
     a_ptr, b_ptr, stats_ptr, products_ptr, pulled_a_ptr, pulled_b_ptr, squares_ptr, N, D, first,
     stride_an, stride_ad, stride_bn, stride_bd,
     PRECISION: tl.constexpr, TILE: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """`_gram_pull` of z_a in the grid's layer 0 - first, of z_b in the next; squares [2, tiles, D]."""
-    if tl.program_id(2) + first == 0:
-        product = products_ptr + tl.cast(N, tl.int64) * N
-        _gram_pull(
-            a_ptr, stats_ptr, product, pulled_a_ptr, squares_ptr, N, D, stride_an, stride_ad,
-            0, PRECISION, TILE, DEPTH,
-        )  # fmt: skip
-    else:
-        squares = squares_ptr + tl.num_programs(1).to(tl.int64) * D
-        _gram_pull(
-            b_ptr, stats_ptr, products_ptr, pulled_b_ptr, squares, N, D, stride_bn, stride_bd,
-            1, PRECISION, TILE, DEPTH,
-        )  # fmt: skip
+    """One tile of (B B^T) A or (A A^T) B, and what it adds to the sums of squares of C.
+
+    z_a is in the grid's layer 0 - first, z_b in the next. squares [2, tiles, D]: for each tile of rows, the
+    column sums of own * pulled.
+    """
+    side = tl.program_id(2) + first
+    own_ptr = tl.where(side == 0, a_ptr, b_ptr)
+    pulled_ptr = tl.where(side == 0, pulled_a_ptr, pulled_b_ptr)
+    stride_n = tl.where(side == 0, stride_an, stride_bn)
+    stride_d = tl.where(side == 0, stride_ad, stride_bd)
+    product_ptr = products_ptr + (1 - side).to(tl.int64) * N * N
+    n = tl.program_id(1) * TILE + tl.arange(0, TILE)
+    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    mean = row(stats_ptr, side, i, D)
+    scale = row(stats_ptr, 2 + side, i, D)
+    pulled = tl.zeros([TILE, TILE], tl.float32)
+    for start in range(0, N, DEPTH):
+        m = start + tl.arange(0, DEPTH)
+        offsets = n.to(tl.int64)[:, None] * N + m[None, :]
+        product = tl.load(product_ptr + offsets, mask=(n < N)[:, None] & (m < N)[None, :], other=0.0)
+        own = unit(own_ptr, m, i, stride_n, stride_d, mean, scale, N, D)
+        pulled = tl.dot(product, own, pulled, input_precision=PRECISION)
+    own = unit(own_ptr, n, i, stride_n, stride_d, mean, scale, N, D)
+    inside = (n < N)[:, None] & (i < D)[None, :]
+    tl.store(pulled_ptr + n.to(tl.int64)[:, None] * D + i[None, :], pulled, mask=inside)
+    squares = tl.sum(tl.where(inside, own * pulled, 0.0), 0)
+    place = side * tl.num_programs(1) + tl.program_id(1)
+    tl.store(squares_ptr + place.to(tl.int64) * D + i, squares, mask=i < D)
 
 
 @triton.jit
@@ -144,7 +117,7 @@ def _gram_gradient(
     stride_own_n, stride_own_d, stride_other_n, stride_other_d,
     SIDE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """One block of the gradient with respect to view SIDE from what `_gram_pull` left."""
+    """One block of the gradient with respect to view SIDE from what `gram_pull_kernel` left."""
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     i = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     squares = tl.zeros([BLOCK_D], tl.float32)
@@ -207,6 +180,7 @@ def forward_gram(
     share = depth * triton.cdiv(d, depth * shares)
     shares = triton.cdiv(d, share)
     of_shares = stats.new_empty((shares, 2, n, n))
+    z_a, z_b = _of_one_dtype(z_a, z_b)
     gram_kernel[(halves, shares, 2)](
         z_a, z_b, stats, of_shares, n, d, tiles, share, *z_a.stride(), *z_b.stride(), **tiling
     )
@@ -234,8 +208,16 @@ def backward_gram(
     # In float32 a gradient's own memory holds what it is made of.
     pulled = tuple(grad if grad.dtype == torch.float32 else stats.new_empty(grad.shape) for grad in grads)
     squares = stats.new_empty((2, tiles, d))
-    gram_pull_kernel[grid](z_a, z_b, stats, products, *pulled, squares, n, d, first, *strides, **tiling)
+    a, b = _of_one_dtype(z_a, z_b)
+    gram_pull_kernel[grid](
+        a, b, stats, products, *pulled, squares, n, d, first, *a.stride(), *b.stride(), **tiling
+    )
     gram_backward_kernel[grid](
         grad_loss, z_a, z_b, stats, *pulled, squares, *grads, n, d, tiles, lambd, first, *strides,
         BLOCK_N=TILE, BLOCK_D=TILE, num_warps=WARPS,
     )  # fmt: skip
+
+
+def _of_one_dtype(z_a: Tensor, z_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Views that one pointer can stand for: where their dtypes differ, float32 copies."""
+    return (z_a, z_b) if z_a.dtype == z_b.dtype else (z_a.float(), z_b.float())
