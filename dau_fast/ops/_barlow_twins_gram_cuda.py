@@ -43,8 +43,7 @@ def gram_kernel(
     parts = parts_ptr + (tl.program_id(1) * 2 + side).to(tl.int64) * N * N
     inside = (n < N)[:, None] & (m < N)[None, :]
     tl.store(parts + n.to(tl.int64)[:, None] * N + m[None, :], gram, mask=inside)
-    if tile != other:
-        tl.store(parts + m.to(tl.int64)[None, :] * N + n[:, None], gram, mask=inside)
+    tl.store(parts + m.to(tl.int64)[None, :] * N + n[:, None], gram, mask=inside & (tile != other))
 
 
 @triton.jit
