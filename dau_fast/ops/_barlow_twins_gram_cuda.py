@@ -13,6 +13,7 @@ from dau_fast.ops._barlow_twins_parts_cuda import FILL, TILE, WARPS, add_up, row
 from dau_fast.ops._tiles_cuda import upper_tile
 
 LOSS_BLOCK = 1024  # entries of both products that one program adds up
+PRODUCT_STAGES = 2  # of `gram_kernel`, whose third would spill on some chips
 
 
 @triton.jit
@@ -181,8 +182,9 @@ def forward_gram(
     of_shares = stats.new_empty((shares, 2, n, n))
     z_a, z_b = _of_one_dtype(z_a, z_b)
     gram_kernel[(halves, shares, 2)](
-        z_a, z_b, stats, of_shares, n, d, tiles, share, *z_a.stride(), *z_b.stride(), **tiling
-    )
+        z_a, z_b, stats, of_shares, n, d, tiles, share, *z_a.stride(), *z_b.stride(),
+        **tiling | {"num_stages": PRODUCT_STAGES},
+    )  # fmt: skip
     programs = triton.cdiv(n * n, LOSS_BLOCK)
     gram_loss_kernel[(programs,)](
         stats, of_shares, products, stats.new_empty(programs), finished, loss, n * n, d, shares, lambd,
