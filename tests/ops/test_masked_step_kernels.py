@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import CAPABILITIES, build
+from kernels import CAPABILITIES, Launches, build
 from torch import Tensor
 
 from dau_fast.ops import pack_mask
@@ -231,3 +231,21 @@ def test_every_kernel_builds_without_spilling(name: str, capability: int, tmp_pa
         found = build(kernel, given | constants, capability, tmp_path, num_warps=cuda.WARPS)
         assert found.spilled == 0, found
         assert found.registers <= 128
+
+
+def test_a_step_is_one_launch_whatever_the_number_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from dau_fast.ops import _masked_step_cuda as cuda
+
+    launches = Launches(cuda, monkeypatch)
+    weights, grads, momenta = some(0), some(1), some(2)
+    bits = [pack_mask(mask) for mask in some_masks()]
+    count = len(weights)
+    cuda.apply(weights, bits)
+    cuda.sgd(weights, grads, momenta, bits, [False] * count, 0.1, 0.9, 0.0, 0.1, False, False)
+    steps = [torch.zeros(()) for _ in weights]
+    cuda.adamw(weights, grads, momenta, some(3), steps, bits, 0.1, 0.9, 0.99, 1e-8, 0.1, False)
+    assert launches.names == ["apply_kernel", "sgd_kernel", "adamw_kernel"]
+    # Weights that have had a step and others that have not are a launch each.
+    cuda.sgd(weights, grads, momenta, bits, [True] + [False] * (count - 1), 0.1, 0.9, 0.0, 0.1, False, False)
+    assert launches.names[3:] == ["sgd_kernel"] * 2
