@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from dau_fast.config import DauConfig
-from dau_fast.engine.evaluation import EVALUATION_BATCH
+from dau_fast.engine.evaluation import EVALUATION_BATCH, count_batches
 from dau_fast.methods.dau.schedule import Schedule
 from dau_fast.methods.dau.view import View
 
@@ -96,6 +96,6 @@ def split_norm_batches(images: int) -> dict[int, int]:
     """Batches of the BatchNorm pass over `images`, of all processes: by their images, how many."""
     if images < 2:
         return {}
-    count = math.ceil(images / EVALUATION_BATCH)
+    count = count_batches(images, EVALUATION_BATCH)
     size, larger = divmod(images, count)
     return {size: count - larger} | ({size + 1: larger} if larger else {})
