@@ -7,10 +7,11 @@
                           + alpha E_f[-log(1 - A(u))] + delta E_f KL(teacher || defender)
                           + beta L_BT(h_f, h_v)                                                       (3)
 
-The teacher is the original without the classes that are gone. The attacker first learns on the frozen original. Then both take turns, each on one forward pass, in one
-phase: the learning rate falls to zero over the whole game, so that it forgets first and settles at the
-end. BatchNorm statistics, which still hold the forget set, are taken anew. Where the model was ruined, the
-game is played again from the original, with smaller steps.
+The teacher is the original without the classes that are gone. The attacker first learns on the frozen
+original. Then both take turns, each on one forward pass, in one phase: the learning rate falls to zero over
+the whole game, so that it forgets first and settles at the end. BatchNorm statistics, which still hold the
+forget set, are taken anew. Where the model was ruined, the game is played again from the original, with
+smaller steps.
 """
 
 from __future__ import annotations
