@@ -375,7 +375,7 @@ def test_the_pull_follows_how_far_the_originals_margins_tell_the_sets_apart() ->
     with game_of(same_images, SPREAD) as players:
         players.warm_up()
         assert players.history.exposure == 0.05
-        assert players.alpha == 0.05 * SPREAD.alpha
+        assert players.alpha == pytest.approx(0.05**2 * SPREAD.alpha)
     with game_of(trained(ONE_CLASS), CLASSWISE) as players:
         players.warm_up()
         assert players.alpha == CLASSWISE.alpha
