@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
 
-from dau_fast.errors import UserError, check_choice
+from dau_fast.errors import UserError, brief, check_choice
 
 S = TypeVar("S")
 
@@ -43,14 +43,38 @@ def _check(
         if value is None and getattr(type(settings), name, ...) is None:
             continue
         number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        fits = number and math.isfinite(value) and low <= value <= high
+        fits = number and low <= value <= high and value != math.inf
         if not fits or (open_low and value == low) or (open_high and value == high):
             kind = "a whole number" if whole else "a number"
             begin = f"{'above' if open_low else 'from'} {low:g}"
             end = "" if open_low else " up"
             if high < math.inf:
                 end = f" to {'below ' if open_high else ''}{high:g}"
-            raise UserError(f"`{name}={value}`: expected {kind} {begin}{end}")
+            raise UserError(f"`{name}={brief(value)}`: expected {kind} {begin}{end}")
+        most = _MOST.get(name, 10**9 if whole else 10**6)
+        if value > most:
+            raise UserError(f"`{name}={brief(value)}`: expected no more than {most:,}")
+
+
+# What nobody means: it would run for ever, take all memory or ruin any model. Other whole numbers may be a
+# billion, others a million.
+_MOST = {
+    "epochs": 10**6,
+    "turns": 10**6,
+    "warmup_steps": 10**6,
+    "attacker_steps": 10**4,
+    "attacker_hidden": 2**14,
+    "batch_size": 2**16,
+    "forget_batch_size": 2**16,
+    "iterations": 10**6,
+    "search_steps": 10**4,
+    "relearning_steps": 10**6,
+    "attack_steps": 10**4,
+    "lr": 10**3,
+    "attacker_lr": 10**3,
+    "forget_lr": 10**3,
+    "relearning_lr": 10**3,
+}
 
 
 # For settings that stand in their method's own file.
@@ -60,13 +84,13 @@ check_numbers = _check
 def _check_switch(settings: Any, name: str) -> None:
     value = getattr(settings, name)
     if not isinstance(value, bool):
-        raise UserError(f"`{name}={value}`: expected True or False")
+        raise UserError(f"`{name}={brief(value)}`: expected True or False")
 
 
 def _check_milestones(settings: Any) -> None:
     shares = settings.milestones
     if not isinstance(shares, tuple) or not all(map(_is_share, shares)):
-        raise UserError(f"`milestones={shares}`: expected shares of the steps, from 0 to 1")
+        raise UserError(f"`milestones={brief(shares)}`: expected shares of the steps, from 0 to 1")
 
 
 def _is_share(value: Any) -> bool:
@@ -166,6 +190,11 @@ class DauConfig:
     retain_sample: float | None = None  # times as many retain images as forget images are played with,
     # drawn once: the cost then follows the forget set and not the data set; None for all of them
     sensitivity: str = "none"  # one of SENSITIVITIES: what else the attacker sees
+    difficulty: bool = True  # whether it sees how hard an image is for a plain model of the retain set
+    wrong_labels: float | None = None  # share of the forget set whose labels are wrong, which validation is
+    # shown with too; None: estimated from difficulties
+    pull: float = 1.0  # largest norm of the attacker's gradient at the logits of one image, where that of
+    # cross-entropy is below 1.42; 0 for no limit
     beta: float = 0.0  # weight of the Barlow Twins term between images of one class
     lambd: float = 5e-3  # its off-diagonal weight (Zbontar et al. 2021, section 3)
     lr: float = 0.02  # defender
@@ -183,12 +212,15 @@ class DauConfig:
 
     def __post_init__(self) -> None:
         _check_switch(self, "label_conditioned")
+        _check_switch(self, "difficulty")
         _check(self, "batch_size", "norm_images", low=2, whole=True)
         _check(self, "turns", "attacker_hidden", "looks", "look_images", low=1, whole=True)
         _check(self, "warmup_steps", "attacker_steps", whole=True)
         _check(self, "retain_sample", "lr", "attacker_lr", open_low=True)
         _check(self, "alpha", "anchor", "departure", "beta", "lambd", "weight_decay")
+        _check(self, "pull")
         _check(self, "momentum", "exam_share", high=1, open_high=True)
+        _check(self, "wrong_labels", high=1)
         check_choice("sensitivity", self.sensitivity, SENSITIVITIES)
 
     @property
@@ -215,15 +247,19 @@ class DauConfig:
         played_with = sample_size(retain_images, forget_images, retain_sample)
         batch_size = 64 if played_with >= 2000 else 32
         turns = min(320, max(64, round(4 * played_with / 64)))
-        alpha, departure = (0.2, 1.0) if classwise else (5.0, 0.0)
-        return cls(not classwise, alpha, turns, batch_size, departure, retain_sample=retain_sample)
+        alpha, departure = (0.2, 1.0) if classwise else (3.0, 0.0)
+        return cls(
+            not classwise, alpha, turns, batch_size, departure,
+            retain_sample=retain_sample, difficulty=not classwise,
+        )  # fmt: skip
 
 
 def sample_size(retain_images: int, forget_images: int, retain_sample: float | None) -> int:
     """How many retain images the game plays with, at least one."""
     if retain_sample is None:
         return retain_images
-    return min(retain_images, max(1, round(retain_sample * forget_images)))
+    # What is no number is refused where it becomes a setting.
+    return round(min(retain_images, max(1, retain_sample * forget_images)))
 
 
 # The rivals' recipes are those of Jia et al. 2023's reference implementation.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -21,7 +22,28 @@ class Diverged(UserError):
 def check_choice(field: str, value: object, known: Iterable[str]) -> None:
     """UserError unless `value`, which `field` was given, is one of `known`."""
     if value not in (choices := tuple(known)):
-        raise UserError(f"`{field}={value}`: expected one of {', '.join(choices)}")
+        told = f"expected one of {', '.join(choices)}{suggest(value, choices)}"
+        raise UserError(f"`{field}={brief(value)}`: {told}")
+
+
+def suggest(value: object, known: Iterable[str]) -> str:
+    """The one of `known` that is like `value`, as the end of a message; nothing where none is."""
+    near = get_close_matches(brief(value).lower(), list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def brief(value: object) -> str:
+    """`value` on one short line."""
+    try:
+        text = " ".join(str(value).split())
+    except ValueError:  # Python refuses to write very long integers
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def printable(text: str) -> str:
+    """`text` with everything written out that would steer a terminal, or that no character stands for."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def exists(path: Path, kind: str) -> bool:

@@ -5,43 +5,54 @@ Its request and runtime make an experiment, whose results become a report: table
 
 from __future__ import annotations
 
+from dau_fast.engine import starting  # noqa: F401  isort: skip  # first: what follows takes seconds to import
+
+import io
 import json
 import logging
 import re
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 import torch
-from rich.console import Console
 
 from dau_fast import checkpoints
+from dau_fast.commands.help import GroupedCommand
 from dau_fast.config import RETRAIN_RECIPES, SENSITIVITIES
 from dau_fast.data.named import NAMES, RESIZED, STORED
+from dau_fast.data.normalisation import NORMALISATIONS
 from dau_fast.data.progress import Progress, silent
 from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact, undisturbed
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import ENGINES, Runtime, choose_device, choose_precision
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, printable
 from dau_fast.job.assembly import measure_sensitivities
 from dau_fast.job.config_file import read_config
 from dau_fast.job.experiment import SeedResult, run_experiment
+from dau_fast.job.keeping import Keeper
+from dau_fast.job.loading import load_module
 from dau_fast.job.provenance import describe_origin
 from dau_fast.job.request import Request, make_experiment
 from dau_fast.methods.registry import find_methods
 from dau_fast.prune.registry import find_pruners
 from dau_fast.report.facts import describe_costs, describe_run
-from dau_fast.report.output import OutputFolder
+from dau_fast.report.manifest import describe_files
+from dau_fast.report.output import KEPT, OutputFolder
 from dau_fast.report.page import render
 from dau_fast.report.progress import progress_bars
 from dau_fast.report.record import build_report
 from dau_fast.report.table import profile_table, table
+from dau_fast.report.terminal import terminal
 
-_POSITIVE = click.IntRange(min=1)
+_POSITIVE, _MANY = click.IntRange(min=1), click.IntRange(1, 10_000)
+_PIXELS = click.IntRange(1, 2**14)
 
 
 def _listed(names: Any) -> str:
@@ -63,22 +74,48 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     context.default_map = {name: value for name, value in options.items() if value is not None}
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-    epilog="Unlearned models are audited by: python -m dau_fast audit --help",
-)
+def _load_plugins(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Run the users' code that registers methods, before any method's name is read."""
+    for name in names:
+        load_module(name)
+    return names
+
+
+class _Unlearn(GroupedCommand):
+    examples = (
+        "dau_fast --forget class:3",
+        "dau_fast --dataset folder --data DIR --arch resnet18 --checkpoint model.safetensors \\",
+        "    --forget file:requests.csv",
+        "dau_fast --dataset folder --data DIR --model net.py:make --mean imagenet --checkpoint model.pt \\",
+        "    --forget file:delete.txt --methods dau",
+        "dau_fast --forget random:0.1 --methods all --tune 20 --repeats 5",
+    )
+
+
+@click.command(cls=_Unlearn, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--dataset", default="digits", help=f"One of {_listed(NAMES)}.")
 @click.option("--data", type=Path, help=f"Where the data set is; {_listed(STORED)}: holds train/ and test/.")
 @click.option("--download", is_flag=True, help="Fetch a data set that is missing.")
-@click.option("--image-size", type=_POSITIVE, help=f"Pixels; resize to a square; {_listed(RESIZED)} alone.")
+@click.option("--image-size", type=_PIXELS, help=f"Pixels; resize to a square; {_listed(RESIZED)} alone.")
+@click.option("--mean", help=f"Of pixels / 255, a number a channel; or {_listed(NORMALISATIONS)}.")
+@click.option("--std", help="Standard deviation, alike; both as the model was trained with.")
 @click.option(
     "--stream", default="auto", help="Read images while training: on, off, auto if memory is short."
 )
-@click.option("--arch", default="small", help="small, resnet18, resnet50, vgg16, or torchvision's name.")
+@click.option(
+    "--arch", default="small", help="small, resnet18, resnet50, vgg16, torchvision's name, timm:NAME."
+)
+@click.option("--model", help="Your own network in place of --arch: FILE.py:factory or module:factory.")
 @click.option("--checkpoint", type=Path, help="The trained model, .safetensors or a state_dict.")
 @click.option("--epochs", type=_POSITIVE, help="Training length of the original and of retraining.")
-@click.option("--forget", default="random:0.1", help="random:0.1, class:3 or indices:FILE.")
+@click.option(
+    "--forget", default="random:0.1", help="random:0.1, class:3, or file:FILE of indices or file names."
+)
 @click.option("--methods", default="dau,retrain", help=f"all, or some of {_listed(find_methods())}.")
+@click.option(
+    "--plugin", multiple=True, is_eager=True, callback=_load_plugins, metavar="FILE.py",
+    help="Python that registers methods of yours (dau_fast.method); also an installed module.",
+)  # fmt: skip
 @click.option("--retrain-recipe", default="both", help=f"One of {_listed(RETRAIN_RECIPES)}.")
 @click.option("--prune", default="none", help=f"Prune the original: none, {_listed(find_pruners())}.")
 @click.option("--sparsity", type=float, help="Share of the convolutions' weights to prune; 0.95.")
@@ -86,9 +123,9 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
 @click.option(
     "--retain-sample", type=click.FloatRange(0, min_open=True), help="Retain images to use per forget image."
 )
-@click.option("--tune", type=_POSITIVE, help="Settings to try for each method that has any; left out, none.")
+@click.option("--tune", type=_MANY, help="Settings to try for each method that has any; left out, none.")
 @click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, help="Decides every random choice.")
-@click.option("--repeats", type=_POSITIVE, default=1, help="Seeds; from 2 on with spread and noise floor.")
+@click.option("--repeats", type=_MANY, default=1, help="Seeds; from 2 on with spread and noise floor.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--precision", default="auto", help="auto (bf16 on CUDA), fp32, bf16 or fp64.")
 @click.option("--engine", default="auto", help=f"How training steps run: auto, {_listed(ENGINES)}.")
@@ -101,6 +138,7 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     "--config", type=Path, is_eager=True, expose_value=False, callback=_read_config,
     help="A report.json to run again, or a .toml file with options; those given here go first.",
 )  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on from what a killed run with the same --out had finished.")
 @click.option("--out", type=Path, default=Path("out"), help="For report.json, report.html and weights.")
 @click.pass_context
 def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) -> None:
@@ -108,7 +146,9 @@ def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) ->
     launch: Launch = context.obj
     device = choose_device(given.pop("device"), launch.local_rank, launch.local_count)
     ranks = launch.join(device, given.pop("timeout"))
-    profiled = given.pop("profile")
+    profiled, resume = given.pop("profile"), given.pop("resume")
+    if resume and not ranks.alone:
+        raise UserError("`resume` is for one process: leave it out, or start without torchrun")
     computing = {name: given.pop(name) for name in _COMPUTING}
     names = tuple(dict.fromkeys(name.strip() for name in methods.split(",")))
     request = Request(methods=names, settings=context.meta.get("settings", {}), **given)
@@ -116,9 +156,9 @@ def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) ->
     if not ranks.first:
         _run(request, _make_runtime(device, ranks, computing, parts, None), silent)
         return
-    with OutputFolder(out) as folder, progress_bars() as bars:
-        traces = folder if profiled else None
-        report, result = _run(request, _make_runtime(device, ranks, computing, parts, traces), bars)
+    with OutputFolder(out, resume=resume) as folder, progress_bars() as bars:
+        runtime = _make_runtime(device, ranks, computing, parts, folder if profiled else None)
+        report, result = _run(request, runtime, bars, Keeper(folder / KEPT))
         _write(folder, report, result)
     _print(report, result, out)
 
@@ -135,10 +175,12 @@ def _make_runtime(
     return Runtime(device, ranks=ranks, **settings)
 
 
-def _run(request: Request, runtime: Runtime, progress: Progress) -> tuple[dict[str, Any], SeedResult]:
+def _run(
+    request: Request, runtime: Runtime, progress: Progress, keeper: Keeper | None = None
+) -> tuple[dict[str, Any], SeedResult]:
     """The report, and the first seed's result."""
     began, started = time.perf_counter(), datetime.now(UTC)
-    experiment = make_experiment(request, runtime, progress)
+    experiment = replace(make_experiment(request, runtime, progress), keeper=keeper)
     results = run_experiment(experiment, progress)
     run = describe_run(request, experiment, results, started, time.perf_counter() - began)
     if runtime.traces:
@@ -150,24 +192,27 @@ def _write(folder: Path, report: dict[str, Any], result: SeedResult) -> None:
     """Weights, report and page into `folder`."""
     run, masks = report["run"], result.outcome.masks
     for name, network in result.networks.items():
-        metadata = describe_origin(run["dataset"], run["arch"], name, result.roles, result.split)
+        metadata = describe_origin(
+            run["dataset"], run["arch"], name, result.roles, result.outcome.task, guessed=result.guessed
+        )
         checkpoints.save(folder / f"{name}.safetensors", network, metadata, masks.get(name))
         if name in masks:
             checkpoints.save_sparse(folder / f"{name}.sparse.safetensors", network, masks[name], metadata)
-    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     (folder / "report.html").write_text(render(report), encoding="utf-8")
+    report["files"] = describe_files(folder)
+    (folder / "report.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
 
 
 def _print(report: dict[str, Any], result: SeedResult, out: Path) -> None:
-    console = Console()
-    console.print(table(report))
-    if "profile" in report["run"]:
-        console.print(profile_table(report["run"]["profile"]))
-        costs = describe_costs(result)
-        if costs:
-            console.print(costs.describe(), markup=False, highlight=False)
     files = f"{out / 'report.html'} shows the pictures, {out / 'report.json'} has every number."
-    console.print(files, markup=False, highlight=False, soft_wrap=True)
+    with terminal(out) as console:
+        console.print(table(report))
+        if "profile" in report["run"]:
+            console.print(profile_table(report["run"]["profile"]))
+            costs = describe_costs(result)
+            if costs:
+                console.print(costs.describe(), markup=False, highlight=False)
+        console.print(printable(files), markup=False, highlight=False, soft_wrap=True)
 
 
 def main() -> None:
@@ -180,11 +225,12 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str]) -> 
 
     Its context's object is this process's Launch.
     """
-    logging.basicConfig(format="%(levelname)s: %(message)s")
+    _prepare_streams()
     torch.set_flush_denormal(True)  # before the first worker thread starts and inherits the mode
     end_cleanly_when_stopped()
-    launch = Launch()
+    launch: Launch | None = None
     try:
+        launch = Launch()
         # Not `command()`, which would print an empty line at Ctrl-C, once a process.
         with command.make_context(name, list(arguments), obj=launch) as context:
             command.invoke(context)
@@ -197,14 +243,44 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str]) -> 
         sys.exit(_fail(launch, f"error: {error.format_message()}", 2))
     except KeyboardInterrupt:
         sys.exit(_fail(launch, "interrupted: nothing was written", 130))
-    except Stopped:
-        sys.exit(_fail(launch, "stopped: nothing was written", 143))
-    except RuntimeError as error:
-        reason = lost_contact(error)
-        if reason is None:
+    except Stopped as stopped:
+        sys.exit(_fail(launch, "stopped: nothing was written", 128 + stopped.number))
+    except OSError as error:
+        sys.exit(_fail(launch, f"error: the system refused: {error}", 1))
+    except (MemoryError, RuntimeError) as error:
+        told = _explain(launch, error)
+        if told is None:
             raise
-        told = f"error: process {launch.rank} lost contact with another, which failed or hangs: {reason}"
-        sys.exit(_fail(launch, told, 1))
+        sys.exit(_fail(launch, f"error: {told}", 1))
+
+
+def _prepare_streams() -> None:
+    """Log lines and results that any terminal can show, and that cannot steer one."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
+    logging.basicConfig(handlers=[handler])
+    logging.getLogger("dau_fast").setLevel(logging.INFO)
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
+def _explain(launch: Launch | None, error: MemoryError | RuntimeError) -> str | None:
+    """Why the run ends with `error`, where that is not a fault of this program."""
+    reason = lost_contact(error) if isinstance(error, RuntimeError) else None
+    if reason is not None and launch is not None:
+        return f"process {launch.rank} lost contact with another, which failed or hangs: {reason}"
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+        return (
+            f"memory is short ({str(error).splitlines()[0] if str(error) else 'none is left'}): stream the "
+            "images, take smaller ones or fewer at a time, or a machine with more memory"
+        )
+    return None
 
 
 def _as_flags(message: str, command: click.Command) -> str:
@@ -220,13 +296,25 @@ def _as_flags(message: str, command: click.Command) -> str:
     return re.sub(r"`(?P<name>\w+)(=(?P<value>[^`]*))?`", flag, message)
 
 
-def _fail(launch: Launch, message: str, code: int) -> int:
+def _fail(launch: Launch | None, message: str, code: int) -> int:
     """Say why the run ends, unless another process did, and return the exit code."""
     with undisturbed():
-        if launch.speaks():
-            print(" ".join(message.split()), file=sys.stderr, flush=True)
+        if launch is None or launch.speaks():
+            print(printable(" ".join(message.split())), file=sys.stderr, flush=True)
     return code
 
 
+class _Callable(ModuleType):
+    """This module, which bears the name of the call from Python, and so can be called as it."""
+
+    def __call__(self, *sets: Any, **named: Any) -> Any:
+        """See `dau_fast.api.unlearn`."""
+        from dau_fast.api import unlearn as call
+
+        return call(*sets, **named)
+
+
+if __name__ != "__main__":
+    sys.modules[__name__].__class__ = _Callable
 if __name__ == "__main__":
     main()

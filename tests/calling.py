@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from sklearn.datasets import load_digits
 
 from dau_fast.data.split import decode_roles
+from dau_fast.engine.starting import ENDING
 from dau_fast.unlearn import main
 
 Report = dict[str, Any]
@@ -71,7 +72,7 @@ def call(folder: Path, *arguments: object, start: Callable[[], None] = main) -> 
     given = ["dau-fast", "--epochs", "3", "--retrain-recipe", "literature", "--device", "cpu"]
     given += ["--out", folder, *arguments]
     out, err, code = io.StringIO(), io.StringIO(), 0
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     with (
         pytest.MonkeyPatch.context() as patch,
         redirect_stdout(out),

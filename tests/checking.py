@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +19,13 @@ TIMES = ("seconds", "compile_seconds", "speedup")
 
 def check_report(report: Report, methods: list[str], *, repeats: int = 1, given: bool = False) -> None:
     """Assert that `report` has the promised shape. given: the original came from a checkpoint."""
-    assert list(report) == ["schema", "run", "methods", "game", "noise_floor", "runs"]
+    assert list(report) == ["schema", "run", "methods", "game", "noise_floor", "runs", "files"]
     assert report["schema"] == 1
+    check_files(report, methods)
+    assert ("checkpoint" in report["run"]) == given
+    if given:
+        assert list(report["run"]["checkpoint"]) == ["file", "sha256"]
+        assert len(report["run"]["checkpoint"]["sha256"]) == 64
     check_run(report["run"], repeats)
     check_prune(report["run"]["prune"], report)
     assert set(report["methods"]) == {"original", *methods}
@@ -49,6 +56,24 @@ def check_report(report: Report, methods: list[str], *, repeats: int = 1, given:
         assert (type(run["retraining_gap"]) is float) == has_reference
 
 
+def check_files(report: Report, methods: list[str]) -> None:
+    """Assert that the report names what stands beside it; of what is in it, see `check_folder`."""
+    files = report["files"]
+    assert {"report.html", *(f"{name}.safetensors" for name in ("original", *methods))} <= set(files)
+    for found in files.values():
+        assert list(found) == ["sha256", "bytes"]
+        assert len(found["sha256"]) == 64
+        assert found["bytes"] > 0
+
+
+def check_folder(folder: Path) -> None:
+    """Assert that a report names every file beside it, and none else, as it is."""
+    report = json.loads((folder / "report.json").read_text())
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "report.json"}
+    digests = {name: hashlib.sha256(content).hexdigest() for name, content in found.items()}
+    assert {name: told["sha256"] for name, told in report["files"].items()} == digests
+
+
 def check_prune(prune: dict[str, Any] | None, report: Report) -> None:
     """Assert that a pruned run says how it was pruned, and that a dense one does not."""
     for entry in report["methods"].values():
@@ -73,7 +98,7 @@ def check_run(run: dict[str, Any], repeats: int) -> None:
     assert type(run["wall_seconds"]) is float
     assert run["wall_seconds"] > 0
     assert datetime.fromisoformat(run["started"]).tzinfo is not None
-    assert {"python", "dau-fast", "torch"} <= set(run["versions"])
+    assert {"python", "dau-fast", "torch", "pillow", "pyarrow", "scipy"} <= set(run["versions"])
     assert all(type(version) is str for version in run["versions"].values())
     assert type(run["streamed"]) is bool
     assert set(run["waiting"]) == set(run["engine"]["loops"])

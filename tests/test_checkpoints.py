@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import struct
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from test_models import mlp, same, seeded_images, weights
-from torch import nn
+from torch import Tensor, nn
 
 from dau_fast.checkpoints import load, save
 from dau_fast.errors import UserError
 from dau_fast.models import SmallResNet
+from dau_fast.prune import Masks
 
 
 def test_weights_and_metadata_come_back_from_a_file_as_they_were(tmp_path: Path) -> None:
@@ -152,3 +158,78 @@ def test_code_in_a_bare_pickle_is_never_run(tmp_path: Path) -> None:
 def test_a_whole_pickled_network_is_refused(tmp_path: Path) -> None:
     torch.save(mlp(), tmp_path / "model.pt")
     refused(tmp_path / "model.pt", "save the state_dict")
+
+
+# ---- files that lie
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize("key", ["", "sparse", "masked"])
+def test_metadata_nested_too_deep_is_refused(key: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    text = json.dumps({key: DEEP}) if key else DEEP
+    save_file(mlp().state_dict(), path, {"dau_fast": text})
+    refused(path, "cannot be read: its metadata is nested too deep")
+    save_file({"arena": torch.zeros(8, dtype=torch.uint8)}, path, {"dau_fast_masks": DEEP})
+    with pytest.raises(UserError, match="cannot be read"):
+        Masks.load(path)
+
+
+def test_more_numbers_than_the_file_has_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1 << 30], "data_offsets": [0, 1 << 32]}}).encode()
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(64))
+    refused(path, "cannot be read")
+
+
+def test_sparse_weights_are_not_expanded_beyond_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, count = tmp_path / "model.safetensors", 8_000_000
+    tensors = {"dau_fast.masks": torch.zeros(count // 8, dtype=torch.uint8), "0.weight": torch.zeros(0)}
+    save_file(tensors, path, {"dau_fast": json.dumps({"sparse": json.dumps({"0.weight": [count]})})})
+    monkeypatch.setattr(Masks, "__getitem__", lambda *_: pytest.fail("a mask was unpacked"))
+    refused(path, r"its masks are of another architecture, such as that of '0\.weight'")
+
+
+ODD: dict[str, Callable[[Tensor], Tensor]] = {
+    "sparse": lambda tensor: tensor.to_sparse(),
+    "sparse_csr": lambda tensor: tensor.to_sparse_csr() if tensor.ndim == 2 else tensor,
+    "meta": lambda tensor: tensor.to("meta"),
+    "qint8": lambda tensor: torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8),
+    "complex64": lambda tensor: tensor.to(torch.complex64),
+    "nested": lambda tensor: torch.nested.nested_tensor([tensor]),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_weights_are_refused(kind: str, tmp_path: Path) -> None:
+    torch.save({name: ODD[kind](tensor) for name, tensor in mlp().state_dict().items()}, tmp_path / "odd.pt")
+    refused(tmp_path / "odd.pt", r"cannot be used: '\d.* is .*: expected dense|is damaged")
+
+
+def test_a_compressed_file_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(4)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in plain.infolist():
+            content = bytes(20_000_000) if entry.filename.endswith("data/0") else plain.read(entry)
+            bomb.writestr(entry.filename, content)
+    refused(tmp_path / "bomb.pt", r"is compressed and would unpack to 20 MB")
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, suffix: str, tmp_path: Path) -> None:
+    network, path = mlp(), tmp_path / f"model{suffix}"
+    with torch.no_grad():
+        network[2].bias[1] = value
+    if suffix == ".safetensors":
+        save(path, network, {})
+    else:
+        torch.save(network.state_dict(), path)
+    refused(path, r"'2\.bias' of checkpoint '.*' holds NaN or infinity \(1 of its tensors")

@@ -57,6 +57,40 @@ def test_a_wrong_value_is_one_clear_line(kind: str, name: str, value: Any, expec
 
 
 @pytest.mark.parametrize(
+    ("kind", "name", "value", "most"),
+    [
+        ("dau", "batch_size", 1_000_000, "65,536"),
+        ("dau", "turns", 10**12, "1,000,000"),
+        ("dau", "attacker_steps", 10**12, "10,000"),
+        ("dau", "warmup_steps", 10**12, "1,000,000"),
+        ("dau", "attacker_hidden", 10**9, "16,384"),
+        ("dau", "looks", 10**30, "1,000,000,000"),
+        ("dau", "beta", 1e9, "1,000,000"),
+        ("dau", "lr", 1e30, "1,000"),
+        ("recipe", "epochs", 99999999999999999999, "1,000,000"),
+    ],
+)
+def test_what_nobody_means_is_refused(kind: str, name: str, value: Any, most: str) -> None:
+    with pytest.raises(UserError) as caught:
+        replace(USUAL[kind], **{name: value})
+    assert str(caught.value) == f"`{name}={value}`: expected no more than {most}"
+
+
+@pytest.mark.parametrize("name", ["lr", "turns", "batch_size"])
+def test_a_number_too_long_to_write_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match="a number of thousands of digits`: expected no more than"):
+        replace(GAME, **{name: 10**5000})
+    with pytest.raises(UserError, match="a number of thousands of digits`: expected a"):
+        replace(GAME, **{name: -(10**5000)})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e308, -1.0, 0.0])
+def test_a_share_that_is_no_number_is_refused_where_defaults_depend_on_it(value: float) -> None:
+    with pytest.raises(UserError, match="`retain_sample="):
+        DauConfig.default(classwise=False, retain_images=800, forget_images=90, retain_sample=value)
+
+
+@pytest.mark.parametrize(
     ("kind", "name", "value"),
     [
         ("dau", "retain_sample", None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -21,6 +22,7 @@ import torch
 from calling import LABELS, Called, call, contents, environment
 from safetensors.torch import save_file
 
+from dau_fast import unlearn
 from dau_fast.data.split import VALIDATION
 from dau_fast.prune import Masks
 from dau_fast.prune.sparse_file import compress
@@ -69,7 +71,7 @@ def files(place: Path, once: Called, pictures: Path) -> Path:
     # The header's length is wrong: Pillow gives up with a ValueError.
     damaged = png[:8] + b"\0\0\0\5" + png[12:]
     for file, content in {
-        "damaged/train/a/0.png": damaged, "damaged/test/a/0.png": damaged, "train_only/train/a/0.png": png,
+        "damaged/train/a/0.png": damaged, "damaged/test/a/0.png": damaged, "test_only/test/a/0.png": png,
     }.items():  # fmt: skip
         (folder / file).parent.mkdir(parents=True)
         (folder / file).write_bytes(content)
@@ -92,6 +94,8 @@ MISTAKES = [
     ("--arch alexnet_9", "--arch alexnet_9: expected small, "),
     ("--methods dau,magic", "method 'magic'"),
     ("--methods all,magic", "method 'magic'"),
+    ("--methods dua", "did you mean dau?"),
+    ("--dataset cifar", "did you mean cifar10?"),
     ("--tune 0", "--tune"),
     ("--methods dau,", "method ''"),
     ("--sensitivity labels", "--sensitivity labels: expected one of none, "),
@@ -139,7 +143,7 @@ MISTAKES = [
     ("--dataset folder", "--data DIR"),
     ("--dataset folder --data {files}/missing", "missing' is not a folder"),
     ("--dataset folder --data {files}/twice.txt", "twice.txt' is not a folder"),
-    ("--dataset folder --data {files}/train_only", "'test' folder"),
+    ("--dataset folder --data {files}/test_only", "'train' folder"),
     ("--dataset folder --data {files}/damaged", "0.png"),
     ("--dataset cifar10 --data {files}/missing", "--download"),
     ("--dataset cifar10 --data {files}/twice.txt", "twice.txt"),
@@ -167,6 +171,14 @@ MISTAKES = [
     ("--seed -1", "-1"),
     ("--repeats 0", "--repeats"),
     ("--epochs 0", "--epochs"),
+    ("--epochs 99999999999999999999", "--epochs 99999999999999999999: expected no more than 1,000,000"),
+    ("--retain-sample nan", "--retain-sample nan: expected a number above 0"),
+    ("--retain-sample inf", "--retain-sample inf: expected a number above 0"),
+    ("--timeout nan", "--timeout nan: expected seconds from 1"),
+    ("--timeout inf", "--timeout inf: expected seconds from 1"),
+    ("--accumulate 99999999999", "--accumulate"),
+    ("--repeats 99999999999", "--repeats"),
+    ("--image-size 99999999999 --dataset folder --data {files}", "--image-size"),
 ]
 
 
@@ -229,6 +241,34 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path, name: str
     assert not out.exists()
     assert name in called.stderr
     assert_one_line(called, 2, "error: ")
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "memory is short (none is left): "),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 4 bytes\nat"),
+            "memory is short",
+        ),
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried"),
+            "memory is short (CUDA out of memory. Tried): ",
+        ),
+        (OSError(errno.EIO, "Input/output error", "disk/images"), "the system refused: "),
+    ],
+    ids=["none", "CPU", "GPU", "disk"],
+)
+def test_what_the_machine_cannot_do_costs_one_line(
+    error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(unlearn, "make_experiment", fail)
+    called = call(tmp_path / "out")
+    assert_one_line(called, 1, f"error: {re.escape(told)}")
+    assert list(tmp_path.iterdir()) == []
 
 
 # Says on stdout whenever an optimiser has taken a step.

@@ -328,12 +328,47 @@ def test_without_torchrun_a_process_is_alone(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_process_knows_how_many_its_machine_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
+    for name, value in {**SOUND, "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     launch = Launch()
     assert (launch.rank, launch.local_rank, launch.local_count) == (5, 1, 4)
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     assert Launch().local_count == 1
+
+
+SOUND = {"RANK": "5", "WORLD_SIZE": "8", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("RANK", "x"), ("RANK", ""), ("RANK", "8"), ("RANK", "-1"), ("RANK", "9" * 5000), ("WORLD_SIZE", "x"),
+        ("WORLD_SIZE", "2.5"), ("LOCAL_RANK", "one"), ("LOCAL_WORLD_SIZE", "0"), ("MASTER_PORT", "http"),
+        ("MASTER_PORT", "99999"),
+    ],
+)  # fmt: skip
+def test_an_environment_that_torchrun_did_not_make_costs_one_line(
+    name: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other, sound in SOUND.items():
+        monkeypatch.setenv(other, sound)
+    monkeypatch.setenv(name, value)
+    called = call(tmp_path / "out")
+    assert called.code == 2
+    assert called.stderr.startswith(f"error: the environment has {name}='{value[:20]}")
+    assert called.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["MASTER_ADDR", "MASTER_PORT"])
+def test_processes_without_a_place_to_meet_cost_one_line(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for other, sound in SOUND.items():
+        monkeypatch.setenv(other, sound)
+    monkeypatch.delenv(name)
+    called = call(tmp_path / "out")
+    assert called.stderr.startswith(f"error: the environment has RANK and no {name}: start with torchrun")
+    assert called.stderr.count("\n") == 1
 
 
 # Says how many processes reading was told of, and how many threads decode.

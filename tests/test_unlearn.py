@@ -5,6 +5,7 @@ Runs are three epochs on digits, in this process and shared by the tests.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import numpy as np
 import pytest
 import torch
 from calling import LABELS, Called, call, environment, succeed
-from checking import ATTACKS, RATES, TIMES, check_report, same_tensors
+from checking import ATTACKS, RATES, TIMES, check_folder, check_report, same_tensors
 from sklearn.datasets import load_digits
 
 from dau_fast import models
@@ -85,6 +86,16 @@ def test_other_files_in_out_stay_and_an_older_report_is_replaced(once: Called, a
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX permissions")
+def test_the_report_names_all_that_stands_beside_it(resumed: Called) -> None:
+    check_folder(resumed.folder)
+
+
+def test_the_report_names_the_checkpoint(once: Called, resumed: Called) -> None:
+    file = once.folder / "original.safetensors"
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert resumed.report["run"]["checkpoint"] == {"file": str(file), "sha256": digest}
+
+
 def test_weights_are_as_readable_as_the_report(once: Called) -> None:
     assert len({file.stat().st_mode for file in once.folder.iterdir()}) == 1
 
@@ -402,7 +413,7 @@ def test_help_of_the_module_names_every_option(tmp_path: Path) -> None:
     found = subprocess.run(
         [sys.executable, "-m", "dau_fast.unlearn", "--help"],
         cwd=tmp_path,
-        env=environment(),
+        env=environment() | {"MPLBACKEND": "no such thing"},
         capture_output=True,
         text=True,
         check=False,

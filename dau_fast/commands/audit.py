@@ -10,24 +10,33 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from dau_fast import checkpoints
+from dau_fast.commands.help import GroupedCommand
 from dau_fast.engine.launch import Launch
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision
-from dau_fast.errors import UserError
+from dau_fast.errors import UserError, printable
 from dau_fast.job.audit import AuditOutcome, AuditRequest, run_audit
 from dau_fast.job.provenance import describe_origin
 from dau_fast.job.request import Request
 from dau_fast.report.audit import audit_table, describe_audit
+from dau_fast.report.manifest import describe_files
 from dau_fast.report.output import OutputFolder
 from dau_fast.report.progress import progress_bars
+from dau_fast.report.terminal import terminal
 
 # Options of unlearning that say which data, models and images are meant, and how to compute.
 SHARED = (
-    "dataset", "data", "download", "image_size", "stream", "arch", "epochs", "forget", "seed", "device",
-    "precision", "out",
+    "dataset", "data", "download", "image_size", "mean", "std", "stream", "arch", "model", "epochs", "forget",
+    "seed", "device", "precision", "out",
 )  # fmt: skip
+
+
+class _Audit(GroupedCommand):
+    examples = (
+        "dau_fast audit out/dau.safetensors --original out/original.safetensors --train-references 8",
+        "dau_fast audit out/dau.safetensors --original out/original.safetensors --references DIR",
+    )
 
 
 def make_audit(unlearning: Sequence[click.Parameter]) -> click.Command:
@@ -43,7 +52,7 @@ def make_audit(unlearning: Sequence[click.Parameter]) -> click.Command:
             help="Train so many retrained models, and keep them in --out.",
         ),
     ]
-    return click.Command(
+    return _Audit(
         "audit",
         params=[*own, *shared],
         callback=_audit,
@@ -72,19 +81,21 @@ def _audit(
     runtime = Runtime(place, precision=choose_precision(precision, place))
     request = AuditRequest(audited, Request(checkpoint=original, **given), references, train_references)
     began, started = time.perf_counter(), datetime.now(UTC)
-    with OutputFolder(out) as folder, progress_bars() as bars:
+    with OutputFolder(out, "audit.json") as folder, progress_bars() as bars:
         outcome = run_audit(request, runtime, bars)
         report = describe_audit(request, outcome, started, time.perf_counter() - began)
         _write(folder, request, report, outcome)
-    console = Console()
-    console.print(audit_table(report))
-    console.print(f"{out / 'audit.json'} has every number.", markup=False, highlight=False, soft_wrap=True)
+    told = printable(f"{out / 'audit.json'} has every number.")
+    with terminal(out) as console:
+        console.print(audit_table(report))
+        console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _write(folder: Path, request: AuditRequest, report: dict[str, Any], outcome: AuditOutcome) -> None:
     """The report, and the references that were trained, into `folder`."""
-    (folder / "audit.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     run, task = request.run, outcome.task
-    origin = describe_origin(run.dataset, run.arch, "retrain", outcome.roles, task.split)
+    origin = describe_origin(run.dataset, run.arch_name, "retrain", outcome.roles, task)
     for name, model in zip(outcome.reference_files, outcome.trained, strict=False):
         checkpoints.save(folder / name, model.network, origin, task.masks)
+    report["files"] = describe_files(folder)
+    (folder / "audit.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")

@@ -74,7 +74,7 @@ def plan_schedule(config: DauConfig, *, forget: int, retain: int, classes: int) 
 
 def count_columns(config: DauConfig, classes: int) -> int:
     """How many numbers the attacker sees of a sample."""
-    return View(config.label_conditioned, config.sensitivity).count_columns(classes)
+    return View(config.label_conditioned, config.sensitivity, config.difficulty).count_columns(classes)
 
 
 def look_sizes(schedule: Schedule, forget: int, validation: int) -> list[int]:

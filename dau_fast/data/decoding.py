@@ -7,6 +7,7 @@ import os
 from abc import ABC, abstractmethod
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -86,7 +87,9 @@ def decode(content: str | BytesIO, name: str, image_size: int | None) -> np.ndar
         with Image.open(content, formats=FORMATS) as file:
             file.load()
             # Converting what needs none would copy it.
-            image = file if file.mode == "RGB" else file.convert("RGB")
+            image = file if file.mode == "RGB" else _to_rgb(file)
+    except UserError as error:
+        raise UserError(f"{name} {error}") from error
     # What Pillow's decoders raise for damaged images has no common type, and they do not say what they raise.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -96,3 +99,21 @@ def decode(content: str | BytesIO, name: str, image_size: int | None) -> np.ndar
     if image_size is not None and image.size != (image_size, image_size):
         image = transforms.center_crop(transforms.resize(image, image_size), image_size)
     return np.asarray(image)
+
+
+def _to_rgb(image: Any) -> Any:
+    """Pillow's `image` with three channels of 8 bits. UserError, without its name, where it has no range.
+
+    16 bits are scaled to 8: Pillow's own conversion would cut them off at 255.
+    """
+    from PIL import Image
+
+    sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    if sixteen_bits:
+        image = Image.fromarray(np.round(np.asarray(image, dtype=np.float32) / 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise UserError(
+            f"holds {kind}, of which nobody says what is white: store it with 8 or 16 bits a channel"
+        )
+    return image.convert("RGB")

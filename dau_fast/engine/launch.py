@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import logging
 import os
 import secrets
@@ -20,6 +21,11 @@ import torch
 import torch.distributed as dist
 
 from dau_fast.engine.ranks import ALONE, Ranks
+from dau_fast.engine.starting import ENDING
+from dau_fast.errors import UserError
+
+_MOST_SECONDS = 10_000_000  # four months
+_MOST_PROCESSES = 2**20
 
 
 class Launch:
@@ -30,10 +36,13 @@ class Launch:
     """
 
     def __init__(self) -> None:
-        several = "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
-        self.rank = int(os.environ["RANK"]) if several else 0
-        self.local_rank = int(os.environ.get("LOCAL_RANK", "0")) if several else None
-        self.local_count = int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if several else 1
+        count = _read("WORLD_SIZE", "1", least=1)
+        several = "RANK" in os.environ and count > 1
+        self.rank = _read("RANK", "0", below=count) if several else 0
+        self.local_count = _read("LOCAL_WORLD_SIZE", "1", least=1) if several else 1
+        self.local_rank = _read("LOCAL_RANK", "0") if several else None
+        if several:
+            _check_meeting_point()
         self._several = several
         self._word: _FirstWord | None = None
 
@@ -42,6 +51,8 @@ class Launch:
 
         All but the first say nothing from here on.
         """
+        if not 1 <= seconds <= _MOST_SECONDS:
+            raise UserError(f"`timeout={seconds}`: expected seconds from 1 to {_MOST_SECONDS:,}")
         if not self._several:
             return ALONE
         if self.rank > 0:
@@ -71,6 +82,26 @@ class Launch:
         if dist.is_available() and dist.is_initialized():
             gc.collect()  # what still uses the group goes first: its threads must not outlive it
             dist.destroy_process_group()
+
+
+def _read(name: str, usual: str, *, least: int = 0, below: int = _MOST_PROCESSES) -> int:
+    """A number that torchrun leaves in the environment. UserError for anything else."""
+    text = os.environ.get(name, usual)
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and least <= int(text) < below):
+        raise UserError(
+            f"the environment has {name}={text!r}: expected a whole number from {least} to {below - 1}, as "
+            "torchrun sets it; start with torchrun, or unset RANK and WORLD_SIZE to run alone"
+        )
+    return int(text)
+
+
+def _check_meeting_point() -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not os.environ.get(name):
+            raise UserError(
+                f"the environment has RANK and no {name}: start with torchrun, or unset RANK to run alone"
+            )
+    _read("MASTER_PORT", "0", below=2**16)
 
 
 class _FirstWord:
@@ -121,27 +152,46 @@ def lost_contact(error: RuntimeError) -> str | None:
 
 
 class Stopped(BaseException):
-    """The process was asked to end (SIGTERM)."""
+    """The process was asked to end by the signal `number`."""
+
+    def __init__(self, number: int = signal.SIGTERM) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def end_cleanly_when_stopped() -> None:
-    """Let SIGTERM unwind the program as Ctrl-C does, so that nothing half-written is left behind."""
+    """Let every signal that ends a process unwind the program, so that nothing half-written is left behind.
+
+    Further ones are ignored, as they would leave behind what the first one clears up; the third Ctrl-C ends
+    the process where it is. What is ignored stays so, as by nohup and in a shell's background.
+    """
+    presses = itertools.count(1)
+    taken = [n for n in (signal.SIGINT, *ENDING) if signal.getsignal(n) is not signal.SIG_IGN]
 
     def stop(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)  # another one would leave behind what the first one clears up
-        raise Stopped
+        for other in taken:
+            signal.signal(other, insist if other == signal.SIGINT else signal.SIG_IGN)
+        if number == signal.SIGINT:
+            next(presses)
+            raise KeyboardInterrupt
+        raise Stopped(number)
 
-    signal.signal(signal.SIGTERM, stop)
+    def insist(number: int, _frame: FrameType | None) -> None:
+        if next(presses) >= 3:
+            os._exit(128 + number)
+
+    for number in taken:
+        signal.signal(number, stop)
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Signals, such as torchrun's once a process failed, do nothing inside; after it the next ends all."""
-    both = (signal.SIGTERM, signal.SIGINT)
-    for number in both:
+    every = (signal.SIGINT, *ENDING)
+    for number in every:
         signal.signal(number, signal.SIG_IGN)
     try:
         yield
     finally:
-        for number in both:
+        for number in every:
             signal.signal(number, signal.SIG_DFL)

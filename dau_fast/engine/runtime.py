@@ -14,6 +14,7 @@ from dau_fast.errors import UserError, check_choice
 # As they are; compiled; replayed as a CUDA graph; compiled and replayed.
 ENGINES = ("eager", "compiled", "graphed", "captured")
 _ON_CUDA = ("graphed", "captured")
+_MOST_PARTS = 2**16  # of a batch: no batch is larger
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp64": torch.float64}
 
 
@@ -40,10 +41,12 @@ class Runtime:
     traces: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.accumulate < 1:
-            raise UserError(
-                f"`accumulate={self.accumulate}`: expected the number of parts of a batch, from 1 up"
-            )
+        for name, parts in {"accumulate": self.accumulate, **self.loop_parts}.items():
+            if type(parts) is not int or not 1 <= parts <= _MOST_PARTS:
+                told = str(parts)[:80]
+                raise UserError(
+                    f"`{name}={told}`: expected how many parts of a batch, from 1 to {_MOST_PARTS}"
+                )
         check_choice("engine", self.engine, ("auto", *ENGINES))
         if self.engine in _ON_CUDA and self.device.type != "cuda":
             raise UserError(f"`engine={self.engine}` needs a CUDA device: take eager or compiled here")

@@ -21,12 +21,14 @@ from dau_fast.engine.chance import seeded
 from dau_fast.engine.device import run_flushed, warm_up
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.sharding import check_shard, placed
-from dau_fast.errors import UserError
+from dau_fast.errors import Diverged, UserError
+from dau_fast.job.keeping import Keeper
 from dau_fast.job.tuning import Judge, Tuning, plan_trials, run_trials
 from dau_fast.methods.dau.view import time_sensitivities
 from dau_fast.methods.method import Method
 from dau_fast.methods.running import Finished, run_timed
 from dau_fast.methods.task import Task, Unlearned
+from dau_fast.metrics.finite import find_broken_output, find_broken_weights
 from dau_fast.metrics.unlearning import Measures, measure
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
@@ -36,15 +38,19 @@ from dau_fast.prune.prunable import prunable_weights
 _COSTED = 16
 
 
-def wrap_network(network: nn.Module, runtime: Runtime, head: str | None = None) -> Classifier:
+def place_network(network: nn.Module, runtime: Runtime) -> nn.Module:
+    """`network` itself, laid out and placed as `runtime` computes."""
+    network = network.to(runtime.device).to(memory_format=torch.channels_last)
+    return runtime.ranks.prepare(network.double() if runtime.precision == torch.float64 else network)
+
+
+def wrap_network(network: nn.Module, runtime: Runtime, head: str | None = None, **how: Any) -> Classifier:
     """`network` itself, laid out and placed as `runtime` computes, as a Classifier.
 
-    head: name of its classifier layer, None for its last Linear layer.
+    head: name of its classifier layer, None for its last Linear layer. how: see Classifier.
     """
-    network = network.to(runtime.device).to(memory_format=torch.channels_last)
     exact = runtime.precision == torch.float64
-    network = runtime.ranks.prepare(network.double() if exact else network)
-    return Classifier(network, head, precision=None if exact else runtime.precision)
+    return Classifier(place_network(network, runtime), head, None if exact else runtime.precision, **how)
 
 
 def match_precision(images: Images, runtime: Runtime, *, narrow: bool = False) -> Images:
@@ -107,15 +113,17 @@ def carry_out(
     *,
     trials: int = 0,
     skip_unfit: bool = False,
+    keeper: Keeper | None = None,
 ) -> Outcome:
     """Check `task`, run `methods` on it one after the other, and measure all models.
 
     asked: settings by method, whole or some fields; see Method.resolve. make_original: trains or prunes the
     original in place before all others. trials: of every method that has a space of settings, the best of
     which is its result; 0 for none. skip_unfit: leave out methods that do not go with the task, after a
-    line that says why. Raises UserError for what does not go together before anything runs.
+    line that says why. keeper: of finished parts, to go on from where a run is killed; what is tuned is not
+    kept. Raises UserError for what does not go together before anything runs.
     """
-    work = partial(_carry_out, task, methods, asked, make_original, trials=trials, skip_unfit=skip_unfit)
+    work = partial(_carry_out, task, methods, asked, make_original, trials, skip_unfit, keeper)
     return run_flushed(work, task.runtime.device)
 
 
@@ -124,9 +132,9 @@ def _carry_out(
     methods: Sequence[Method[Any]],
     asked: Mapping[str, Any],
     make_original: Callable[[Task], Unlearned] | None,
-    *,
     trials: int,
     skip_unfit: bool,
+    keeper: Keeper | None,
 ) -> Outcome:
     _check(task)
     settings = _resolve_all(task, methods, asked, skip_unfit=skip_unfit)
@@ -141,9 +149,11 @@ def _carry_out(
         task.original.to("cpu")  # where `run_timed` leaves the others
     outcome = Outcome(task, settings, {}, {})
     if make_original:
-        outcome.finished["original"] = run_timed("original", make_original, task)
+        train = partial(run_timed, "original", make_original, task)
+        made = keeper.finish("original", task, None, train, in_place=True) if keeper else train()
+        outcome.finished["original"] = made
         outcome = replace(outcome, task=replace(task, masks=outcome.finished["original"].masks))
-    _run_all(outcome, methods, plans)
+    _run_all(outcome, methods, plans, keeper)
     if len(task.split.test):
         outcome.measures.update({name: measure_model(m, outcome.task) for name, m in outcome.models.items()})
     return outcome
@@ -157,6 +167,11 @@ def _resolve_all(
     for method in methods:
         settings = method.resolve(task, asked.get(method.name))
         try:
+            if method.moves_images and not task.images.continuous:
+                raise UserError(
+                    f"method '{method.name}' moves images a little, which {task.images.pixels.dtype} inputs "
+                    "cannot be: leave it out"
+                )
             method.check(task, settings)
         except UserError as error:
             if not skip_unfit:
@@ -167,7 +182,12 @@ def _resolve_all(
     return found
 
 
-def _run_all(outcome: Outcome, methods: Sequence[Method[Any]], plans: Mapping[str, Sequence[Any]]) -> None:
+def _run_all(
+    outcome: Outcome,
+    methods: Sequence[Method[Any]],
+    plans: Mapping[str, Sequence[Any]],
+    keeper: Keeper | None,
+) -> None:
     """Put into `outcome` what comes of `methods`, each of which tries the settings of its plan, if any."""
     task = outcome.task
     judge = Judge(task) if plans else None
@@ -178,7 +198,9 @@ def _run_all(outcome: Outcome, methods: Sequence[Method[Any]], plans: Mapping[st
             outcome.finished[name], outcome.settings[name] = tuned.finished, tuned.settings
             outcome.tunings[name] = tuned.tuning
         else:
-            outcome.finished[name] = run_method(method, outcome.settings[name], task)
+            run = partial(run_method, method, outcome.settings[name], task)
+            made = keeper.finish(name, task, outcome.settings[name], run) if keeper else run()
+            outcome.finished[name] = made
 
 
 def run_method(method: Method[Any], settings: Any, task: Task) -> Finished:
@@ -188,9 +210,14 @@ def run_method(method: Method[Any], settings: Any, task: Task) -> Finished:
 
 def measure_model(model: Classifier, task: Task) -> Measures:
     """What is measured of `model`; every model of a task is measured on the same draws."""
-    images, chance = task.images, task.generator("measures")
+    images, chance, split = task.images, task.generator("measures"), task.split
     with placed(images.device, model):
-        return measure(model, images, images.labels, task.split, chance, ranks=task.ranks)
+        try:
+            return measure(model, images, images.labels, split, chance, ranks=task.ranks)
+        except Diverged as error:
+            sets = {name: getattr(split, name) for name in ("forget", "retain", "validation", "test")}
+            found = find_broken_output(model, images, sets) if task.ranks.alone else None
+            raise Diverged(f"{error}; it gives {found}" if found else str(error)) from error
 
 
 def measure_sensitivities(task: Task) -> dict[str, Any]:
@@ -201,6 +228,12 @@ def measure_sensitivities(task: Task) -> dict[str, Any]:
 
 
 def _check(task: Task) -> None:
+    broken = find_broken_weights(task.original.network)
+    if broken:
+        raise UserError(
+            f"'{broken[0]}' of the model holds NaN or infinity ({len(broken)} of its tensors do): its "
+            "training went wrong, take an earlier one"
+        )
     check_shard(task.runtime.shard, "classifier", pruned=task.pruned)
     if task.pruning is not None:
         prunable_weights(task.original.network)

@@ -33,7 +33,7 @@ class Units:
     @classmethod
     def of(cls, images: Images) -> Units:
         """Those of `images`, which are unlimited where they are not made from uint8 pixels."""
-        if images.pixels.is_floating_point():
+        if images.ready:
             one = images.pixels.new_ones(())
             return cls(one, -torch.inf * one, torch.inf * one)
         mean, std = (values.to(images.widened().dtype).view(-1, 1, 1) for values in (images.mean, images.std))

@@ -140,6 +140,7 @@ METHODS = (
         name="mu_mis",
         label="MU-Mis",
         about="the forget set's labels made as insensitive to the input as others, without retain data",
+        moves_images=True,
         run=unlearn,
         choose=recipe_chooser(lambda task: MuMisConfig()),
         check=check,

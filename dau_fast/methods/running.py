@@ -7,12 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from dau_fast.engine.device import Stopwatch
 from dau_fast.engine.loop import LoopCost
-from dau_fast.errors import Diverged
+from dau_fast.errors import Diverged, UserError
 from dau_fast.methods.task import Task, Unlearned
+from dau_fast.metrics.finite import find_broken_output, find_broken_weights
 from dau_fast.models import Classifier
 from dau_fast.prune import Masks
 
@@ -40,15 +39,45 @@ def run_timed(name: str, work: Callable[[Task], Unlearned], task: Task) -> Finis
     models are sharded, the finished one rests on the CPU: a device may have no room for several.
     """
     with Stopwatch(task.images.device) as watch:
-        result = work(task)
+        try:
+            result = work(task)
+        except UserError as error:
+            found = _find_broken_output(task)
+            if found is None:
+                raise
+            raise Diverged(f"{name} cannot run: the original itself gives {found}: {_REPAIR}") from error
     compile_seconds = sum(loop.compile_seconds for loop in result.loops)
     if task.runtime.shard:
         gc.collect()  # a sharded copy refers to itself
         result.model.to("cpu")
-    if not all(torch.isfinite(parameter).all() for parameter in result.model.state_dict().values()):
-        raise Diverged(
-            f"{name} diverged, its weights are no longer finite: leave it out, or train the original longer"
-        )
+    broken = find_broken_weights(result.model.network)
+    if broken:
+        raise Diverged(f"{name} diverged, {_describe(broken)} no longer finite: {_reason(task)}")
     masks = task.masks if result.masks is None else result.masks
     seconds = watch.seconds - compile_seconds
     return Finished(result.model.eval(), seconds, compile_seconds, result.loops, result.history, masks)
+
+
+def _describe(broken: list[str]) -> str:
+    others = f" and {len(broken) - 1} more of its tensors are" if len(broken) > 1 else " is"
+    return f"'{broken[0]}'{others}"
+
+
+_REPAIR = "repair that image, or the model"
+
+
+def _reason(task: Task) -> str:
+    """Why, where the original itself gives no finite outputs, and what to do."""
+    found = _find_broken_output(task)
+    if found:
+        return f"the original itself gives {found}: {_REPAIR}"
+    return "leave it out, lower its learning rate, or train the original longer"
+
+
+def _find_broken_output(task: Task) -> str | None:
+    """Where the original gives NaN or infinity; not with several processes, as one may have failed."""
+    if not task.ranks.alone:
+        return None
+    split = task.split
+    sets = {"forget": split.forget, "retain": split.retain, "validation": split.validation}
+    return find_broken_output(task.original, task.images, sets)

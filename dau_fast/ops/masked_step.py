@@ -79,6 +79,8 @@ def _check_rate(lr_tensor: Tensor | None) -> None:
 def _check_shapes(weights: _Family, masks: _Masks, **families: _Family) -> None:
     for place, (weight, mask) in enumerate(zip(weights, masks, strict=True)):
         for name, family in families.items():
+            if family and family[place].device != weight.device:
+                raise ValueError(_on_two_devices(f"{name}[{place}]", family[place], weight))
             if family and family[place].shape != weight.shape:
                 raise ValueError(
                     f"{name}[{place}] has shape {list(family[place].shape)}: expected {list(weight.shape)}, "
@@ -283,8 +285,17 @@ def _adamw_triton(
 # ---- registration
 
 
-def _nothing(*_: Any) -> None:
-    """Both ops only change what they are given."""
+def _nothing(weights: _Family, *families: Any) -> None:
+    """The fake. Where one tensor is on "meta", PyTorch calls it for all, and nothing would be done."""
+    for family in families:
+        if isinstance(family, list):
+            for place, (tensor, weight) in enumerate(zip(family, weights, strict=False)):
+                if isinstance(tensor, Tensor) and tensor.device != weight.device:
+                    raise ValueError(_on_two_devices(f"tensor {place} of a list", tensor, weight))
+
+
+def _on_two_devices(name: str, tensor: Tensor, weight: Tensor) -> str:
+    return f"{name} is on {tensor.device}, its weight on {weight.device}: expected one device"
 
 
 # lr_tensor stands for lr where it is given, so that captured and compiled code need not know its value.

@@ -251,7 +251,7 @@ class Masks(Mapping[str, Tensor]):
             with safe_open(path, "pt") as file:
                 shapes = json.loads((file.metadata() or {})["dau_fast_masks"])
                 return cls.from_state_dict({"arena": file.get_tensor("arena"), "shapes": shapes})
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError, RecursionError) as error:
             reason = "it holds no masks" if isinstance(error, KeyError) else error
             raise UserError(f"masks '{path}' cannot be read: {reason}") from error
 

@@ -42,9 +42,18 @@ def _check_follows(tensors: Mapping[str, Tensor], masks: Masks) -> None:
             )
 
 
-def expand(tensors: Mapping[str, Tensor], shapes: str) -> tuple[dict[str, Tensor], Masks]:
-    """The inverse of `compress`. Raises ValueError (UserError among them) for what does not fit."""
+def expand(
+    tensors: Mapping[str, Tensor], shapes: str, wanted: Mapping[str, Tensor] | None = None
+) -> tuple[dict[str, Tensor], Masks]:
+    """The inverse of `compress`. Raises ValueError (UserError among them) for what does not fit.
+
+    wanted: tensors whose shapes the full ones must have, which is seen before memory is taken.
+    """
     masks = Masks.from_state_dict({"arena": tensors.get(_ARENA), "shapes": json.loads(shapes)})
+    if wanted is not None:
+        for name in masks:
+            if name not in wanted or wanted[name].shape != masks.shape(name):
+                raise ValueError(f"its masks are of another architecture, such as that of '{name}'")
     full = {name: tensor for name, tensor in tensors.items() if name != _ARENA}
     for name, kept in masks.items():
         values = full.get(name)

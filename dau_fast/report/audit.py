@@ -14,6 +14,7 @@ from rich.text import Text
 
 from dau_fast.audits.calibration import Calibrated, Verdict
 from dau_fast.audits.catalogue import find_audits
+from dau_fast.errors import printable
 from dau_fast.job.audit import AuditOutcome, AuditRequest
 from dau_fast.metrics.gaps import gap_to_mean, mean_gap, mean_measures, signed_gaps
 from dau_fast.report.facts import count_sets, describe_forget_set, list_versions
@@ -30,7 +31,7 @@ def describe_audit(
         "schema": SCHEMA,
         "run": {
             "dataset": run.dataset,
-            "arch": run.arch,
+            "arch": run.arch_name,
             "forget": describe_forget_set(run.to_options()["forget"], split),
             "seed": run.seed,
             "sets": count_sets(split),
@@ -118,8 +119,8 @@ def audit_table(report: dict[str, Any]) -> Table:
     """One row an audit: the audited models, the band of retrained ones, the original, the verdict."""
     run = report["run"]
     rows = Table(
-        title=Text(f"{run['dataset']}, {run['arch']}: audit of {', '.join(run['checkpoints'])}"),
-        caption=Text(_caption(report)),
+        title=Text(printable(f"{run['dataset']}, {run['arch']}: audit of {', '.join(run['checkpoints'])}")),
+        caption=Text(printable(_caption(report))),
         title_justify="left",
         caption_justify="left",
         title_style="bold",

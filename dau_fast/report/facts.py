@@ -19,6 +19,7 @@ from dau_fast.data.streaming import StreamedImages
 from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.runtime import Runtime
 from dau_fast.job.experiment import Experiment, SeedResult
+from dau_fast.job.keeping import digest_code, digest_images
 from dau_fast.job.request import Request
 from dau_fast.methods.method import Method
 from dau_fast.prune.registry import get_pruner
@@ -35,12 +36,18 @@ def describe_run(
     equivalents = describe_costs(first)
     return {
         "dataset": request.dataset,
-        "arch": request.arch,
+        "arch": request.arch_name,
         "forget": describe_forget_set(options["forget"], first.split),
         "seed": request.seed,
         "repeats": request.repeats,
         **describe_runtime(runtime, loops),
+        **_origin(request, experiment),
         "image_equivalents": equivalents.list_totals() if equivalents else None,
+        "normalisation": {
+            "mean": experiment.images.mean.tolist(),
+            "std": experiment.images.std.tolist(),
+            "from": experiment.normalised_by,
+        },
         "streamed": isinstance(experiment.images, StreamedImages),
         "epochs": experiment.recipe.epochs,
         "retrain_epochs": {name: chosen[name].epochs for name in _RETRAINED if name in chosen},
@@ -52,6 +59,7 @@ def describe_run(
         "options": options,
         "settings": list_settings(experiment, first),
         "versions": list_versions(),
+        "digests": {"images": digest_images(first.outcome.task), "code": digest_code()},
         "started": started.isoformat(timespec="seconds"),
         "wall_seconds": seconds,
     }
@@ -61,10 +69,26 @@ def describe_run(
 _RETRAINED = ("retrain", "retrain_fast")
 
 
+def _origin(request: Request, experiment: Experiment) -> dict[str, Any]:
+    """The file that the original was read from, and what an earlier run had finished, if there is either."""
+    found: dict[str, Any] = {}
+    if experiment.checkpoint is not None:
+        name = request.to_options()["checkpoint"]
+        found["checkpoint"] = {"file": name, "sha256": experiment.checkpoint.sha256}
+    if experiment.keeper is not None and experiment.keeper.recalled:
+        found["resumed"] = list(experiment.keeper.recalled)
+    return found
+
+
 def describe_methods(methods: Iterable[Method[Any]]) -> dict[str, dict[str, Any]]:
     """What people read of each method, by name."""
     return {
-        method.name: {"label": method.label, "about": method.about, "reference": method.reference}
+        method.name: {
+            "label": method.label,
+            "about": method.about,
+            "reference": method.reference,
+            "control": method.control,
+        }
         for method in methods
     }
 
@@ -128,7 +152,8 @@ def _profiles(loops: Iterable[LoopCost]) -> dict[str, Any]:
 
 def list_versions() -> dict[str, str]:
     """What the numbers depend on, by name."""
-    packages = ("dau-fast", "torch", "torchvision", "numpy", "scikit-learn")
+    models, numbers = ("dau-fast", "torch", "torchvision", "safetensors"), ("numpy", "scipy", "scikit-learn")
+    packages = (*models, *numbers, "pillow", "pyarrow")
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -188,6 +213,6 @@ def _mask_source(pruning: PruneConfig | None, images: str, checkpoint: bool) -> 
 
 
 def count_sets(split: Split) -> dict[str, int]:
-    """How many images each set holds."""
-    names = ("train", "validation", "test", "forget", "retain")
+    """How many images each set holds; "earlier" where earlier requests forgot some."""
+    names = ["train", "validation", "test", "forget", "retain", *["earlier"] * bool(len(split.earlier))]
     return {name: len(getattr(split, name)) for name in names}

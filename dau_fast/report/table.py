@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dau_fast.engine.profiling import OUTSIDE, WAITING
+from dau_fast.errors import printable
 from dau_fast.report.reading import method_name, seconds_text
 from dau_fast.report.verdict import verdict
 
@@ -23,9 +24,9 @@ def table(report: dict[str, Any]) -> Table:
     rows = Table(
         title=Text(
             f"{run['dataset']}, {run['arch']}: {forget['count']:,} of "
-            f"{run['sets']['train']:,} training images forgotten ({forget['spec']})"
+            f"{run['sets']['train']:,} training images forgotten ({printable(forget['spec'])})"
         ),
-        caption=Text(_caption(report)),
+        caption=Text(printable(_caption(report))),
         caption_justify="left",
         title_justify="left",
         title_style="bold",
@@ -63,6 +64,7 @@ def _caption(report: dict[str, Any]) -> str:
         [
             words.headline,
             *words.details[:1],
+            *words.notes,
             *_tuning(report.get("tuning")),
             *_waiting(report["run"].get("waiting", {})),
             "avg gap: mean distance to the retrained model in the four rates, in points; smaller is better.",

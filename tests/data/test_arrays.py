@@ -1,8 +1,9 @@
-"""Memory-mapped arrays: what is in them, what is read of them, and a clear line for what does not fit."""
+"""Arrays in files: what is in them, what is read of them, and a clear line for what does not fit."""
 
 from __future__ import annotations
 
 import os
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,12 @@ def test_of_a_large_array_only_the_images_asked_for_are_read(tmp_path: Path) -> 
 IMAGES, LABELS = np.zeros((4, 5, 6, 3), dtype=np.uint8), np.array([0, 1, 2, 1])
 
 
+def header(shape: str, kind: str = "|u1") -> bytes:
+    """A .npy file of `shape`, as text, and few numbers."""
+    text = f"{{'descr': '{kind}', 'fortran_order': False, 'shape': {shape}}}\n".encode()
+    return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(500)
+
+
 # What train/ and test/ hold in place of IMAGES and LABELS, or files; and what the message must name.
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "no images": ({"train/images": None}, r"train/images.npy' is missing"),
@@ -63,6 +70,16 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "empty file": ({"test/images": b""}, r"test/images.npy' is not a readable NumPy array"),
     "objects": ({"train/labels": np.array([{}] * 4)}, r"train/labels.npy' is not a readable NumPy array"),
     "cut": ({"train/images": "cut"}, r"train/images.npy' is not a readable NumPy array"),
+    "negative shape": (
+        {"train/images": header("(-4, 5, 6, 3)")}, r"train/images.npy' is not a readable NumPy array"
+    ),
+    "a shape that lies": (
+        {"train/labels": header(f"({2**62},)", "<i8")}, r"train/labels.npy' is not a readable NumPy array"
+    ),
+    "header cut": ({"train/images": header("(4,\n")}, r"train/images.npy' is not a readable NumPy array"),
+    "deep header": (
+        {"train/images": header("(" * 3000)}, r"train/images.npy' is not a readable NumPy array"
+    ),
     "floats": ({"train/images": IMAGES / 1}, r"is float64 of shape \[4, 5, 6, 3\]: expected uint8 images"),
     "no channels": ({"train/images": IMAGES[..., 0]}, r"of shape \[4, 5, 6\]: expected uint8 images"),
     "channels first": (
@@ -119,3 +136,14 @@ def test_a_pipe_in_place_of_an_array_is_an_error_and_not_waited_for(
     path.symlink_to(pipe)
     with pytest.raises(UserError, match=rf"{name}\.npy' is a pipe or a device: expected a regular file"):
         load("arrays", tmp_path)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "images.npy"
+    np.save(path, np.zeros((4000, 8, 8, 3), dtype=np.uint8))
+    source = Arrays([path])
+    os.truncate(path, 5000)
+    out = torch.empty((2, 8, 8, 3), dtype=torch.uint8)
+    source.read(torch.tensor([0, 1]), out)
+    with pytest.raises(UserError, match=r"images\.npy' was cut short while it was read"):
+        source.read(torch.tensor([1, 3999]), out)

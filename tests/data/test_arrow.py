@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -114,7 +115,14 @@ def test_jpeg_files_of_any_mode_are_those_of_a_folder(tmp_path: Path) -> None:
     both_alike(load("arrow", tmp_path / "arrow"), load("folder", tmp_path / "files"))
 
 
-@pytest.mark.parametrize("names", [None, b"{", b"[]", b"\xff", [1, 2, 3], []], ids=str)
+DEEP = b"[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "names",
+    [None, b"{", b"[]", b"\xff", DEEP, [1, 2, 3], []],
+    ids=lambda names: "deep" if names is DEEP else str(names),
+)
 def test_without_names_classes_are_numbered(names: Any, tmp_path: Path, pictures: Path) -> None:
     write_as(tmp_path, pictures, "struct", names, "labels")
     found = load("arrow", tmp_path)
@@ -133,7 +141,45 @@ def test_an_unused_name_is_a_class_without_images(tmp_path: Path, pictures: Path
     assert load("arrow", tmp_path).class_names == (*NAMES, "violet")
 
 
+@pytest.mark.parametrize("compression", [None, "lz4"])
+def test_batches_and_slices_and_compressed_files_are_read_alike(
+    compression: str | None, tmp_path: Path, pictures: Path
+) -> None:
+    write_as(tmp_path, pictures, "struct")
+    for path in tmp_path.glob("*/*.arrow"):
+        with pa.memory_map(str(path)) as mapped:
+            kind = "file" if mapped.read(6) == b"ARROW1" else "stream"
+            mapped.seek(0)
+            table = {"file": pa.ipc.open_file, "stream": pa.ipc.open_stream}[kind](mapped).read_all()
+            options = pa.ipc.IpcWriteOptions(compression=compression)
+            with {"file": pa.ipc.new_file, "stream": pa.ipc.new_stream}[kind](
+                str(path) + ".new", table.schema, options=options
+            ) as file:
+                for batch in table.to_batches():
+                    file.write_batch(batch.slice(0, 3))
+                    file.write_batch(batch.slice(3))
+        Path(f"{path}.new").rename(path)
+    both_alike(load("arrow", tmp_path), load("folder", pictures))
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_an_error(tmp_path: Path, pictures: Path) -> None:
+    write_as(tmp_path, pictures, "binary")
+    images = load("arrow", tmp_path, stream="on")
+    for path in tmp_path.glob("train/*.arrow"):
+        os.truncate(path, 10)
+    with pytest.raises(UserError, match=r"train/data-0000.*\.arrow' was cut short while it was read"):
+        images.batch(torch.arange(36))
+
+
 # ---- mistakes
+
+
+def test_a_column_whose_name_is_no_text_is_an_error(tmp_path: Path, pictures: Path) -> None:
+    write_as(tmp_path, pictures, "struct")
+    (path,) = tmp_path.glob("test/*.arrow")
+    path.write_bytes(path.read_bytes().replace(b"label\0", b"\xff\xfebel\0"))
+    with pytest.raises(UserError, match="is not a readable Arrow file"):
+        load("arrow", tmp_path)
 
 
 def png(height: int = 4) -> bytes:

@@ -138,3 +138,21 @@ def test_whatever_a_decoder_raises_is_an_error_that_names_the_file(
         load("folder", tmp_path)
     assert raised.value.__cause__ is error
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_values_of_16_bits_are_scaled_and_not_cut_off(kind: str) -> None:
+    values = np.array([[0, 128, 129, 257], [32768, 65000, 65406, 65535]], dtype=np.uint16)
+    content = BytesIO()
+    Image.fromarray(values).save(content, kind)
+    found = decode(content, "it", None)
+    assert found[..., 0].tolist() == [[0, 0, 1, 1], [128, 253, 254, 255]]
+    assert (found == found[..., :1]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_numbers_without_a_range_are_refused(dtype: type) -> None:
+    content = BytesIO()
+    Image.fromarray(np.linspace(0, 1, 64).reshape(8, 8).astype(dtype)).save(content, "TIFF")
+    with pytest.raises(UserError, match=r"it holds .* nobody says what is white: store it with 8 or 16 bits"):
+        decode(content, "it", None)

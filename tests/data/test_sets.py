@@ -127,7 +127,9 @@ def test_batches_of_pictures_are_laid_out_as_in_memory(layout: torch.memory_form
         {"forget": (pictures[:4], labels[:4]), "retain": Items((pictures[4:], labels[4:]))},
         {"forget": Items((pictures[:4], labels[:4])), "retain": Items((pictures[4:], labels[4:]))},
     ):
-        (held, counts), (streamed, same_counts) = (join_sets(sets, stream, CPU) for stream in (False, True))
+        (held, counts, _), (streamed, same_counts, _) = (
+            join_sets(sets, stream, CPU) for stream in (False, True)
+        )
         assert counts == same_counts == {"forget": 4, "retain": 5}
         assert (type(held), type(streamed)) == (Images, StreamedImages)
         assert len(streamed.pixels) == 0
@@ -140,7 +142,7 @@ def test_batches_of_pictures_are_laid_out_as_in_memory(layout: torch.memory_form
 def test_the_widest_dtype_of_the_sets_is_that_of_their_batches() -> None:
     (narrow, labels), (wide, others) = blobs(4, (0,), 0), blobs(4, (1,), 1)
     sets = {"forget": Items((narrow, labels)), "retain": (wide.double(), others)}
-    held, streamed = (join_sets(sets, stream, CPU)[0].batch(torch.arange(8)) for stream in (False, True))
+    held, streamed = (join_sets(sets, stream, CPU).images.batch(torch.arange(8)) for stream in (False, True))
     assert held.dtype == streamed.dtype == torch.float64
     assert torch.equal(held, streamed)
 
@@ -150,7 +152,7 @@ def test_the_widest_dtype_of_the_sets_is_that_of_their_batches() -> None:
 
 def test_batches_are_read_ahead_and_nothing_else_is() -> None:
     items = Items(blobs(100, (0, 1), 0), targets=blobs(100, (0, 1), 0)[1])
-    images, _ = join_sets({"retain": items}, True, CPU)
+    images = join_sets({"retain": items}, True, CPU).images
     assert items.asked == [0]
     batches = images.batches(torch.arange(100).flip(0).split(5))
     next(batches)
@@ -172,7 +174,7 @@ def test_one_thread_that_is_not_the_callers_calls_all_data_sets() -> None:
 
 def test_batches_that_are_asked_for_at_once_are_read_one_after_the_other() -> None:
     items = Items(blobs(100, (0, 1), 0), lambda i, item: (time.sleep(0.001), item)[1])
-    images, _ = join_sets({"retain": items}, True, CPU)
+    images = join_sets({"retain": items}, True, CPU).images
     feeds = [images.batches(torch.arange(100).split(5)) for _ in range(3)]
     for batches in itertools.islice(zip(*feeds, strict=True), 8):
         assert torch.equal(batches[0], batches[2])
@@ -201,7 +203,7 @@ TOLD: dict[str, tuple[Dataset[Any], int]] = {
 @pytest.mark.parametrize("name", TOLD)
 def test_labels_that_a_data_set_tells_are_taken_and_others_are_read(name: str) -> None:
     data, reads = TOLD[name]
-    images, _ = join_sets({"retain": data}, True, CPU)
+    images = join_sets({"retain": data}, True, CPU).images
     assert images.labels.dtype == torch.int64
     assert images.labels.tolist() == [label for _, label in (data[i] for i in range(len(data)))]
     inner = data
@@ -267,7 +269,7 @@ def test_what_is_no_error_comes_out_as_it_is(what: type[BaseException]) -> None:
 
 ODD: dict[str, tuple[Callable[[Tensor, int], Any], str]] = {
     "bytes": (lambda image, label: (image.to(torch.uint8), label), "of torch.uint8: expected a floating"),
-    "list": (lambda image, label: (image.tolist(), label), "an image of list: expected a floating"),
+    "words": (lambda image, label: ("six", label), "an image of str: expected a floating"),
     "no pair": (lambda image, label: image[:3], "cannot be read as an image and a label: ValueError"),
     "no label": (lambda image, label: (image, "a"), "cannot be read as an image and a label: ValueError"),
 }
@@ -313,3 +315,77 @@ def test_sets_that_do_not_fit_are_errors_before_anything_runs(stream: bool) -> N
     ):
         with pytest.raises(UserError, match=message):
             played(some_sets() | {"retain": wrong}, stream)
+
+
+# ---- sets that contradict one another, and numbers that are none
+
+
+def repeated(sets: dict[str, Any], name: str, place: int) -> dict[str, Any]:
+    """The sets with forget image 5 a second time, at `place` of the set `name`."""
+    image, label = (column[5:6] for column in sets["forget"])
+    images, labels = sets[name]
+    columns = [torch.cat([old[:place], new, old[place:]]) for old, new in ((images, image), (labels, label))]
+    return {**sets, name: tuple(columns)}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("wrap", ["tensors", "data sets"])
+@pytest.mark.parametrize("name", ["forget", "retain", "validation", "test"])
+def test_an_image_to_be_forgotten_stands_in_no_other_set(name: str, wrap: str, stream: bool) -> None:
+    sets = {key: WRAPS[wrap](key, pair) for key, pair in repeated(some_sets(), name, 30).items()}
+    if stream and wrap == "data sets":
+        played(sets, stream)  # nothing is read to find out
+        return
+    with pytest.raises(UserError, match=rf"image 5 of the forget set is also image 30 of the {name} set"):
+        played(sets, stream)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_images_that_only_look_alike_are_taken(stream: bool) -> None:
+    """A few numbers of each are compared first."""
+    sets = some_sets()
+    wide = {name: (torch.zeros(len(y), 6, 50), y) for name, (_, y) in sets.items()}
+    for name, (images, _) in wide.items():
+        images[:, :, 0] = sets[name][0]
+    images = wide["retain"][0]
+    images[0] = wide["forget"][0][0]
+    images[0, 3, 1] += 1
+    model = nn.Sequential(nn.Flatten(), nn.Linear(300, 8), nn.Linear(8, 3))
+    unlearn(model, **wide, config=CONFIG, stream=stream, device="cpu")
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_parts_of_one_data_set_share_no_item(stream: bool) -> None:
+    data = Items(blobs(200, (0, 1, 2), 0), lambda i, item: (item[0] + torch.rand(6), item[1]))
+    parts = {"forget": range(40), "retain": range(40, 120), "validation": range(120, 200)}
+    sets = {name: Subset(data, list(items)) for name, items in parts.items()}
+    played(sets, stream)
+    with pytest.raises(UserError, match="image 39 of the forget set is also image 0 of the retain set"):
+        played({**sets, "retain": Subset(data, range(39, 120))}, stream)
+    with pytest.raises(UserError, match="image 3 of the forget set is also image 40 of the forget set"):
+        played({**sets, "forget": Subset(data, [*range(40), 3])}, stream)
+    with pytest.raises(UserError, match="image 0 of the forget set is also image 0 of the validation set"):
+        played({**sets, "validation": sets["forget"]}, stream)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("wrap", ["tensors", "data sets"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("name", ["forget", "retain", "validation", "test"])
+def test_an_image_with_numbers_that_are_none_is_named(
+    name: str, value: float, wrap: str, stream: bool
+) -> None:
+    sets = some_sets()
+    sets[name][0][17, 2] = value
+    wrapped = {key: WRAPS[wrap](key, pair) for key, pair in sets.items()}
+    with pytest.raises(UserError, match=rf"image 17 of the {name} set holds NaN or infinity \(1 such\)"):
+        played(wrapped, stream)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("label", [10**6, 10**8, 2**40, 2**63 - 1])
+def test_a_huge_label_is_refused_before_memory_is_taken(label: int, stream: bool) -> None:
+    sets = some_sets()
+    sets["retain"][1][9] = label
+    with pytest.raises(UserError, match=rf"image 9 of the retain set has the label {label}: expected"):
+        played(sets, stream)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -310,3 +311,13 @@ def packed(data: bytes) -> str:
 def test_damaged_roles_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="damaged"):
         decode_roles(text, 10)
+
+
+def test_roles_that_unpack_to_far_more_than_expected_take_no_memory() -> None:
+    text = packed(bytes(50_000_000))
+    tracemalloc.start()
+    with pytest.raises(UserError, match="a data set of more images, this one has 10"):
+        decode_roles(text, 10)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000

@@ -92,7 +92,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"engine": "graphed"}, "`engine=graphed` needs a CUDA device: take eager or compiled here"),
     ({"engine": "compiled", "ranks": Ranks(0, 2)}, "`engine=compiled` is for one process, and there are 2"),
     ({"shard": True}, "`shard=True` shares a model out .* there is one: start them with torchrun, or leave"),
-    ({"accumulate": 0}, "`accumulate=0`: expected the number of parts of a batch, from 1 up"),
+    ({"accumulate": 0}, "`accumulate=0`: expected how many parts of a batch, from 1 to 65536"),
 ]
 
 

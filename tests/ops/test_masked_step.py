@@ -250,3 +250,12 @@ def test_cpp_takes_what_it_can_in_one_call(path: str, monkeypatch: pytest.Monkey
     masked_sgd_op(weights, grads, [], [None] * 3, [], 0.1, None, 0.0, 0.0, 0.0, False, False)
     assert calls == [2]
     assert weights[1].tolist() == [-0.1] * 4
+
+
+@pytest.mark.parametrize("family", [1, 2])
+def test_tensors_on_two_devices_are_refused(family: int) -> None:
+    families = [[torch.ones(9)], [torch.ones(9)], [torch.ones(9)]]
+    families[family] = [torch.ones(9, device="meta")]
+    with pytest.raises(ValueError, match="is on meta, its weight on cpu: expected one device"):
+        masked_sgd_op(*families, [None], [False], 0.1, None, 0.9, 0.0, 0.0, False, False)
+    assert families[0][0].tolist() == [1.0] * 9

@@ -1,0 +1,1 @@
+"""Strangers' files and wrong arguments, at random: see `python -m tests.fuzz --help`."""
