@@ -101,7 +101,7 @@ def _unsearched() -> Iterator[None]:
     """The engine's steps take the algorithms that cuDNN guesses."""
     with ExitStack() as stack:
         for module in (steps_module, loops):
-            stack.enter_context(mock.patch.object(module, "fastest_convolutions", lambda _: nullcontext()))
+            stack.enter_context(mock.patch.object(module, "fastest_convolutions", return_value=nullcontext()))
         yield
 
 
