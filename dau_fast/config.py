@@ -186,7 +186,7 @@ class DauConfig:
     turns: int  # steps of the defender, over which lr falls to 0
     batch_size: int = 64  # images of each of retain, forget and validation set
     departure: float = 0.0  # weight of the divergence from the original without the classes that are gone
-    anchor: float = 1.0  # weight of the divergence from the original on the retain set
+    anchor: float = 1.0  # weight of the same divergence on the retain set
     retain_sample: float | None = None  # times as many retain images as forget images are played with,
     # drawn once: the cost then follows the forget set and not the data set; None for all of them
     sensitivity: str = "none"  # one of SENSITIVITIES: what else the attacker sees

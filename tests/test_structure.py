@@ -105,8 +105,8 @@ def test_a_room_knows_only_those_before_it(room: str, others: set[str] | None) -
             "dau_fast.api",
             "dau_fast.unlearn",
             *(
-                f"dau_fast.commands.{n}"
-                for n in ("attest", "audit", "env", "evaluate", "page", "selfcheck", "verify")
+                f"dau_fast.commands.{name}"
+                for name in ("attest", "audit", "env", "evaluate", "page", "selfcheck", "verify")
             ),
         }
     else:

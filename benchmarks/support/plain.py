@@ -225,8 +225,7 @@ class Game:
         if config.anchor:
             loss = loss + config.anchor * divergence(self.teach(retain[0]), z_retain)
         if config.departure:
-            taught = self.teach(forget[0]).index_fill(1, self.gone, -torch.inf)
-            loss = loss + config.departure * divergence(taught, z_forget)
+            loss = loss + config.departure * divergence(self.teach(forget[0]), z_forget)
         if config.beta:
             loss = loss + config.beta * barlow_twins(h_forget, h_validation, config.lambd)
         self.defend.zero_grad()
@@ -236,7 +235,9 @@ class Game:
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
-        return self.original(images)
+        """The original's logits, without classes that are gone."""
+        logits = self.original(images)
+        return logits if self.gone is None else logits.index_fill(1, self.gone, -torch.inf)
 
 
 def exposure(u_forget: Tensor, u_validation: Tensor) -> float:

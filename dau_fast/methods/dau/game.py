@@ -3,15 +3,15 @@
     the attacker sees   u(x) = what the defender says of x: margin, entropy, label (or the others),
                           and how hard x is for a plain model of the retain set                       (1)
     attacker step       maximise E_f log A(u) + E_v log(1 - A(u))                                     (2)
-    defender step       minimise CE(retain) + kappa E_r KL(original || defender)
-                          + alpha E_f[-log(1 - A(u))]
-                          + delta E_f KL(original without the classes that are gone || defender)
+    defender step       minimise CE(retain) + kappa E_r KL(teacher || defender)
+                          + alpha E_f[-log(1 - A(u))] + delta E_f KL(teacher || defender)
                           + beta L_BT(h_f, h_v)                                                       (3)
 
-The attacker first learns on the frozen original. Then both take turns, each on one forward pass, in one
-phase: the learning rate falls to zero over the whole game, so that it forgets first and settles at the
-end. BatchNorm statistics, which still hold the forget set, are taken anew. Where the model was ruined, the
-game is played again from the original, with smaller steps.
+The teacher is the original without the classes that are gone. The attacker first learns on the frozen
+original. Then both take turns, each on one forward pass, in one phase: the learning rate falls to zero over
+the whole game, so that it forgets first and settles at the end. BatchNorm statistics, which still hold the
+forget set, are taken anew. Where the model was ruined, the game is played again from the original, with
+smaller steps.
 """
 
 from __future__ import annotations
