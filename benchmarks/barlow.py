@@ -28,6 +28,7 @@ def targets(cases: Cases, device: torch.device) -> list[Target]:
         speed = [
             faster(cases, wide, "lightly", 15),
             faster(cases, wide, "lightly compiled", 5),
+            faster(cases, wide, "definition captured", 15),
             faster(cases, square, "lightly", 2),
             faster(cases, square, "lightly compiled", 1.2),
         ]

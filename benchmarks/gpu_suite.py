@@ -12,9 +12,6 @@ ResNet-18 step by every engine), quality (games of many lengths beside one origi
 ops, loop, scale. Each job has a limit of its own, and what becomes of it costs no other: rows are written as
 they come, and after every job `summary.json`, `jobs.jsonl` and `suite.tar.gz` (at most 16 MiB, no weights)
 stand in the record folder, and copies in `--deliver`. What is done is not run again.
-
-Rivals of the ops take part where they are installed, from these wheels: lightly with lightly_utils,
-opacus with opt_einsum, backpack_for_pytorch with einops and unfoldNd; without them their rows are left out.
 """
 
 from __future__ import annotations
@@ -93,9 +90,14 @@ def _minutes(seconds: float) -> list[str]:
 
 
 STAGES = ("correctness", "probe", "quality", "ops", "loop", "scale")
+RIVALS = (
+    "Rivals of the ops take part where they are installed, from these wheels: lightly with hydra_core, "
+    "omegaconf and pytorch_lightning, opacus with opt_einsum, backpack_for_pytorch with einops and unfoldNd. "
+    "Without them their rows are left out."
+)
 
 
-@click.command()
+@click.command(epilog=RIVALS)
 @click.option("--stage", "chosen", multiple=True, type=click.Choice(STAGES), help="Default: all.")
 @click.option(
     "--data", type=Path, help="Folder with train/ and test/, or an archive of one; else torchvision's."

@@ -13,17 +13,21 @@ from __future__ import annotations
 import gc
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 import torch
+from support import loops
 from support.jobs import experiment, untrained
 from support.loops import flops_an_image, training
 from support.measuring import bytes_per_second, flops_per_second, seconds
 from support.recording import append_row
 from support.speed import ROWS, start
 
+from dau_fast.engine import steps as steps_module
 from dau_fast.engine.runtime import ENGINES
 from dau_fast.methods.task import Task
 
@@ -75,14 +79,14 @@ def rows(device: torch.device, smoke: bool) -> Iterator[tuple[str, Callable[[], 
 def step(device: torch.device, engine: str, batch: int, search: bool, smoke: bool) -> dict[str, Any]:
     """Seconds and images a second of one step, its share of the product's rate, and what preparing took."""
     gc.collect()
-    torch.backends.cudnn.benchmark = search
     task = _task(device, engine, smoke)
     steps = 2 if smoke else max(4, 4096 // batch)
     began = time.perf_counter()
-    work = training(task, batch, steps)
-    work()
-    first = time.perf_counter() - began
-    taken = seconds(work, device, 2 if smoke else 5) / steps
+    with nullcontext() if search else _unsearched():
+        work = training(task, batch, steps)
+        work()
+        first = time.perf_counter() - began
+        taken = seconds(work, device, 2 if smoke else 5) / steps
     peak = flops_per_second(device, 256 if smoke else 1024, task.original.precision or torch.float32)
     rate = batch / taken
     return {
@@ -90,6 +94,15 @@ def step(device: torch.device, engine: str, batch: int, search: bool, smoke: boo
         "images_per_second": rate, "mfu_percent": 100 * rate * flops_an_image(task.original, task) / peak,
         "first_call_seconds": first,
     }  # fmt: skip
+
+
+@contextmanager
+def _unsearched() -> Iterator[None]:
+    """The engine's steps take the algorithms that cuDNN guesses."""
+    with ExitStack() as stack:
+        for module in (steps_module, loops):
+            stack.enter_context(mock.patch.object(module, "fastest_convolutions", return_value=nullcontext()))
+        yield
 
 
 def _task(device: torch.device, engine: str, smoke: bool) -> Task:

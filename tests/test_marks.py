@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,35 @@ def test_slow_tests_run_with_their_flag_alone_and_are_counted(
     pytester.makepyfile(MARKED)
     found = pytester.runpytest_inprocess("-p", "no:cacheprovider", *arguments)
     found.assert_outcomes(passed=passed, deselected=left_out)
+
+
+TIMED = """
+import time
+
+def test_of_no_device():
+    pass
+
+def test_of_a_device(device):
+    assert device.type == "cpu"
+
+def test_that_hangs(device):
+    time.sleep(30)
+
+def test_that_comes_after_it(device):
+    pass
+"""
+
+
+def test_device_tests_alone_each_under_its_limit_leave_a_line_as_they_end(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTEST_ADDOPTS", raising=False)
+    pytester.makeconftest((ROOT / "tests" / "conftest.py").read_text())
+    pytester.makepyprojecttoml((ROOT / "pyproject.toml").read_text())
+    pytester.makepyfile(TIMED)
+    options = ("--only-device", "--outcomes", "rows.jsonl", "--seconds-a-test", "1")
+    found = pytester.runpytest_inprocess("-p", "no:cacheprovider", *options)
+    found.assert_outcomes(passed=2, failed=1, deselected=1)
+    rows = [json.loads(line) for line in (pytester.path / "rows.jsonl").read_text().splitlines()]
+    assert [row["outcome"] for row in rows] == ["passed", "failed", "passed"]
+    assert rows[1]["reason"] == "the test takes longer than 1 s"

@@ -16,7 +16,7 @@ from dau_fast.config import DauConfig
 from dau_fast.data.images import Images
 from dau_fast.engine.batches import Batch, index_stream
 from dau_fast.engine.chance import generator_for
-from dau_fast.engine.device import Stopwatch
+from dau_fast.engine.device import Stopwatch, fastest_convolutions
 from dau_fast.engine.loop import Loop, prepare_loop
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.runtime import Runtime, choose_precision
@@ -36,7 +36,9 @@ def stepping(loop: Loop, runtime: Runtime) -> Callable[[], None]:
 
     def work() -> None:
         for _ in range(loop.steps):
-            step(*loop.inputs(next(loop.batches)))
+            inputs = loop.inputs(next(loop.batches))
+            with fastest_convolutions(runtime.device):
+                step(*inputs)
 
     return work
 

@@ -176,7 +176,7 @@ def game_rows(classwise: bool, engine: str = "graphed") -> list[Row]:
 
 
 def retraining_rows() -> list[Row]:
-    """Both retrainings, by the engine that `auto` takes for them."""
+    """Both retrainings, by the fastest engine, for which the game's few steps are too few."""
     rows = []
     recipes = {"retrain": TrainingRecipe(), "retrain_fast": fast_recipe("cifar10")}
     for name, recipe in recipes.items():

@@ -142,10 +142,10 @@ def share(cases: Cases, case: str, key: str, rival: str, limit: float) -> Target
     return Target(f"{key} over {rival}'s, {case}", value, limit, at_least=False)
 
 
-def figure(cases: Cases, case: str, key: str, limit: float) -> Target:
-    """Our own figure `key`, at least."""
-    entry = cases.get(case, {}).get(OURS)
-    return Target(f"{key}, {case}", entry[key] if entry else None, limit)
+def figure(cases: Cases, case: str, key: str, limit: float, row: str = OURS) -> Target:
+    """Our own figure `key`, at least. row: of ours, where there are several."""
+    entry = cases.get(case, {}).get(row)
+    return Target(f"{key}, {case}{row.removeprefix(OURS)}", entry[key] if entry else None, limit)
 
 
 def largest(cases: Cases, key: str, limit: float) -> Target:

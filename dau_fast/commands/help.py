@@ -25,6 +25,7 @@ COMMANDS = {
     "attest": "state in a signed envelope what a run did",
     "verify": "check such a statement, and measure again",
     "env": "say what this runs on",
+    "selfcheck": "hold every op against its definition on this machine",
 }
 
 

@@ -1,4 +1,4 @@
-"""`python -m dau_fast selfcheck`: is every op right on this machine, and which of its paths runs?"""
+"""`dau_fast selfcheck`: is every op right on this machine, and which of its paths runs?"""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dau_fast.commands.help import GroupedCommand
 from dau_fast.engine.runtime import choose_device
 from dau_fast.ops._selfcheck import Finding, check_all
 from dau_fast.report.facts import describe_hardware
@@ -18,7 +19,7 @@ from dau_fast.report.facts import describe_hardware
 
 def make_selfcheck() -> click.Command:
     """The command; it ends with exit code 1 where an op is wrong."""
-    return click.Command(
+    return GroupedCommand(
         "selfcheck",
         params=[
             click.Option(["--device"], default="auto", type=click.Choice(["auto", "cpu", "cuda"])),

@@ -90,8 +90,7 @@ def prepare(
                 break
             # Compilers and captures raise what they like; the step itself has just run.
             except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
-                # Dynamo's first line says only who failed.
-                told = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
+                told = _explain(error)
                 if runtime.engine != "auto":
                     raise _failed(loop, engine, told) from error
                 reason = f"{engine} steps failed ({told})"
@@ -105,6 +104,13 @@ def _made_by(engine: str, step: Step, compiled: Callable[[], Step], inputs: tupl
         step = compiled()
         step(*inputs)
     return step if engine == "compiled" else _capture(step, inputs)
+
+
+def _explain(error: Exception) -> str:
+    """Why, in a line. What ends a capture says only that something in it failed, which is its context."""
+    cause = error.__context__ if isinstance(error.__context__, RuntimeError) else error
+    # Dynamo's first line says only who failed.
+    return " ".join((str(cause).strip() or type(cause).__name__).splitlines()[:2])
 
 
 def _failed(loop: str, engine: str, told: str) -> UserError:

@@ -84,7 +84,7 @@ class SampleGradients:
 
     def _batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         parts = [part for part in self.task.ranks.batches(self.index, size) if len(part)]
-        for part, images in zip(parts, load_each(self.task.images, parts), strict=True):
+        for part, images in zip(parts, load_each(self.task.images.widened(), parts), strict=True):
             yield images, self.task.labels[part]
 
     def _over_ranks(self, total: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ import random
 import sys
 import tarfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -272,3 +274,26 @@ def test_without_cuda_it_says_so(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "no CUDA device" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("search", [True, False])
+def test_the_probe_searches_for_convolutions_where_it_says_so(
+    search: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import probe
+
+    from dau_fast.engine import steps
+
+    asked: list[str] = []
+
+    @contextmanager
+    def noted(_: torch.device) -> Iterator[None]:
+        asked.append("search")
+        yield
+
+    monkeypatch.setattr(steps, "fastest_convolutions", noted)
+    monkeypatch.setattr(probe.loops, "fastest_convolutions", noted)
+    row = probe.step(torch.device("cpu"), "eager", 8, search, smoke=True)
+    assert row["cudnn_benchmark"] is search
+    assert bool(asked) is search
+    assert steps.fastest_convolutions is noted

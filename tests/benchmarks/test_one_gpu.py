@@ -20,11 +20,13 @@ def test_the_kernels_of_a_turn_are_those_of_a_real_one(forget: str) -> None:
     from dau_fast.engine.loop import prepare_loop
     from dau_fast.methods.dau.attacker import attacker_loss
     from dau_fast.methods.dau.game import Game, plan_game
+    from dau_fast.methods.dau.shown import prepare_shown
 
     task = untrained(experiment(torch.device("cpu"), smoke=True, forget=forget))
     config = settings(task)
     task, schedule = plan_game(task, config)
-    with Game(copy.deepcopy(task.original), task.original.eval(), task, config, schedule) as game:
+    shown = prepare_shown(task, config)
+    with Game(copy.deepcopy(task.original), task.original.eval(), task, config, schedule, shown) as game:
         game.warm_up()
         loop = game.make_loop()
         loop.model.train()
@@ -38,9 +40,9 @@ def test_the_kernels_of_a_turn_are_those_of_a_real_one(forget: str) -> None:
         with torch.no_grad(), one_gpu.Kernels() as taught:
             task.original(inputs[0][: config.taught_sets * config.batch_size])
         width = game.attacker.mean.numel()
-        shown = [torch.randn(64, width) for _ in range(2)]
+        seen = [torch.randn(64, width) for _ in range(2)]
         with one_gpu.Kernels() as learned:
-            game._learner(attacker_loss)(*shown, torch.ones(64), torch.ones(64))
+            game._learner(attacker_loss)(*seen, torch.ones(64), torch.ones(64))
     rest = len(turn.seen) - len(trained.seen) - len(taught.seen)
     assert rest == pytest.approx(one_gpu.TURN_KERNELS, rel=0.1)
     assert len(learned.seen) == pytest.approx(one_gpu.ATTACKER_KERNELS, rel=0.1)

@@ -6,13 +6,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
 import torch
 
-from dau_fast.engine import device
-from dau_fast.engine.device import Stopwatch, run_flushed, warm_up
+from dau_fast.engine import device, loop, steps
+from dau_fast.engine.batches import Batch
+from dau_fast.engine.device import Stopwatch, fastest_convolutions, run_flushed, warm_up
+from dau_fast.engine.runtime import Runtime
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -155,3 +158,50 @@ def test_ctrl_c_ends_the_work_on_another_thread(monkeypatch: pytest.MonkeyPatch)
     finally:
         signal.signal(signal.SIGINT, before)
     assert ended == [KeyboardInterrupt]
+
+
+# ---- convolutions of steps are searched for
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_the_fastest_convolutions_are_searched_for_inside_and_as_before_after(before: bool) -> None:
+    kept = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = before
+    try:
+        with fastest_convolutions(CUDA):
+            assert torch.backends.cudnn.benchmark
+        assert torch.backends.cudnn.benchmark == before
+        with fastest_convolutions(CPU):
+            assert torch.backends.cudnn.benchmark == before
+    finally:
+        torch.backends.cudnn.benchmark = kept
+
+
+def test_steps_and_their_rehearsal_search_and_passes_between_them_do_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On a CPU that is taken for CUDA: a search inside a pass would be inside the clock."""
+    searching, seen = [False], []
+
+    @contextmanager
+    def pretended(_: torch.device) -> Iterator[None]:
+        searching[0] = True
+        yield
+        searching[0] = False
+
+    for module in (loop, steps):
+        monkeypatch.setattr(module, "fastest_convolutions", pretended)
+    model = torch.nn.Linear(2, 2)
+    model.register_forward_pre_hook(lambda *_: seen.append(searching[0]))
+    given = loop.Loop(
+        "some", model, torch.optim.SGD(model.parameters(), 0.1), iter(_batches()), 3,
+        loss=lambda compile, forward: lambda part, x: forward(x).sum(),
+        inputs=lambda batch: (batch.images,),
+        after=lambda _: bool(model(torch.ones(1, 2)).sum() > 1e9),
+    )  # fmt: skip
+    loop.run_loop(given, Runtime())
+    assert seen == [True, *[True, False] * 3]
+
+
+def _batches() -> list[Batch]:
+    return [Batch(torch.ones(4, 2), torch.zeros(4), torch.arange(4)) for _ in range(3)]

@@ -288,6 +288,18 @@ def test_what_cannot_be_captured_runs_compiled_or_as_it_is_and_says_why(
     assert not torch.equal(model.weight, before)
 
 
+def test_a_capture_that_fails_is_told_by_what_failed_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def capture(step: Step, inputs: tuple[Tensor, ...]) -> Step:
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(steps, "_capture", capture)
+    found, _ = prepared("graphed", monkeypatch)
+    assert found.reason == "graphed steps failed (operation not permitted when stream is capturing)"
+
+
 def test_what_cannot_be_compiled_is_captured_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "_compile", no_compiler)
     monkeypatch.setattr(steps, "_capture", lambda step, inputs: step)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dau_fast.config import TrainingRecipe
 from dau_fast.data.images import Images
+from dau_fast.data.split import Forget, hold_out, make_split
 from dau_fast.engine.runtime import Runtime
 from dau_fast.job.assembly import match_precision
 from dau_fast.methods.adversarial import Units
+from dau_fast.methods.registry import get_method
+from dau_fast.methods.task import Task
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.ops import input_grad_norms
 
@@ -56,6 +60,26 @@ def test_what_changes_images_a_little_has_them_in_full() -> None:
     double = match_precision(some_images(), Runtime(precision=torch.float64))
     assert double.widened() is not None
     assert double.widened().batch(index).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["boundary_shrink", "fisher", "mu_mis"])
+def test_methods_that_look_at_images_in_full_run_beside_narrow_batches(name: str) -> None:
+    """One takes autocast away, one moves pixels a little, one takes gradients of pixels."""
+    narrow = match_precision(some_images(), Runtime(precision=HALF), narrow=True)
+    roles = hold_out(narrow.labels, None, 0, validation_share=0.2, test_share=0.2)
+    split = make_split(roles, narrow.labels, Forget("random:0.25", fraction=0.25), 0)
+
+    def build(seed: int) -> Classifier:
+        torch.manual_seed(seed)
+        return Classifier(SmallResNet(3, 4), precision=HALF)
+
+    runtime = Runtime(precision=HALF)
+    task = Task(narrow, split, 0, build(0).eval(), build, TrainingRecipe(epochs=1), runtime=runtime)
+    method = get_method(name)
+    settings = method.resolve(task, {} if name == "fisher" else {"epochs": 1, "batch_size": 4})
+    method.check(task, settings)
+    found = method.run(task, settings).model
+    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in found.parameters())
 
 
 def test_norms_of_input_gradients_are_summed_in_float32() -> None:

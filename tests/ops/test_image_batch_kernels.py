@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import CAPABILITIES, build, with_sizes_of_one
+from kernels import CAPABILITIES, Launches, build, with_sizes_of_one
 from test_image_batch import SHAPES, arguments, sample
 
 from dau_fast.ops.reference import image_batch_reference
@@ -137,3 +137,13 @@ def test_the_kernel_builds_for_sizes_of_one_and_checks_what_it_is_given(tmp_path
     build(cuda.image_batch_kernel, given, 90, tmp_path, num_warps=cuda.WARPS, **cuda.CHECKS)
     # Without the launch option the assertions would be left out of the code.
     assert b"__assertfail" in (tmp_path / "kernel.cubin").read_bytes()
+
+
+def test_a_batch_is_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from dau_fast.ops import _image_batch_cuda as cuda
+
+    launches = Launches(cuda, monkeypatch)
+    store, windows = sample(*SHAPES[0])
+    cuda.image_batch(*arguments(store, windows, torch.bfloat16))
+    assert launches.names == ["image_batch_kernel"]

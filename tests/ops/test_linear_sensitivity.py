@@ -223,3 +223,29 @@ def test_on_the_device(device: torch.device, b: int, c: int, d: int) -> None:
     layer = features.to(device), weight.to(device), bias.to(device), targets.to(device)
     found = values_and_gradients(linear_sensitivity, layer, torch.float32)
     close(found, values_and_gradients(defined, layer, torch.float64), 3e-5)
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are launches: not those that look at memory in another way, nor allocate."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        self.count += not (func.is_view or name.startswith(("prim::", "aten::empty", "aten::new_empty")))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("c", [1000, 100_000])
+def test_launches_follow_the_number_of_pieces(c: int) -> None:
+    """It has no kernels of its own: this is what a GPU is asked for."""
+    features, weight, bias, targets = sample(64, c, 4)
+    with Launches() as forward:
+        _, stats = _forward(features, weight, bias, targets)
+    with Launches() as backward:
+        _backward(torch.ones(64), features, weight, bias, targets, stats, True, True, True)
+    count = len(pieces(64, c, "cpu"))
+    assert forward.count <= 25 * count + 20
+    assert backward.count <= 30 * count + 10
