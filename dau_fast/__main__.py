@@ -13,6 +13,7 @@ _COMMANDS = {
     "attest": ("dau_fast.commands.attest", "attest"),
     "verify": ("dau_fast.commands.verify", "verify"),
     "env": ("dau_fast.commands.env", "make_env"),
+    "selfcheck": ("dau_fast.commands.selfcheck", "make_selfcheck"),
 }
 
 
@@ -31,7 +32,7 @@ def main() -> None:
         command = found
         if name in ("audit", "evaluate"):
             command = found(unlearn.params)
-        elif name in ("report", "env"):
+        elif name in ("report", "env", "selfcheck"):
             command = found()
         run_command(command, f"dau_fast {name}", arguments)
     elif name == "unlearn":

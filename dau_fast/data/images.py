@@ -98,6 +98,10 @@ class Images:
             std=self.std.to(device),
         )
 
+    def widened(self) -> Self:
+        """The same images, with batches in float32 at least: for what changes them a little."""
+        return replace(self, dtype=torch.promote_types(self.dtype, torch.float32))
+
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None, positions: Tensor | None = None
     ) -> Tensor:

@@ -53,8 +53,14 @@ def wrap_network(network: nn.Module, runtime: Runtime, head: str | None = None, 
     return Classifier(place_network(network, runtime), head, None if exact else runtime.precision, **how)
 
 
-def match_precision(images: Images, runtime: Runtime) -> Images:
-    """`images` whose batches networks of `runtime` can take."""
+def match_precision(images: Images, runtime: Runtime, *, narrow: bool = False) -> Images:
+    """`images` whose batches networks of `runtime` can take.
+
+    narrow: under autocast in its dtype already, to which a network that begins with a convolution or a
+    product rounds them first of all.
+    """
+    if narrow and runtime.precision == torch.bfloat16:
+        return replace(images, dtype=torch.bfloat16)
     if runtime.precision != torch.float64:
         return images
     pixels = images.pixels.double() if images.pixels.is_floating_point() else images.pixels

@@ -158,7 +158,7 @@ def make_experiment(request: Request, runtime: Runtime, progress: Progress) -> E
             processes=ranks.local_count,
             progress=progress,
         )
-    images = match_precision(images, runtime)
+    images = match_precision(images, runtime, narrow=True)
     constants = parse_normalisation(request.mean, request.std, len(images.mean))
     if constants:
         images = normalise_by(images, constants)

@@ -94,7 +94,7 @@ def describe_methods(methods: Iterable[Method[Any]]) -> dict[str, dict[str, Any]
 
 
 def describe_costs(result: SeedResult) -> Equivalents | None:
-    """The game beside retraining in image equivalents; None where no game was played."""
+    """The game beside retraining and the other methods in image equivalents; None where none was played."""
     outcome, split = result.outcome, result.split
     settings, model = outcome.settings, outcome.task.original
     if "dau" not in settings:
@@ -107,6 +107,8 @@ def describe_costs(result: SeedResult) -> Equivalents | None:
         validation=len(split.validation),
         classes=model.head.out_features,
         batchnorm=has_batchnorm(model.network),
+        classwise=split.classwise,
+        others=settings,
     )
 
 
