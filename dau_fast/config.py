@@ -182,7 +182,7 @@ class DauConfig:
     """The game. Chosen on CIFAR-10 (JPEG) at 16x16, seeds 500 to 502; measured on seeds from 100 on."""
 
     label_conditioned: bool  # the attacker sees the true label and its margin, or the others without it
-    alpha: float  # weight of the attacker's verdict in the defender's loss, times the original's exposure
+    alpha: float  # weight of the attacker's verdict, times the square of the original's exposure
     turns: int  # steps of the defender, over which lr falls to 0
     batch_size: int = 64  # images of each of retain, forget and validation set
     departure: float = 0.0  # weight of the divergence from the original without the classes that are gone
@@ -246,8 +246,8 @@ class DauConfig:
         """
         played_with = sample_size(retain_images, forget_images, retain_sample)
         batch_size = 64 if played_with >= 2000 else 32
-        turns = min(320, max(64, round(4 * played_with / 64)))
-        alpha, departure = (0.2, 1.0) if classwise else (3.0, 0.0)
+        turns = min(320, max(128, round(4 * played_with / 64)))
+        alpha, departure = (0.2, 1.0) if classwise else (4.0, 0.0)
         return cls(
             not classwise, alpha, turns, batch_size, departure,
             retain_sample=retain_sample, difficulty=not classwise,

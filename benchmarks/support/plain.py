@@ -190,7 +190,7 @@ class Game:
             network.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.decay = torch.optim.lr_scheduler.LinearLR(self.defend, 1.0, 1 / config.turns, config.turns)
-        self.alpha = config.alpha * (exposure(*seen) if config.label_conditioned else 1.0)
+        self.alpha = config.alpha * (exposure(*seen) ** 2 if config.label_conditioned else 1.0)
         for _ in range(config.warmup_steps):
             self.learn(*seen)
 

@@ -167,7 +167,7 @@ class Game:
         with seeded(self.task.derive_seed("attacker"), seen.device):
             self.attacker = Attacker(seen, self.config.attacker_hidden).to(seen)
         self._attack = adam(self.attacker, lr=self.config.attacker_lr)
-        self.alpha = self.config.alpha * self._measure_exposure(u_forget, u_validation)
+        self.alpha = self.config.alpha * self._measure_exposure(u_forget, u_validation) ** 2
         learn = self._learner(attacker_loss)
         for _ in range(self.config.warmup_steps):
             learn(u_forget, u_validation, *may_study)
