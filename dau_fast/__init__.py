@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dau_fast.api import Result as Result
+    from dau_fast.api import unlearn as unlearn
     from dau_fast.config import DauConfig as DauConfig
     from dau_fast.errors import UserError as UserError
     from dau_fast.methods.plugins import method as method

@@ -178,7 +178,7 @@ def test_its_options_are_those_of_unlearning() -> None:
 def test_help_names_its_options_and_where_it_is_found(tmp_path: Path) -> None:
     called = audit(tmp_path, "--help")
     assert called.code == 0
-    assert "python -m dau_fast audit [OPTIONS] CHECKPOINT" in called.stdout
+    assert "dau_fast audit [OPTIONS] CHECKPOINT" in called.stdout
     assert "--train-references" in called.stdout
 
 

@@ -74,6 +74,17 @@ def test_a_file_with_a_method_appears_on_the_command_line_in_the_table_and_on_th
     assert torch.equal(again.weights("shrink")["head.weight"], called.weights("shrink")["head.weight"])
 
 
+def test_what_a_plugin_made_is_not_taken_for_what_a_changed_one_makes(tmp_path: Path) -> None:
+    """A killed run's finished parts go by the users' code, too."""
+    from dau_fast.job import loading
+
+    before = set(loading.list_loaded())
+    file = tmp_path / "mine.py"
+    file.write_text(SHRINK)
+    loading.load_module(str(file))
+    assert set(loading.list_loaded()) - before == {file}
+
+
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [

@@ -24,7 +24,7 @@ def is_command_line() -> bool:
     main = sys.modules.get("__main__")
     spec = getattr(main, "__spec__", None)
     name = spec.name if spec else Path(sys.argv[0] if sys.argv else "").stem
-    return name in ("dau_fast.unlearn", "dau_fast.__main__", "dau-fast")
+    return name in ("dau_fast.unlearn", "dau_fast.__main__", "dau-fast", "dau_fast")
 
 
 def end_quietly_when_stopped() -> None:

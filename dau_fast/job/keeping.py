@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from dau_fast.engine.loop import LoopCost
+from dau_fast.job.loading import list_loaded
 from dau_fast.job.saving import hash_file, write_synced
 from dau_fast.methods.running import Finished
 from dau_fast.methods.task import Task
@@ -120,7 +121,7 @@ def _digest_part(name: str, task: Task, settings: Any, images: str) -> str:
         "runtime": {name: str(getattr(runtime, name)) for name in _COMPUTING},
         "threads": torch.get_num_threads(),
         "machine": [platform.machine(), platform.python_version(), torch.__version__, np.__version__],
-        "code": digest_code(),
+        "code": [digest_code(), *map(hash_file, list_loaded())],
         "network": f"{type(task.original.network).__qualname__} {task.original.head_name}",
         "original": digest_weights(task.original.network),
         "sets": _digest_tensors(sets),

@@ -14,6 +14,14 @@ from torch import nn
 
 from dau_fast.errors import UserError, exists
 
+# Files of users whose code this process has run.
+_FILES: set[Path] = set()
+
+
+def list_loaded() -> list[Path]:
+    """The users' files that were loaded, which decide what methods and networks do."""
+    return sorted(_FILES)
+
 
 def load_module(name: str) -> ModuleType:
     """The module in a file `name` that ends in .py, or the installed one of that name; its code is run.
@@ -21,7 +29,10 @@ def load_module(name: str) -> ModuleType:
     Modules beside the file can be imported by it. Raises UserError for what cannot be found or raises itself.
     """
     if not name.endswith(".py"):
-        return _run(name, lambda: importlib.import_module(name))
+        found: ModuleType = _run(name, lambda: importlib.import_module(name))
+        if found.__file__:
+            _FILES.add(Path(found.__file__))
+        return found
     path = Path(name).resolve()
     if not exists(path, "file"):
         raise UserError(f"'{name}' is not a file: name a Python file or an installed module")
@@ -34,6 +45,7 @@ def load_module(name: str) -> ModuleType:
     module, loader = importlib.util.module_from_spec(spec), spec.loader
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
+    _FILES.add(path)
     sys.modules[known] = module  # dataclasses and pickling look it up there
     try:
         _run(name, lambda: loader.exec_module(module))

@@ -266,8 +266,8 @@ def _give_roles(
         )
     roles[drawn] = VALIDATION
     logging.getLogger("dau_fast").warning(
-        "there is no validation set: %d images that the model was trained on are held out of the retain set "
-        "for it; images that the model has never seen would tell better what it forgot",
+        "there is no validation set: %d images of the retain set are held out for it; the model was trained "
+        "on them as on those to forget, so it will forget little: give images that it has never seen",
         len(drawn),
     )
     return roles, tuple(drawn.tolist())
