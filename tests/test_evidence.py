@@ -93,7 +93,7 @@ def test_an_honest_folder_is_confirmed(attested: Path, keys: Keys, place: Path) 
     found = verified(attested, keys, "--ledger", place / "ledger.jsonl")
     assert (found.code, found.stderr) == (0, "")
     lines = found.stdout.splitlines()
-    assert len([line for line in lines if line.startswith("confirmed: ")]) == 5
+    assert len([line for line in lines if line.startswith("confirmed: ")]) == 6
     assert "rates of 3 models, measured again, differ by 0.000 points at most" in found.stdout
     assert contents(attested) == before
 
