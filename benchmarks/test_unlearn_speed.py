@@ -92,7 +92,7 @@ def test_cost_of_unlearning_by_forget_set(
     play = partial(game.unlearn, config=settings(task))
 
     def work() -> None:
-        run_timed("dau", play, task)
+        run_flushed(lambda: run_timed("dau", play, task), device)
 
     benchmark.group = "unlearning"
     benchmark.pedantic(work, rounds=1 if smoke else ROUNDS)
