@@ -1,220 +1,146 @@
-"""Everything that needs a CUDA device, in one command and in stages.
+"""Everything that needs a CUDA device, in one command and in stages, from the first minute on.
 
-    python benchmarks/gpu_suite.py --data DIR            all stages; DIR holds train/ and test/ of CIFAR-10
-    python benchmarks/gpu_suite.py --stage tests         one of them
-    python benchmarks/gpu_suite.py --smoke               every stage at toy size on the CPU
+    python benchmarks/gpu_suite.py --data DIR                all stages, 35 minutes; DIR has train/ and test/
+    python benchmarks/gpu_suite.py --data DIR --minutes 14   the same in less: every stage takes its part
+    python benchmarks/gpu_suite.py --stage probe             one of them
+    python benchmarks/gpu_suite.py --data DIR --full         without limits: trainings have all their epochs
+    python benchmarks/gpu_suite.py --dry-run                 the plan: jobs, commands and their limits
+    python benchmarks/gpu_suite.py --smoke                   every stage at toy size on the CPU
 
-Each stage is a list of jobs. A job that has left its result in the record folder is not run again, so
-an interrupted suite goes on where it stopped; `--minutes` shortens training so that a stage fits, and
-starts no job after that time. Hardware, versions and commit stand in the record.
+In order: correctness (selfcheck, and the tests that take a device), probe (copy rate, matrix product, a
+ResNet-18 step by every engine), quality (games of many lengths beside one original and its retrained models),
+ops, loop, scale. Each job has a limit of its own, and what becomes of it costs no other: rows are written as
+they come, and after every job `summary.json`, `jobs.jsonl` and `suite.tar.gz` (at most 16 MiB, no weights)
+stand in the record folder, and copies in `--deliver`. What is done is not run again.
+
+Rivals of the ops take part where they are installed, from these wheels: lightly with lightly_utils,
+opacus with opt_einsum, backpack_for_pytorch with einops and unfoldNd; without them their rows are left out.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
+import math
 import sys
 import tarfile
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+# Also where the package is not installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import click
 import torch
-from support.loops import measure_training_rate
-from support.recording import ROOT, environment, record_folder, write_json
+from support.recording import environment, record_folder, write_json
+from support.suite import Job, Stage, Suite
 
-from dau_fast.config import TrainingRecipe
 from dau_fast.engine.runtime import choose_device
 from dau_fast.errors import UserError
 
-
-@dataclass(frozen=True)
-class Suite:
-    """record: where results go. minutes: time for the quality stage, or None for the full recipe.
-
-    deadline: no job starts after this time.perf_counter() value.
-    """
-
-    record: Path
-    device: torch.device
-    smoke: bool
-    data: Path | None
-    minutes: float | None
-    deadline: float
-    dataset: str
-
-    def run(self, job: str, command: list[str]) -> None:
-        """Run `command` with its output in <job>.log; ends the suite where it fails or is too late."""
-        began = time.perf_counter()
-        if began > self.deadline:
-            sys.exit(f"out of time before {job}: the same command goes on from here")
-        log = self.record / f"{job}.log"
-        with log.open("w") as output:
-            done = subprocess.run(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-        print(f"  {job}: exit code {done.returncode} after {time.perf_counter() - began:.0f} s", flush=True)
-        if done.returncode:
-            sys.exit("\n".join(log.read_text().splitlines()[-30:]))
+# cuBLAS is deterministic with a workspace of a fixed size alone.
+_DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
-# ---- tests: the test suite with every device test on the chosen device
+def plan_stages(record: Path, device: torch.device, data: Path | None, smoke: bool) -> list[Stage]:
+    """All of them, in order. data: folder with train/ and test/ of CIFAR-10, None for torchvision's."""
+    common = ["--device", device.type, *(["--smoke"] if smoke else [])]
+    source = [] if data is None else ["--data", str(data)]
+
+    def script(name: str, folder: str, more: Sequence[str] = (), share: float = 1.0) -> Job:
+        command = [sys.executable, f"benchmarks/{name}.py", "--record", str(record / folder), *common, *more]
+        return Job(folder, tuple(command), share)
+
+    def single(name: str, more: Sequence[str] = ()) -> Callable[[float], list[Job]]:
+        return lambda seconds: [script(name, name, [*more, *_minutes(seconds)])]
+
+    ops = {"sensitivity": 0.4, "barlow": 0.4, "masks": 0.3, "images": 0.3}
+    return [
+        Stage("correctness", 4, lambda _: check(record, device, smoke)),
+        Stage("probe", 3, single("probe")),
+        Stage("quality", 9, single("budget", source)),
+        Stage("ops", 8, lambda _: [script(name, f"ops-{name}", share=part) for name, part in ops.items()]),
+        Stage("loop", 6, lambda _: [script("loop", "loop", source)]),
+        Stage(
+            "scale",
+            5,
+            lambda _: [
+                script("scaling", "scale", ["--part", "steps"], share=0.7),
+                script("streaming", "scale-streaming"),
+            ],
+        ),
+    ]
 
 
-def tests(suite: Suite) -> None:
-    """The whole suite, with its device tests on CUDA; at toy size the device tests alone."""
-    if (suite.record / "tests.json").exists():
-        return
-    what = ["tests/test_device.py", "-k", "not main_job"] if suite.smoke else ["tests"]
-    command = [sys.executable, "-m", "pytest", *what, "--device", suite.device.type, "-p", "no:cacheprovider"]
-    began = time.perf_counter()
-    suite.run("tests", command)
-    outcome = (suite.record / "tests.log").read_text().strip().splitlines()[-1]
-    write_json(suite.record / "tests.json", {"outcome": outcome, "seconds": time.perf_counter() - began})
+def check(record: Path, device: torch.device, smoke: bool) -> list[Job]:
+    """Every op against its definition, then each test that takes a device; one test a minute at most."""
+    rows = record / "correctness" / "rows.jsonl"
+    rows.parent.mkdir(exist_ok=True)
+    what = ["tests/test_device_masks.py"] if smoke else ["tests"]
+    tests = [sys.executable, "-m", "pytest", *what, "--device", device.type, "--only-device"]
+    tests += ["--outcomes", str(rows), "--seconds-a-test", "60", "--continue-on-collection-errors"]
+    selfcheck = [sys.executable, "-m", "dau_fast", "selfcheck", "--device", device.type]
+    return [
+        Job("selfcheck", tuple(selfcheck), share=0.3),
+        Job("correctness", (*tests, "-p", "no:cacheprovider"), environment=_DETERMINISTIC),
+    ]
 
 
-# ---- ops: every op against its rivals
+def _minutes(seconds: float) -> list[str]:
+    """What a job is told of its stage's time, of which it leaves a little for its start."""
+    return [] if math.isinf(seconds) else ["--minutes", f"{0.9 * seconds / 60:.3f}"]
 
 
-def ops(suite: Suite) -> None:
-    """Timings, memory, errors and targets of each benchmark script."""
-    _compare(suite, {name: f"ops-{name}" for name in ("barlow", "images", "sensitivity")})
-
-
-def masks(suite: Suite) -> None:
-    """The same for masks and the masked optimiser steps."""
-    _compare(suite, {"masks": "masks"})
-
-
-def _compare(suite: Suite, scripts: dict[str, str]) -> None:
-    """Run benchmarks/<script>.py for each script into the record folder of its name."""
-    for name, folder in scripts.items():
-        out = suite.record / folder
-        if (out / "summary.json").exists():
-            continue
-        command = [sys.executable, f"benchmarks/{name}.py", "--device", suite.device.type]
-        command += ["--record", str(out), *(["--smoke"] if suite.smoke else [])]
-        suite.run(out.name, command)
-
-
-# ---- loop: what the engine reaches
-
-
-def loop(suite: Suite) -> None:
-    """Steps and whole jobs by every engine and as research code writes them, and one main job."""
-    out = suite.record / "loop"
-    if (out / "summary.json").exists():
-        return
-    command = [sys.executable, "benchmarks/loop.py", "--device", suite.device.type, "--record", str(out)]
-    command += ["--data", str(suite.data)] if suite.data is not None else []
-    suite.run("loop", [*command, *(["--smoke"] if suite.smoke else [])])
-
-
-# ---- scale: ResNet-50 on images of ImageNet's shape, and images that are read while training
-
-
-def scale(suite: Suite) -> None:
-    """Images a second, utilisation and memory at 224x224, by batch size; memory as predicted beside it."""
-    _compare(suite, {"streaming": "scale-streaming"})
-    out = suite.record / "scale"
-    if (out / "summary.json").exists():
-        return
-    command = [sys.executable, "benchmarks/scaling.py", "--part", "steps", "--device", suite.device.type]
-    suite.run("scale", [*command, "--record", str(out), *(["--smoke"] if suite.smoke else [])])
-
-
-# ---- quality: the main job with ResNet-18 on CIFAR-10, by the literature's recipe
-
-
-def quality(suite: Suite) -> None:
-    """Original, retrained, dau, ft and ga, for random 10 % and one class; one original for all."""
-    source = ["--dataset", suite.dataset, "--arch", "small" if suite.smoke else "resnet18"]
-    source += ["--device", suite.device.type]
-    if suite.data is not None:
-        source += ["--data", str(suite.data)]
-    source += ["--epochs", str(_epochs(suite))]
-    original = suite.record / "quality-original"
-    if not (original / "report.json").exists():
-        _unlearn(suite, original, [*source, "--methods", "dau"])
-    weights = ["--checkpoint", str(original / "original.safetensors")]
-    for forget in ("random:0.1", "class:0"):
-        out = suite.record / f"quality-{forget.replace(':', '-')}"
-        if not (out / "report.json").exists():
-            chosen = ["--forget", forget, "--methods", "dau,retrain,ft,ga"]
-            _unlearn(suite, out, [*source, *weights, *chosen, "--profile"])
-    _summarise(suite)
-
-
-def _unlearn(suite: Suite, out: Path, arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "dau_fast.unlearn", *arguments, "--out", str(out)]
-    suite.run(out.name, command)
-
-
-def _epochs(suite: Suite) -> int:
-    """The literature's epochs, or as many as let the longest job fit into `minutes`."""
-    full = TrainingRecipe().epochs
-    if suite.smoke:
-        return 2
-    if suite.minutes is None:
-        return full
-    remembered = suite.record / "quality-epochs.json"
-    if not remembered.exists():
-        rate = measure_training_rate(suite.device)
-        # Four trainings in all: the original, and retrained for both forget sets with room to spare.
-        affordable = int(60 * suite.minutes / 4 * rate / 45_000)
-        write_json(
-            remembered, {"images_per_second": rate, "epochs": max(1, min(full, affordable)), "of": full}
-        )
-    return int(json.loads(remembered.read_text())["epochs"])
-
-
-def _summarise(suite: Suite) -> None:
-    """One small JSON of what the reports say; the reports themselves stay beside it."""
-    keys = (
-        "ua", "ra", "ta", "mia_efficacy", "avg_gap", "seconds", "compile_seconds", "speedup", "speedup_fast",
-    )  # fmt: skip
-    summary = {}
-    for out in sorted(suite.record.glob("quality-*/report.json")):
-        report = json.loads(out.read_text())
-        summary[out.parent.name] = {
-            "epochs": report["run"]["epochs"],
-            "dataset": "CIFAR-10 (JPEG)" if suite.dataset == "folder" else suite.dataset,
-            "methods": {
-                name: {key: entry.get(key) for key in keys} for name, entry in report["methods"].items()
-            },
-        }
-    write_json(suite.record / "quality.json", summary)
-
-
-STAGES: dict[str, Callable[[Suite], None]] = {
-    "tests": tests, "ops": ops, "masks": masks, "loop": loop, "scale": scale, "quality": quality,
-}  # fmt: skip
+STAGES = ("correctness", "probe", "quality", "ops", "loop", "scale")
 
 
 @click.command()
-@click.option("--stage", "stages", multiple=True, type=click.Choice(list(STAGES)), help="Default: all.")
+@click.option("--stage", "chosen", multiple=True, type=click.Choice(STAGES), help="Default: all.")
 @click.option(
     "--data", type=Path, help="Folder with train/ and test/, or an archive of one; else torchvision's."
 )
-@click.option("--minutes", type=float, help="For each stage; shortens training to fit.")
+@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="For everything, loading included.")
+@click.option("--full", is_flag=True, help="No limits; trainings as long as the literature's.")
 @click.option("--record", type=Path, help="Record folder; default benchmarks/records/<date>-gpu-suite.")
+@click.option("--deliver", type=Path, help="Folder that gets the summary and the archive after every job.")
 @click.option("--smoke", is_flag=True, help="Toy size, on the CPU.")
+@click.option("--dry-run", is_flag=True, help="Print the plan and run nothing.")
 def main(
-    stages: tuple[str, ...], data: Path | None, minutes: float | None, record: Path | None, smoke: bool
-) -> None:
-    """Run the stages and write one record folder."""
-    device = choose_device("cpu" if smoke else "cuda")
-    folder = (record or record_folder("gpu-suite")).resolve()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "environment.json", environment(device))
-    dataset = "digits" if smoke else "folder" if data else "cifar10"
-    with _unpacked(data) as place:
-        for name in stages or STAGES:
-            deadline = time.perf_counter() + 60 * minutes if minutes else float("inf")
-            print(f"stage {name}", flush=True)
-            STAGES[name](Suite(folder, device, smoke, place, minutes, deadline, dataset))
+    chosen: tuple[str, ...], data: Path | None, minutes: float | None, full: bool, record: Path | None,
+    deliver: Path | None, smoke: bool, dry_run: bool,
+) -> None:  # fmt: skip
+    """Run the stages and write one record folder; exit code 1 where a job is not done."""
+    device = torch.device("cuda") if dry_run else choose_device("cpu" if smoke else "cuda")
+    with tempfile.TemporaryDirectory() as nowhere, _unpacked(data) as place:
+        folder = Path(nowhere) if dry_run else (record or record_folder("gpu-suite")).resolve()
+        folder.mkdir(parents=True, exist_ok=True)
+        stages = [s for s in plan_stages(folder, device, place, smoke) if s.name in (chosen or STAGES)]
+        if full:
+            stages = [Stage(stage.name, math.inf, stage.plan) for stage in stages]
+        suite = Suite(folder, 60 * minutes if minutes and not full else None, deliver)
+        if dry_run:
+            _show(stages, suite)
+            return
+        write_json(folder / "environment.json", _describe(device))
+        if not suite.run(stages):
+            sys.exit(1)
+
+
+def _describe(device: torch.device) -> dict[str, Any]:
+    """Hardware, versions and commit: what cannot be told of them costs nothing else."""
+    try:
+        return environment(device)
+    except Exception as error:
+        return {"device": str(device), "unknown": repr(error)}
+
+
+def _show(stages: Sequence[Stage], suite: Suite) -> None:
+    for stage in stages:
+        limit = stage.minutes * suite.scale(stages)
+        print(f"{stage.name}: {limit:.1f} minutes")
+        for job in stage.plan(60 * limit):
+            print(f"  {job.name}, at most {job.share * limit:.1f}: {' '.join(job.command[1:])}")
 
 
 @contextmanager

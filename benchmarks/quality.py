@@ -26,14 +26,15 @@ from support.bank import Bank
 from support.comparing import paired_interval, summarise
 from support.judging import Judge
 from support.recording import ROOT, environment, record_folder, write_json
-from support.tasks import Setting, Tasks
+from support.tasks import KINDS, Setting, Tasks, answer_requests
 
 from dau_fast.engine.device import warm_up
 from dau_fast.errors import UserError
 from dau_fast.job.tuning import tune
 from dau_fast.methods.registry import find_methods, get_method
-from dau_fast.methods.running import run_timed
+from dau_fast.methods.running import Finished, run_timed
 from dau_fast.methods.task import Task
+from dau_fast.models import Classifier
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,23 @@ class Entry:
     kinds: tuple[str, ...] | None = None
 
 
+# Where labels are wrong, what is shown for it is judged; elsewhere everything else.
+_WRONG = ("mislabelled", "backdoor")
+_OTHERS = tuple(kind for kind in KINDS if kind not in _WRONG)
+_SPREAD = tuple(kind for kind in KINDS if kind not in ("class", "digits-class"))
+
 PARTS = (
     Entry("dau"),
-    Entry("no attacker", asked={"alpha": 0.0}),
-    Entry("attacker frozen after its warm-up", asked={"attacker_steps": 0}),
-    Entry("no anchor", asked={"anchor": 0.0}),
+    Entry("no attacker", asked={"alpha": 0.0}, kinds=_OTHERS),
+    Entry("attacker frozen after its warm-up", asked={"attacker_steps": 0}, kinds=_OTHERS),
+    Entry("no anchor", asked={"anchor": 0.0}, kinds=_OTHERS),
     Entry("no departure", asked={"departure": 0.0}, kinds=("class", "digits-class")),
-    Entry("sensitivity in sight", asked={"sensitivity": "classifier"}),
-    Entry("Barlow Twins, beta 1e-3", asked={"beta": 1e-3}),
-    Entry("Barlow Twins, beta 1e-2", asked={"beta": 1e-2}),
-    Entry("half as many turns", asked={"turns": 112}),
+    Entry("difficulty out of sight", asked={"difficulty": False}, kinds=_SPREAD),
+    Entry("no wrong labels shown", asked={"wrong_labels": 0.0}, kinds=_WRONG),
+    Entry("pull without a limit", asked={"pull": 0.0}, kinds=_SPREAD),
+    Entry("sensitivity in sight", asked={"sensitivity": "classifier"}, kinds=_OTHERS),
+    Entry("Barlow Twins, beta 1e-3", asked={"beta": 1e-3}, kinds=_OTHERS),
+    Entry("half as many turns", asked={"turns": 112}, kinds=_OTHERS),
 )
 
 
@@ -132,17 +140,29 @@ def judge_all(
 
 
 def _judge(judge: Judge, task: Task, entry: Entry, trials: int) -> dict[str, Any]:
-    method = get_method(entry.method)
+    """One request, or several one after the other, whose seconds are added up."""
+    seconds = []
+
+    def unlearn(given: Task) -> Classifier:
+        finished = _run(given, entry, trials)
+        seconds.append(finished.seconds)
+        return finished.model
+
     try:
-        settings = method.resolve(task, entry.asked)
-        method.check(task, settings)
-        if trials and method.space:
-            result = tune(method, task, trials).finished
-        else:
-            result = run_timed(method.name, lambda given: method.run(given, settings), task)
-        return {"seconds": result.seconds, **asdict(judge.judge(result.model))}
+        requests = judge.outputs.problem.requests
+        model = answer_requests(task, requests, unlearn) if requests else unlearn(task)
+        return {"seconds": sum(seconds), **asdict(judge.judge(model))}
     except UserError as error:
         return {"seconds": None, "failed": str(error)}
+
+
+def _run(task: Task, entry: Entry, trials: int) -> Finished:
+    method = get_method(entry.method)
+    settings = method.resolve(task, entry.asked)
+    method.check(task, settings)
+    if trials and method.space:
+        return tune(method, task, trials).finished
+    return run_timed(method.name, lambda given: method.run(given, settings), task)
 
 
 def summarise_all(file: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@
     python benchmarks/scaling.py --part quality --data DIR          quality alone
     python benchmarks/scaling.py --device cuda       ResNet-50 at 224x224: speed, utilisation and memory
     python benchmarks/scaling.py --predict           prints the tables of predictions, and measures nothing
+    python benchmarks/scaling.py --one-gpu           the same for CIFAR-10 on one GPU, by loop and method
     python benchmarks/scaling.py --docs RECORD       writes a record and the predictions into docs/scaling.md
 
 DIR holds train/<class>/ and test/<class>/. Writes benchmarks/records/<date>-scaling-<device>/: summary.json
@@ -21,6 +22,7 @@ from typing import Any
 import click
 import torch
 from support import costs, large_images, retain_quality
+from support.one_gpu import one_gpu_tables
 from support.predicting import tables
 from support.recording import write_json
 from support.scaling_docs import write_docs
@@ -108,14 +110,18 @@ def _growth(series: Rows) -> float:
 @click.option("--record", type=Path, help="Folder; default benchmarks/records/<date>-scaling-<device>.")
 @click.option("--smoke", is_flag=True, help="Toy sizes.")
 @click.option("--predict", "print_predictions", is_flag=True, help="Print the predictions, and nothing else.")
+@click.option("--one-gpu", is_flag=True, help="Print what CIFAR-10 is predicted to take on one GPU.")
 @click.option("--docs", type=Path, help="A record folder whose figures go into docs/scaling.md.")
 def main(
     device_name: str, part: str | None, data: Path | None, image_size: int, seeds: int, record: Path | None,
-    smoke: bool, print_predictions: bool, docs: Path | None,
+    smoke: bool, print_predictions: bool, one_gpu: bool, docs: Path | None,
 ) -> None:  # fmt: skip
     """Run it and write the record."""
     if print_predictions:
         print(tables())
+        return
+    if one_gpu:
+        print(one_gpu_tables())
         return
     if docs is not None:
         write_docs(docs)
@@ -127,7 +133,7 @@ def main(
     if part != "quality":
         folder, device = start("scaling", device_name, record)
         if part == "steps":
-            finish(folder, [], {"steps": large_images.rows(device, smoke)})
+            finish(folder, [], {"steps": large_images.rows(device, smoke, folder / "rows.jsonl")})
         else:
             finish(folder, *measure_costs(folder, smoke))
     if data is not None:

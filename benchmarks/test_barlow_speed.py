@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 import torch
-from support.measuring import record_row, relative_error
+from support.measuring import captured, record_row, relative_error
 from torch import Tensor, nn
 
 from dau_fast.ops import barlow_twins_loss
@@ -81,11 +81,13 @@ def dau_fast() -> Loss:
 
 
 EAGER = {f.__name__: f for f in (dau_fast, definition, lightly, solo_learn, facebook)}
-IMPLEMENTATIONS = [*EAGER, *(f"{name} compiled" for name in EAGER if name != "dau_fast")]
+# On CUDA also as replays of a captured graph, which leave out the launches.
+CAPTURED = [f"{name} captured" for name in ("dau_fast", "definition")]
+IMPLEMENTATIONS = [*EAGER, *CAPTURED, *(f"{name} compiled" for name in EAGER if name != "dau_fast")]
 
 
 def implementation(name: str, smoke: bool) -> Loss:
-    loss = EAGER[name.removesuffix(" compiled")]()
+    loss = EAGER[name.removesuffix(" compiled").removesuffix(" captured")]()
     if not name.endswith("compiled"):
         return loss
     torch.compiler.reset()
@@ -103,6 +105,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def test_forward_and_backward(
     benchmark: Any, device: torch.device, smoke: bool, name: str, n: int, d: int
 ) -> None:
+    if name in CAPTURED and device.type != "cuda":
+        pytest.skip("captured graphs need CUDA")
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(n, d, generator=generator)
     b = 0.5 * a + torch.randn(n, d, generator=generator)
@@ -115,7 +119,7 @@ def test_forward_and_backward(
 
     record_row(
         benchmark,
-        work,
+        captured(work) if name in CAPTURED else work,
         device,
         case=f"{n}x{d}",
         implementation=name,

@@ -76,7 +76,7 @@ def record(
     benchmark.pedantic(timed, rounds=2 if smoke else 7, warmup_rounds=0 if smoke else 1)
     rate = images / benchmark.stats.stats.median
     dtype = model.precision or torch.float32
-    peak = flops_per_second(device, 256 if smoke else 4096 if device.type == "cuda" else 1024, dtype)
+    peak = flops_per_second(device, 256 if smoke else 1024, dtype)
     benchmark.extra_info.update(
         case=case,
         implementation=implementation,

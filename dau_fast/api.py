@@ -3,38 +3,53 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from dau_fast.config import TrainingRecipe
-from dau_fast.data.images import Images
 from dau_fast.data.progress import Progress, silent
-from dau_fast.data.sets import Labelled, join_sets
-from dau_fast.data.split import TEST, TRAINING, VALIDATION, Forget, make_split
+from dau_fast.engine.device import Stopwatch
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError
-from dau_fast.job.assembly import Outcome, carry_out, match_precision, wrap_network
+from dau_fast.job.assembly import Outcome, carry_out, measure_model
+from dau_fast.job.own import Given, Own, RetainSet, prepare
 from dau_fast.methods.method import Method
+from dau_fast.methods.plugins import row_of
 from dau_fast.methods.registry import get_method
-from dau_fast.methods.task import Task
-from dau_fast.metrics.unlearning import Measures
-from dau_fast.models import Classifier
+from dau_fast.metrics.unlearning import Measures, avg_gap
 from dau_fast.prune import Masks
 
 
 @dataclass(frozen=True)
+class Reference:
+    """A model that was retrained without what is to be forgotten. seconds: None where it was given."""
+
+    model: nn.Module
+    measures: Measures | None
+    seconds: float | None
+
+
+@dataclass(frozen=True, repr=False)
 class Result:
     """An unlearned model and what it cost.
 
     model: a changed copy of the caller's network; the caller's is untouched. seconds: wall clock
     from call to finished weights; compile_seconds stands beside it. before, after: None without a
     test set. settings: that the method ran with. history: what the game recorded, None for other methods.
+    retain_accuracy, validation_accuracy: percent, before and after, on some thousands of images at most.
+    held_out: indices of `train`, or of forget and retain set together, that were taken for validation where
+    no such set was given. reference: None where `retrain` was not given. A result goes in again in place of a
+    model, and what it forgot stays forgotten.
     """
 
     model: nn.Module
@@ -44,18 +59,75 @@ class Result:
     after: Measures | None
     settings: Any
     history: dict[str, Any] | None
+    method: str = "dau"
+    retain_accuracy: tuple[float, float] = (math.nan, math.nan)
+    validation_accuracy: tuple[float, float] = (math.nan, math.nan)
+    held_out: tuple[int, ...] = ()
+    reference: Reference | None = None
+    _following: Given | None = field(default=None, compare=False)
+    _facts: dict[str, Any] = field(default_factory=dict, compare=False)
+
+    @property
+    def avg_gap(self) -> float | None:
+        """Mean distance of four rates to the reference's, in points; None without reference or test set."""
+        if self.reference is None or self.reference.measures is None or self.after is None:
+            return None
+        return avg_gap(self.after, self.reference.measures)
+
+    @property
+    def forgotten(self) -> tuple[Any, ...]:
+        """What this request and those before it forgot: sets, or indices of `train`, one entry a request."""
+        return self._following.earlier if self._following else ()
+
+    def __repr__(self) -> str:
+        rates = [f"retain accuracy {_change(self.retain_accuracy)}"]
+        if self.before and self.after:
+            rates.insert(0, f"forget error {_change((self.before.ua, self.after.ua))}")
+            rates.append(f"test accuracy {_change((self.before.ta, self.after.ta))}")
+        else:
+            rates.append(f"validation accuracy {_change(self.validation_accuracy)}")
+        if self.avg_gap is not None:
+            rates.append(f"avg gap {self.avg_gap:.2f}")
+        return f"Result({self.method}: {', '.join(rates)}, {self.seconds:.1f} s)"
+
+    def report(self, folder: str | Path) -> Path:
+        """Write report.json, report.html and the model's weights to `folder`; the page's path.
+
+        Raises UserError without a test set, on which a report's measures are taken.
+        """
+        from dau_fast.report.own import write_report  # what draws takes a while to import
+
+        if self.after is None:
+            raise UserError("a report needs measures: give a `test` set to unlearn with")
+        return write_report(Path(folder), self)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the model's weights as model.safetensors, and a card, to `folder`.
+
+        A model of transformers writes its configuration, too. Raises UserError where nothing can be written.
+        """
+        from dau_fast.report.own import save_pretrained
+
+        save_pretrained(Path(folder), self)
+
+
+def _change(rates: tuple[float, float]) -> str:
+    return f"{rates[0]:.1f} → {rates[1]:.1f} %"
 
 
 def unlearn(
-    model: nn.Module,
+    model: nn.Module | Result,
     *,
-    forget: Labelled,
-    retain: Labelled,
-    validation: Labelled,
-    test: Labelled | None = None,
+    forget: Any,
+    retain: Any = None,
+    train: Any = None,
+    validation: Any = None,
+    test: Any = None,
     config: Any = None,
-    method: str = "dau",
+    method: str | Callable[..., Any] = "dau",
     classifier: str | None = None,
+    retrain: nn.Module | Callable[[RetainSet], nn.Module] | None = None,
+    inplace: bool = False,
     seed: int = 0,
     masks: Masks | None = None,
     device: str = "auto",
@@ -70,94 +142,167 @@ def unlearn(
 ) -> Result:
     """Make a copy of `model` behave as if it had been trained without `forget`.
 
-    model: maps images [B, ...] to logits [B, C] and ends in a Linear layer, named by `classifier` if
-    it is not the last one. forget, retain: what the model was trained on, in two parts. validation:
-    never trained on. Each set is (images, labels) with floating-point images [N, ...] as the model
-    takes them and int64 labels [N], or a map-style Dataset of such pairs. Without `test` nothing is
-    measured. method: "dau", "ft", "ga" or another that does not retrain. config: the method's settings, such
-    as a DauConfig, or a dict of some of its fields; None for the usual ones.
-    masks: of a pruned model, whose masked weights stay zero. precision: "auto" (bf16 on CUDA), "fp32",
-    "bf16" or "fp64". engine: how training steps run, "auto" or one of dau_fast.engine.runtime.ENGINES.
-    accumulate: parts a batch is taken in, one after the other, to save memory. activation_checkpointing:
-    compute blocks' activations again in the backward pass, which saves more of it and takes longer.
-    distributed: whether all processes of torch.distributed's default group make this call together, with
-    the same model and sets, each on a device of its own; each has the result. shard: whether each of them
-    holds no more than its share of what is trained: weights, gradients and the optimiser's state.
-    stream: read images while training, ahead of the steps, and hold none; otherwise all sets are held on
-    `device`. Both give the same where a Dataset's items stay the same. One thread calls the Datasets, which
-    so need not be safe for several; it is not the caller's. Labels are those in `targets` or `labels` of a
-    Dataset (or of the one that a Subset is of), as torchvision's have them; where there are none, or where
-    the first item differs from them, every item is read once before.
+    model: maps inputs [B, ...] to logits [B, C], in a tensor, a tuple, a dict or an object with `.logits`,
+    and ends in a Linear layer, which `classifier` names where several answer; or the result of a request
+    before this one, whose sets are then taken where none are given. forget, retain: what the model was
+    trained on, in two parts; or `train`, all of it, and as forget which of it: indices, a mask [N], names of
+    files, ids, or the Path of a .csv, .txt, .json or .npy file of these. validation: never trained on; where
+    there is none, a tenth of the retain set is held out for it, and a line says so. Each set is (inputs,
+    labels) of tensors or arrays, inputs as the model takes them [N, ...], floating-point or int64 tokens, or
+    a dict of several by name; or a map-style Dataset of such pairs or of dicts, as Hugging Face's are, or a
+    DataLoader of one. Without `test` nothing is measured but accuracies on retain and validation set. method:
+    "dau", "ft", "ga" or another that does not retrain, or a function of your own (`dau_fast.method`). config:
+    the method's settings, such as a DauConfig, or a dict of some of its fields; None for the usual ones.
+    retrain: makes a model of the retain set, a Dataset; or such a model: what others are held to. inplace:
+    change `model` too. masks: of a pruned model, whose masked weights stay zero. precision: "auto" (bf16 on
+    CUDA), "fp32", "bf16" or "fp64". engine: how training steps run, "auto" or one of
+    dau_fast.engine.runtime.ENGINES. accumulate: parts a batch is taken in, one after the other, to save
+    memory. activation_checkpointing: compute blocks' activations again in the backward pass, which saves more
+    of it and takes longer. distributed: whether all processes of torch.distributed's default group make this
+    call together, with the same model and sets, each on a device of its own; each has the result. shard:
+    whether each of them holds no more than its share of what is trained: weights, gradients and the
+    optimiser's state. stream: read images while training, ahead of the steps, and hold none; otherwise all
+    sets are held on `device`. Both give the same where a Dataset's items stay the same. One thread calls the
+    Datasets, which so need not be safe for several; it is not the caller's. Labels are those in `targets` or
+    `labels` of a Dataset (or of the one that a Subset is of), as torchvision's have them; where there are
+    none, or where the first item differs from them, every item is read once before.
     Raises UserError (a ValueError) for settings out of range, for sets that do not fit together or do not
     fit the model, and for an item that a Dataset raises an error for.
     """
     chosen = _choose_method(method)
     place = choose_device(device)
     runtime = Runtime(
-        place,
-        choose_precision(precision, place),
-        engine,
-        _join_ranks(distributed),
-        accumulate,
-        activation_checkpointing=activation_checkpointing,
-        shard=shard,
-    )
-    # Forget first, so that its indices count from 0.
-    given = {"forget": forget, "retain": retain, "validation": validation, "test": test}
-    sets = {name: data for name, data in given.items() if data is not None}
-    original = wrap_network(copy.deepcopy(model), runtime, classifier)
-    task = _make_task(original, sets, masks, runtime, seed=seed, stream=stream, progress=progress)
-    outcome = carry_out(task, [chosen], {chosen.name: config})
-    return _make_result(model, chosen.name, outcome)
+        place, choose_precision(precision, place), engine, _join_ranks(distributed), accumulate,
+        activation_checkpointing=activation_checkpointing, shard=shard,
+    )  # fmt: skip
+    sets = {"retain": retain, "train": train, "validation": validation, "test": test}
+    network, given = _follow(model, forget, sets)
+    own = prepare(network, given, runtime, classifier, masks, seed=seed, stream=stream, progress=progress)
+    return _perform(network, own, chosen, config, retrain, inplace=inplace)
 
 
-def _make_task(
-    original: Classifier,
-    sets: dict[str, Labelled],
-    masks: Masks | None,
-    runtime: Runtime,
+def _perform(
+    model: nn.Module, own: Own, method: Method[Any], config: Any, retrain: Any, *, inplace: bool
+) -> Result:
+    """Run `method` on what was prepared of `model`, and look at what came of it."""
+    started, began = datetime.now(UTC), time.perf_counter()
+    outcome = carry_out(own.task, [method], {method.name: config})
+    reference = _take_reference(retrain, own)
+    result = _make_result(model, method, outcome, own, reference, inplace=inplace)
+    return replace(result, _facts=_note(own, method, outcome, started, time.perf_counter() - began))
+
+
+def _follow(model: nn.Module | Result, forget: Any, sets: dict[str, Any]) -> tuple[nn.Module, Given]:
+    """The network, and what is given, with what a request before this one left."""
+    if not isinstance(model, Result):
+        if not isinstance(model, nn.Module):
+            raise UserError(f"the model is a {type(model).__name__}: expected a torch.nn.Module, or a Result")
+        return model, Given(forget, **sets)
+    before = model._following
+    if before is None:
+        raise UserError("this result does not say what it forgot: give its model, and the sets")
+    asked = {name: data for name, data in sets.items() if data is not None}
+    if before.train is None and "retain" not in asked:
+        raise UserError(
+            "the request before this one was given `retain`: give what is left of it, without this `forget`"
+        )
+    if before.train is not None and {"train", "retain"} & asked.keys():
+        raise UserError(
+            "the request before this one was given `train`, whose indices say what is forgotten: leave "
+            "`train` and `retain` out"
+        )
+    return model.model, replace(before, forget=forget, **asked)
+
+
+def _take_reference(retrain: Any, own: Own) -> Reference | None:
+    """The retrained model: given, or made of the retain set here, with the clock on."""
+    if retrain is None:
+        return None
+    task, seconds = own.task, None
+    if isinstance(retrain, nn.Module):
+        made = retrain
+    else:
+        with Stopwatch(task.images.device) as watch:
+            made = retrain(RetainSet(task.images, task.split.retain, own.layout))
+        seconds = watch.seconds
+    if not isinstance(made, nn.Module):
+        raise UserError(f"`retrain` made a {type(made).__name__}: expected a torch.nn.Module")
+    measures = measure_model(own.fit(made), task) if len(task.split.test) else None
+    return Reference(made, measures, seconds)
+
+
+def _make_result(
+    model: nn.Module,
+    method: Method[Any],
+    outcome: Outcome,
+    own: Own,
+    reference: Reference | None,
     *,
-    seed: int,
-    stream: bool,
-    progress: Progress,
-) -> Task:
-    """The task of making `original` forget the first of `sets`."""
-    if type(seed) is not int or not 0 <= seed < 2**32:
-        raise UserError(f"`seed={str(seed)[:80]}`: expected a whole number from 0 to {2**32 - 1}")
-    images, counts = join_sets(sets, stream, runtime.device)
-    images = match_precision(images, runtime)
-    _check_fits(original, images)
-    if masks is not None:
-        masks = masks.to(runtime.device)
-        masks.apply_(original.network)
-    roles = np.concatenate([np.full(counts[name], _ROLES[name], dtype=np.int8) for name in counts])
-    forgotten = Forget("the given set", indices=tuple(range(counts["forget"])))
-    split = make_split(roles, images.labels, forgotten, seed).to(runtime.device)
-    return Task(
-        images, split, seed, original, _no_fresh_network, TrainingRecipe(), progress, masks, runtime=runtime
-    )
-
-
-def _make_result(model: nn.Module, method: str, outcome: Outcome) -> Result:
-    """What the caller of `method` gets: a copy of `model` with the finished weights."""
-    finished = outcome.finished[method]
-    network = copy.deepcopy(model)
+    inplace: bool,
+) -> Result:
+    """What the caller of `method` gets: a copy of `model` with the finished weights, or `model` itself."""
+    finished = outcome.finished[method.name]
+    before, after = own.look(own.task.original), own.look(finished.model)
+    _warn_of_ruin(method, before[0], after[0], len(own.task.split.retain))
+    network = model if inplace else copy.deepcopy(model)
     network.load_state_dict(finished.model.network.state_dict())
+    asked = own.task.split.forget.tolist()
     return Result(
         network,
         finished.seconds,
         finished.compile_seconds,
         outcome.measures.get("original"),
-        outcome.measures.get(method),
-        outcome.settings[method],
+        outcome.measures.get(method.name),
+        outcome.settings[method.name],
         finished.history,
+        method.name,
+        (before[0], after[0]),
+        (before[1], after[1]),
+        own.drawn,
+        reference,
+        own.given.after(asked, own.drawn),
     )
 
 
-def _choose_method(name: str) -> Method[Any]:
-    chosen = get_method(name)
+# Points of retain accuracy, beyond two standard errors, that a method may cost.
+_LOSS = 2.0
+
+
+def _warn_of_ruin(method: Method[Any], before: float, after: float, count: int) -> None:
+    """A line where the model no longer knows what it was to keep; the game never returns such a one."""
+    error = math.sqrt(before * (100 - before) / count)
+    if after < before - _LOSS - 2 * error:
+        logging.getLogger("dau_fast").warning(
+            "%s ruined the model: it was right on %.1f %% of the retain set, and now is on %.1f %%; use "
+            "another method or smaller steps (`config`)",
+            method.name, before, after,
+        )  # fmt: skip
+
+
+def _note(
+    own: Own, method: Method[Any], outcome: Outcome, started: datetime, seconds: float
+) -> dict[str, Any]:
+    """What a report needs beside the result, without holding on to images and models."""
+    task, finished = own.task, outcome.finished[method.name]
+    return {
+        "split": task.split.to(torch.device("cpu")),
+        "seed": task.seed,
+        "runtime": task.runtime,
+        "loops": finished.loops,
+        "method": method,
+        "masked": task.pruned,
+        "started": started,
+        "wall_seconds": seconds,
+    }
+
+
+def _choose_method(asked: str | Callable[..., Any]) -> Method[Any]:
+    chosen = row_of(asked) if callable(asked) else get_method(asked)
     if chosen.reference:
-        raise UserError(f"method '{name}' needs the recipe the model was trained by: retrain it yourself")
+        raise UserError(
+            f"method '{chosen.name}' needs the recipe the model was trained by: retrain it yourself, and "
+            "give it as `retrain`"
+        )
     return chosen
 
 
@@ -170,33 +315,3 @@ def _join_ranks(distributed: bool) -> Ranks:
             "leave it out"
         )
     return Ranks.from_group()
-
-
-_ROLES = {"forget": TRAINING, "retain": TRAINING, "validation": VALIDATION, "test": TEST}
-
-
-def _check_fits(model: Classifier, images: Images) -> None:
-    """One forward pass: (features, logits) of the right shapes, and a logit for every label."""
-    try:
-        with torch.no_grad():
-            features, logits = model.eval()(_first_two(images))
-    except (RuntimeError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"the model cannot take images of shape {images.shape}: {reason}") from error
-    if features.ndim != 2 or logits.ndim != 2 or logits.shape[1] < len(images.class_names):
-        raise UserError(
-            f"the model gives features {list(features.shape)} and logits {list(logits.shape)} for two "
-            f"images: expected [2, D] and [2, C] with C of at least {len(images.class_names)}"
-        )
-    if images.labels.min() < 0:
-        raise UserError("a label is negative: labels count from 0")
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("no parameter of the model requires grad: unfreeze what may change")
-
-
-def _first_two(images: Images) -> Tensor:
-    return images.batch(torch.arange(2, device=images.device))
-
-
-def _no_fresh_network(seed: int) -> Classifier:
-    raise UserError(f"a fresh network (seed {seed}) cannot be made from a caller's model")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,10 +30,22 @@ def save(path: Path, network: nn.Module, metadata: dict[str, str], masks: Masks 
     metadata says which tensors are masked, so that `load_masks` finds the masks again.
     Raises UserError where the masks are of another model, or a masked weight is not zero.
     """
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    tensors = _own_memory(network.state_dict())
     if masks is not None:
         metadata = {**metadata, _MASKED: note(tensors, masks)}
     path.write_bytes(serialize(tensors, metadata={"dau_fast": json.dumps(metadata)}))
+
+
+def _own_memory(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of `state`, each in memory of its own: safetensors refuses weights that are tied."""
+    held: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in state.items():
+        own = tensor.contiguous()
+        place = own.untyped_storage().data_ptr()
+        held[name] = own.clone() if place in taken else own
+        taken.add(place)
+    return held
 
 
 def save_sparse(path: Path, network: nn.Module, masks: Masks, metadata: dict[str, str]) -> None:
@@ -45,17 +58,26 @@ def save_sparse(path: Path, network: nn.Module, masks: Masks, metadata: dict[str
     path.write_bytes(serialize(tensors, metadata={"dau_fast": text}))
 
 
+def check(path: Path) -> None:
+    """UserError for a file that `load` cannot read, whatever the network."""
+    if not exists(path, "file"):
+        raise UserError(f"checkpoint '{path}' does not exist: name a .safetensors or .pt file")
+    _read(path)
+
+
 def load(path: Path, network: nn.Module) -> dict[str, str]:
     """Load weights from a safetensors file, or from a PyTorch one without running its code, in place.
 
     Returns the metadata (empty for a PyTorch file). A file of `save_sparse` gives the weights that were
-    saved, zeros included; `load_masks` gives their masks. Raises UserError for a file that is missing,
+    saved, zeros included; `load_masks` gives their masks. Prefixes that wrappers put before every name, such
+    as "module.", are left out where the network has none. Raises UserError for a file that is missing,
     damaged, executable or of another architecture; `network` is then unchanged.
     """
     if not exists(path, "file"):
         raise UserError(f"checkpoint '{path}' does not exist: name a .safetensors or .pt file")
     wanted = network.state_dict()
     tensors, metadata, _ = _read(path, wanted)
+    tensors = _strip_prefixes(tensors, wanted.keys())
     wrong = [
         name
         for name in wanted.keys() | tensors.keys()
@@ -64,7 +86,7 @@ def load(path: Path, network: nn.Module) -> dict[str, str]:
     if wrong:
         raise UserError(
             f"checkpoint '{path}' is of another architecture ({len(wrong)} of its tensors differ, "
-            f"such as '{min(wrong)}'): name the one it was saved from with `arch`"
+            f"such as '{min(wrong)}'): name the one it was saved from with `arch`{_hint(tensors, wanted)}"
         )
     _check_finite(path, {name: tensor.to(wanted[name].dtype) for name, tensor in tensors.items()})
     network.load_state_dict(tensors)
@@ -134,8 +156,7 @@ def _read_pytorch(path: Path) -> dict[str, Tensor]:
             f"checkpoint '{path}' is damaged or holds more than weights, and nothing in it was run: "
             "save the state_dict as .safetensors"
         ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    content = _unwrap(content)
     if not isinstance(content, dict) or not all(
         isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
     ):
@@ -145,8 +166,42 @@ def _read_pytorch(path: Path) -> dict[str, Tensor]:
             _check_plain(name, tensor)
     except ValueError as error:
         raise UserError(f"checkpoint '{path}' cannot be used: {error}") from error
-    # DataParallel prefixes every name.
-    return {name.removeprefix("module."): tensor for name, tensor in content.items()}
+    return dict(content)
+
+
+# Where training scripts put the weights in a checkpoint that holds more.
+_KEYS = ("state_dict", "model_state_dict", "model", "net", "network", "weights")
+# What DataParallel, torch.compile, Lightning and others put before every name.
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.")
+
+
+def _unwrap(content: Any) -> Any:
+    """The weights in what a script saved, as deep as they lie."""
+    while isinstance(content, dict):
+        inner = next((content[key] for key in _KEYS if isinstance(content.get(key), dict)), None)
+        if inner is None:
+            return content
+        content = inner
+    return content
+
+
+def _strip_prefixes(tensors: dict[str, Tensor], wanted: Collection[str]) -> dict[str, Tensor]:
+    """`tensors` without prefixes that all names have and none of the `wanted` ones."""
+    while tensors and not tensors.keys() & wanted:
+        first = next(iter(tensors))
+        prefix = next((found for found in _PREFIXES if first.startswith(found)), None)
+        if prefix is None or not all(name.startswith(prefix) for name in tensors):
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return tensors
+
+
+def _hint(tensors: dict[str, Tensor], wanted: dict[str, Tensor]) -> str:
+    """What else may help with a ResNet for large images, whose stem we change for small ones."""
+    stem = "conv1.weight"
+    if stem in tensors and stem in wanted and tensors[stem].shape[-1] == 7 and wanted[stem].shape[-1] == 3:
+        return ", such as torchvision:resnet18, whose stem is the ordinary one"
+    return ""
 
 
 def _check_plain(name: str, tensor: Tensor) -> None:

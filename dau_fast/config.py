@@ -186,10 +186,15 @@ class DauConfig:
     turns: int  # steps of the defender, over which lr falls to 0
     batch_size: int = 64  # images of each of retain, forget and validation set
     departure: float = 0.0  # weight of the divergence from the original without the classes that are gone
-    anchor: float = 1.0  # weight of the divergence from the original on the retain set
+    anchor: float = 1.0  # weight of the same divergence on the retain set
     retain_sample: float | None = None  # times as many retain images as forget images are played with,
     # drawn once: the cost then follows the forget set and not the data set; None for all of them
     sensitivity: str = "none"  # one of SENSITIVITIES: what else the attacker sees
+    difficulty: bool = True  # whether it sees how hard an image is for a plain model of the retain set
+    wrong_labels: float | None = None  # share of the forget set whose labels are wrong, which validation is
+    # shown with too; None: estimated from difficulties
+    pull: float = 1.0  # largest norm of the attacker's gradient at the logits of one image, where that of
+    # cross-entropy is below 1.42; 0 for no limit
     beta: float = 0.0  # weight of the Barlow Twins term between images of one class
     lambd: float = 5e-3  # its off-diagonal weight (Zbontar et al. 2021, section 3)
     lr: float = 0.02  # defender
@@ -207,12 +212,15 @@ class DauConfig:
 
     def __post_init__(self) -> None:
         _check_switch(self, "label_conditioned")
+        _check_switch(self, "difficulty")
         _check(self, "batch_size", "norm_images", low=2, whole=True)
         _check(self, "turns", "attacker_hidden", "looks", "look_images", low=1, whole=True)
         _check(self, "warmup_steps", "attacker_steps", whole=True)
         _check(self, "retain_sample", "lr", "attacker_lr", open_low=True)
         _check(self, "alpha", "anchor", "departure", "beta", "lambd", "weight_decay")
+        _check(self, "pull")
         _check(self, "momentum", "exam_share", high=1, open_high=True)
+        _check(self, "wrong_labels", high=1)
         check_choice("sensitivity", self.sensitivity, SENSITIVITIES)
 
     @property
@@ -239,8 +247,11 @@ class DauConfig:
         played_with = sample_size(retain_images, forget_images, retain_sample)
         batch_size = 64 if played_with >= 2000 else 32
         turns = min(320, max(64, round(4 * played_with / 64)))
-        alpha, departure = (0.2, 1.0) if classwise else (5.0, 0.0)
-        return cls(not classwise, alpha, turns, batch_size, departure, retain_sample=retain_sample)
+        alpha, departure = (0.2, 1.0) if classwise else (3.0, 0.0)
+        return cls(
+            not classwise, alpha, turns, batch_size, departure,
+            retain_sample=retain_sample, difficulty=not classwise,
+        )  # fmt: skip
 
 
 def sample_size(retain_images: int, forget_images: int, retain_sample: float | None) -> int:

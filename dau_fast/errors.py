@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -21,7 +22,14 @@ class Diverged(UserError):
 def check_choice(field: str, value: object, known: Iterable[str]) -> None:
     """UserError unless `value`, which `field` was given, is one of `known`."""
     if value not in (choices := tuple(known)):
-        raise UserError(f"`{field}={brief(value)}`: expected one of {', '.join(choices)}")
+        told = f"expected one of {', '.join(choices)}{suggest(value, choices)}"
+        raise UserError(f"`{field}={brief(value)}`: {told}")
+
+
+def suggest(value: object, known: Iterable[str]) -> str:
+    """The one of `known` that is like `value`, as the end of a message; nothing where none is."""
+    near = get_close_matches(brief(value).lower(), list(known), 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def brief(value: object) -> str:

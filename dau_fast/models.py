@@ -6,6 +6,7 @@ input, so torchvision's models and a caller's own need no change and keep their 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -27,14 +28,22 @@ class Outputs(NamedTuple):
 class Classifier(nn.Module):
     """A network and its classifier layer, called for features and logits at once.
 
-    network: any module that maps images [B, ...] to logits [B, C].
+    network: any module that maps images [B, ...] to logits [B, C], or to what `find_logits` finds them in.
     head: name of its last Linear layer; found when not given.
     precision: dtype of the convolutions and matrix products under autocast; None keeps float32.
+    unpack: makes of images [B, ...] the arguments that the network takes by name; None for the images
+    themselves. answers_at_head: whether logits are what the layer gives, whatever the network makes of it.
     Raises UserError where the network has no Linear layer of that name.
     """
 
     def __init__(
-        self, network: nn.Module, head: str | None = None, precision: torch.dtype | None = None
+        self,
+        network: nn.Module,
+        head: str | None = None,
+        precision: torch.dtype | None = None,
+        unpack: Callable[[Tensor], dict[str, Tensor]] | None = None,
+        *,
+        answers_at_head: bool = False,
     ) -> None:
         super().__init__()
         linears = [name for name, m in network.named_modules() if isinstance(m, nn.Linear)]
@@ -47,9 +56,13 @@ class Classifier(nn.Module):
         self.network = network
         self.head_name = name
         self.precision = precision
+        self.unpack, self.answers_at_head = unpack, answers_at_head
         self._features: Tensor | None = None
-        # It stays: a hook that comes and goes with every call cannot be compiled.
-        self._hook = self.head.register_forward_pre_hook(self._keep_features)
+        self._answers: Tensor | None = None
+        # They stay: a hook that comes and goes with every call cannot be compiled.
+        self._hooks = [self.head.register_forward_pre_hook(self._keep_features)]
+        if answers_at_head:
+            self._hooks.append(self.head.register_forward_hook(self._keep_answers))
 
     @property
     def head(self) -> nn.Linear:
@@ -60,24 +73,59 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Outputs:
         """Outputs of `images` [B, ...]; one pass through the network."""
-        self._features = None
+        self._features = self._answers = None
         with torch.autocast(images.device.type, self.precision, enabled=self.precision is not None):
-            logits = self.network(images)
+            told = self.network(images) if self.unpack is None else self.network(**self.unpack(images))
         # Not kept beyond the call, with its graph.
-        features, self._features = self._features, None
+        features, answers, self._features, self._answers = self._features, self._answers, None, None
         if features is None:
             raise UserError(
                 f"layer {self.head_name!r} takes no part in the forward pass: name the classifier layer"
             )
-        return Outputs(_wide(features), _wide(logits))
+        return Outputs(_wide(features), _wide(find_logits(told) if answers is None else answers))
+
+    def wrap(self, network: nn.Module) -> Classifier:
+        """`network`, changed in place from this one's, called as this one is."""
+        return Classifier(
+            network, self.head_name, self.precision, self.unpack, answers_at_head=self.answers_at_head
+        )
 
     def release(self) -> nn.Module:
         """The network, without the hook that reads its features: `self` is not to be called any more."""
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
         return self.network
 
     def _keep_features(self, _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         self._features = inputs[0]
+
+    def _keep_answers(self, _: nn.Module, __: tuple[Tensor, ...], answers: Tensor) -> None:
+        self._answers = answers
+
+
+def find_logits(told: Any) -> Tensor:
+    """The logits [B, C] in what a network returns: a tensor, something with `logits`, or several tensors.
+
+    Of several, in a tuple or list, the first that has two dimensions. Raises UserError where there are none.
+    """
+    if isinstance(told, Tensor):
+        return told
+    named = told.get("logits") if isinstance(told, Mapping) else getattr(told, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    for part in list_tensors(told):
+        if part.ndim == 2:
+            return part
+    raise UserError(
+        f"the model returns a {type(told).__name__} without logits: expected a tensor [B, C], a tuple or "
+        "dict that holds one, or an object with `.logits`"
+    )
+
+
+def list_tensors(told: Any) -> list[Tensor]:
+    """The tensors in a tuple, list or dict that a network returns."""
+    parts = told.values() if isinstance(told, Mapping) else told if isinstance(told, list | tuple) else ()
+    return [part for part in parts if isinstance(part, Tensor)]
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -87,15 +135,22 @@ def _wide(tensor: Tensor) -> Tensor:
 def build(arch: str, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
     """A freshly initialised network `arch` for images of `image_shape` (channels, H, W).
 
-    arch: `small`, `resnet18`, `resnet50`, `vgg16`, or any torchvision classifier by its name there.
+    arch: `small`, `resnet18`, `resnet50`, `vgg16`, or any torchvision classifier by its name there, which for
+    small images get stems for these; `torchvision:NAME` as it is there; `timm:NAME`, where timm is installed.
     Draws from torch's global generator. Raises UserError for an unknown name or an unfit image size.
     """
     channels, height, width = image_shape
     small_image = max(height, width) <= SMALL_IMAGE
     if arch == "small":
         return SmallResNet(channels, classes)
-    network = _torchvision(arch, classes, small_image)
-    if channels != 3:
+    library, _, name = arch.rpartition(":")
+    if library == "timm":
+        network = _timm(arch, name, classes, image_shape)
+    else:
+        network = _torchvision(
+            name if library == "torchvision" else arch, classes, small_image and not library
+        )
+    if channels != 3 and library != "timm":
         _replace_stem(network, channels)
     try:
         with torch.no_grad():
@@ -105,6 +160,20 @@ def build(arch: str, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
         raise UserError(f"`arch={arch}` cannot take {height}x{width} images: {reason}") from error
     assert logits.shape == (1, classes)
     return network.train()
+
+
+def _timm(arch: str, name: str, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise UserError(f"`arch={arch}` needs timm, which is not installed: pip install timm") from error
+    size: dict[str, Any] = {"img_size": image_shape[1:]} if "vit" in name or "swin" in name else {}
+    try:
+        network = timm.create_model(name, num_classes=classes, in_chans=image_shape[0], **size)
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"`arch={arch}` cannot be made: {str(error).splitlines()[0]}") from error
+    made: nn.Module = network
+    return made
 
 
 def _torchvision(arch: str, classes: int, small_image: bool) -> nn.Module:

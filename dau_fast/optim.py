@@ -14,18 +14,17 @@ device of the parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT
 
+from dau_fast.ops._named_parameters import MasksByName, list_each_once, list_names, pack_in_order
+from dau_fast.ops._step_plan import Order, StepPlan, memory_order, permuted
 from dau_fast.ops.masked_step import masked_adamw_op, masked_sgd_op
-from dau_fast.ops.packed_masks import apply_masks_, check_mask, pack_mask, unpack_mask
-
-# What a caller may give: by parameter name, as in dau_fast.prune.Masks.
-MasksByName = Mapping[str, Tensor]
+from dau_fast.ops.packed_masks import apply_masks_
 
 
 class _Kept(NamedTuple):
@@ -36,7 +35,7 @@ class _Kept(NamedTuple):
 
     name: str
     shape: torch.Size
-    order: tuple[int, ...] | None
+    order: Order
     mask: Tensor | None
 
 
@@ -53,8 +52,9 @@ class MaskedOptimizer(Optimizer):
     def __init__(self, params: ParamsT, masks: MasksByName, defaults: dict[str, Any]) -> None:
         _check_rates(defaults)
         self._kept: dict[Tensor, _Kept] = {}
-        super().__init__(_each_once(params), defaults)
-        names = [name for group in self.param_groups for name in _names(group)]
+        self._plans: dict[int, StepPlan] = {}  # by the place of their group
+        super().__init__(list_each_once(params), defaults)
+        names = [name for group in self.param_groups for name in list_names(group)]
         if strange := [name for name in masks if name not in names]:
             raise ValueError(
                 f"masks has {strange[0]!r}, which is none of the {len(names)} parameters: expected names "
@@ -81,7 +81,7 @@ class MaskedOptimizer(Optimizer):
                 continue
             state = self.state.get(parameter, {})
             found = [parameter, *(state[key] for key in self._kept_zero if state.get(key) is not None)]
-            tensors += [_permuted(tensor, kept.order) for tensor in found]
+            tensors += [permuted(tensor, kept.order) for tensor in found]
             bits += [kept.mask] * len(found)
         apply_masks_(tensors, bits)
 
@@ -106,7 +106,7 @@ class MaskedOptimizer(Optimizer):
                     _check_state_tensor(self._kept[parameter], key, state[key])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_kept": self._kept}
+        return {**super().__getstate__(), "_kept": self._kept, "_plans": {}}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -115,9 +115,14 @@ class MaskedOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for place, group in enumerate(self.param_groups):
+            plan = self._plans.get(place)
+            grads = plan and plan.find_gradients(group["params"], self._list_keys(group), self.state)
+            if plan and grads:
+                self._run(group, plan.weights, grads, plan.families, [False] * len(grads), plan.masks)
+                continue
             for entries in self._with_gradients(group["params"]):
-                self._update(group, entries)
+                self._update(place, group, entries)
         return loss
 
     def _with_gradients(self, parameters: list[Tensor]) -> Iterable[list[_Entry]]:
@@ -142,16 +147,54 @@ class MaskedOptimizer(Optimizer):
             return [entries]
         return [[entry for entry in entries if entry[0].device == device] for device in devices]
 
-    def _update(self, group: dict[str, Any], entries: list[_Entry]) -> None:
-        """Step the parameters of `entries`, all on one device."""
+    def _update(self, place: int, group: dict[str, Any], entries: list[_Entry]) -> None:
+        """Step the parameters of `entries`, all on one device; what stays the same is kept as a plan."""
+        first = [self._begin(group, parameter) for parameter, _, _ in entries]
+        orders, keys = [kept.order for _, _, kept in entries], self._list_keys(group)
+        masks = [kept.mask for _, _, kept in entries]
+        parameters = [parameter for parameter, _, _ in entries]
+        weights = [permuted(parameter, kept.order) for parameter, _, kept in entries]
+        grads = [permuted(grad, kept.order) for _, grad, kept in entries]
+        states = [self.state[parameter] for parameter in parameters] if keys else []
+        families = [
+            [
+                permuted(s[key], o if key in self._kept_zero else None)
+                for s, o in zip(states, orders, strict=True)
+            ]
+            for key in keys
+        ]
+        self._run(group, weights, grads, families, first, masks)
+        if len(parameters) == len(group["params"]):
+            self._plans[place] = StepPlan(
+                parameters, weights, families, masks, orders, self.state, states, keys
+            )
+
+    def _begin(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        """Make the parameter's state where there is none; whether this is its first step."""
+        raise NotImplementedError
+
+    def _list_keys(self, group: dict[str, Any]) -> tuple[str, ...]:
+        """Entries of a parameter's state that a step reads and writes."""
+        raise NotImplementedError
+
+    def _run(
+        self,
+        group: dict[str, Any],
+        weights: list[Tensor],
+        grads: list[Tensor],
+        families: list[list[Tensor]],
+        first: list[bool],
+        masks: list[Tensor | None],
+    ) -> None:
+        """Call the op. families: states by key; all with dimensions as they lie in memory."""
         raise NotImplementedError
 
     def _attach(self, group: dict[str, Any], masks: MasksByName) -> None:
-        for name, parameter in zip(_names(group), group["params"], strict=True):
+        for name, parameter in zip(list_names(group), group["params"], strict=True):
             if not parameter.is_floating_point():
                 raise ValueError(f"{name} is {parameter.dtype}: expected floating point")
-            order = _memory_order(parameter)
-            mask = _packed_in_order(masks, name, parameter, order) if name in masks else None
+            order = memory_order(parameter)
+            mask = pack_in_order(masks, name, parameter, order) if name in masks else None
             self._kept[parameter] = _Kept(name, parameter.shape, order, mask)
 
     def _rate(self, group: dict[str, Any]) -> tuple[float, Tensor | None]:
@@ -191,19 +234,26 @@ class MaskedSGD(MaskedOptimizer):
         }  # fmt: skip
         super().__init__(params, masks, defaults)
 
-    def _update(self, group: dict[str, Any], entries: list[_Entry]) -> None:
-        momenta: list[Tensor] = []
-        first: list[bool] = []
-        if group["momentum"] != 0:
-            for parameter, _, _ in entries:
-                state = self.state[parameter]
-                buffer = state.get("momentum_buffer")
-                first.append(buffer is None)
-                if buffer is None:
-                    _refuse_to_begin_in_a_capture()
-                    buffer = state["momentum_buffer"] = torch.zeros_like(parameter)
-                momenta.append(buffer)
-        (weights, grads, momenta), masks = _in_memory_order(entries, momenta)
+    def _list_keys(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return self._kept_zero if group["momentum"] else ()
+
+    def _begin(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        if not group["momentum"] or self.state[parameter].get("momentum_buffer") is not None:
+            return False
+        _refuse_to_begin_in_a_capture()
+        self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return True
+
+    def _run(
+        self,
+        group: dict[str, Any],
+        weights: list[Tensor],
+        grads: list[Tensor],
+        families: list[list[Tensor]],
+        first: list[bool],
+        masks: list[Tensor | None],
+    ) -> None:
+        momenta, first = (families[0], first) if families else ([], [])
         masked_sgd_op(
             weights, grads, momenta, masks, first, *self._rate(group), float(group["momentum"]),
             float(group["dampening"]), float(group["weight_decay"]), group["nesterov"], group["maximize"],
@@ -259,26 +309,33 @@ class MaskedAdamW(MaskedOptimizer):
                     "and exp_avg_sq"
                 )
 
-    def _update(self, group: dict[str, Any], entries: list[_Entry]) -> None:
-        exp_avgs: list[Tensor] = []
-        exp_avg_sqs: list[Tensor] = []
-        steps: list[Tensor] = []
-        for parameter, _, _ in entries:
-            state = self.state[parameter]
-            if "step" not in state:
-                _refuse_to_begin_in_a_capture()
-                # On the parameter's device, as torch's capturable: a captured graph counts on.
-                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                state["exp_avg"] = torch.zeros_like(parameter)
-                state["exp_avg_sq"] = torch.zeros_like(parameter)
-            exp_avgs.append(state["exp_avg"])
-            exp_avg_sqs.append(state["exp_avg_sq"])
-            steps.append(state["step"])
-        (weights, grads, exp_avgs, exp_avg_sqs), masks = _in_memory_order(entries, exp_avgs, exp_avg_sqs)
+    def _list_keys(self, group: dict[str, Any]) -> tuple[str, ...]:
+        return (*self._kept_zero, "step")
+
+    def _begin(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        state = self.state[parameter]
+        if "step" in state:
+            return False
+        _refuse_to_begin_in_a_capture()
+        # On the parameter's device, as torch's capturable: a captured graph counts on.
+        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        state["exp_avg"] = torch.zeros_like(parameter)
+        state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return True
+
+    def _run(
+        self,
+        group: dict[str, Any],
+        weights: list[Tensor],
+        grads: list[Tensor],
+        families: list[list[Tensor]],
+        first: list[bool],
+        masks: list[Tensor | None],
+    ) -> None:
         beta1, beta2 = group["betas"]
         masked_adamw_op(
-            weights, grads, exp_avgs, exp_avg_sqs, steps, masks, *self._rate(group), float(beta1),
-            float(beta2), float(group["eps"]), float(group["weight_decay"]), group["maximize"],
+            weights, grads, *families, masks, *self._rate(group), float(beta1), float(beta2),
+            float(group["eps"]), float(group["weight_decay"]), group["maximize"],
         )  # fmt: skip
 
 
@@ -291,78 +348,6 @@ def _refuse_to_begin_in_a_capture() -> None:
             "a parameter's first step is being captured in a CUDA graph, and every replay would be a first "
             "step: call step() once before the capture"
         )
-
-
-# ---- parameters and their masks
-
-
-def _each_once(params: ParamsT) -> list[Any]:
-    """`params` as a list, each shared parameter where it comes first."""
-    seen: set[Tensor] = set()
-
-    def fresh(members: Any) -> list[Any]:
-        kept = []
-        for member in [members] if isinstance(members, Tensor) else list(members):
-            parameter = member[1] if isinstance(member, tuple) else member
-            if parameter not in seen:
-                seen.add(parameter)
-                kept.append(member)
-        return kept
-
-    if isinstance(params, Tensor):
-        raise ValueError("params is a tensor: expected model.named_parameters()")
-    entries: list[Any] = list(params)
-    if entries and isinstance(entries[0], dict):
-        return [{**entry, "params": fresh(entry["params"])} for entry in entries]
-    return fresh(entries)
-
-
-def _names(group: dict[str, Any]) -> list[str]:
-    if "param_names" not in group:
-        raise ValueError(
-            "params have no names, by which masks are found: pass model.named_parameters(), or groups of "
-            "(name, parameter) pairs"
-        )
-    return list(group["param_names"])
-
-
-def _packed_in_order(
-    masks: MasksByName, name: str, parameter: Tensor, order: tuple[int, ...] | None
-) -> Tensor:
-    """The packed mask of `parameter` with its dimensions in `order`, on its device."""
-    packed = getattr(masks, "packed", None)
-    mask = (packed(name) if packed is not None else masks[name]).to(parameter.device)
-    check_mask(f"mask of {name}", mask, parameter)
-    if mask.dtype == torch.bool:
-        return pack_mask(_permuted(mask, order))
-    if order is None:
-        # A copy: a change of the caller's masks must not reach only half of what depends on them.
-        return mask.clone(memory_format=torch.contiguous_format)
-    return pack_mask(_permuted(unpack_mask(mask, parameter.shape), order))
-
-
-def _memory_order(tensor: Tensor) -> tuple[int, ...] | None:
-    """The order of dimensions in which `tensor` lies row by row, as in channels_last; None as they are."""
-    if tensor.is_contiguous():
-        return None
-    strides = tensor.stride()
-    return tuple(sorted(range(tensor.ndim), key=lambda dim: -strides[dim]))
-
-
-def _permuted(tensor: Tensor, order: tuple[int, ...] | None) -> Tensor:
-    return tensor if order is None else tensor.permute(order)
-
-
-def _in_memory_order(
-    entries: list[_Entry], *states: list[Tensor]
-) -> tuple[list[list[Tensor]], list[Tensor | None]]:
-    """Parameters, gradients and `states` with dimensions as the parameters' lie in memory; masks."""
-    families = [[parameter for parameter, _, _ in entries], [grad for _, grad, _ in entries], *states]
-    turned = [(place, kept.order) for place, (_, _, kept) in enumerate(entries) if kept.order is not None]
-    for family in families:
-        for place, order in turned if family else ():
-            family[place] = _permuted(family[place], order)
-    return families, [kept.mask for _, _, kept in entries]
 
 
 # ---- what is refused before memory is touched

@@ -17,14 +17,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import click
 import torch
 
 from dau_fast import checkpoints
+from dau_fast.commands.help import GroupedCommand
 from dau_fast.config import RETRAIN_RECIPES, SENSITIVITIES
 from dau_fast.data.named import NAMES, RESIZED, STORED
+from dau_fast.data.normalisation import NORMALISATIONS
 from dau_fast.data.progress import Progress, silent
 from dau_fast.engine.launch import Launch, Stopped, end_cleanly_when_stopped, lost_contact, undisturbed
 from dau_fast.engine.ranks import Ranks
@@ -34,6 +37,7 @@ from dau_fast.job.assembly import measure_sensitivities
 from dau_fast.job.config_file import read_config
 from dau_fast.job.experiment import SeedResult, run_experiment
 from dau_fast.job.keeping import Keeper
+from dau_fast.job.loading import load_module
 from dau_fast.job.provenance import describe_origin
 from dau_fast.job.request import Request, make_experiment
 from dau_fast.methods.registry import find_methods
@@ -70,22 +74,48 @@ def _read_config(context: click.Context, _: click.Parameter, path: Path | None) 
     context.default_map = {name: value for name, value in options.items() if value is not None}
 
 
-@click.command(
-    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
-    epilog="Unlearned models are audited by: python -m dau_fast audit --help",
-)
+def _load_plugins(_: click.Context, __: click.Parameter, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Run the users' code that registers methods, before any method's name is read."""
+    for name in names:
+        load_module(name)
+    return names
+
+
+class _Unlearn(GroupedCommand):
+    examples = (
+        "dau_fast --forget class:3",
+        "dau_fast --dataset folder --data DIR --arch resnet18 --checkpoint model.safetensors \\",
+        "    --forget file:requests.csv",
+        "dau_fast --dataset folder --data DIR --model net.py:make --mean imagenet --checkpoint model.pt \\",
+        "    --forget file:delete.txt --methods dau",
+        "dau_fast --forget random:0.1 --methods all --tune 20 --repeats 5",
+    )
+
+
+@click.command(cls=_Unlearn, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--dataset", default="digits", help=f"One of {_listed(NAMES)}.")
 @click.option("--data", type=Path, help=f"Where the data set is; {_listed(STORED)}: holds train/ and test/.")
 @click.option("--download", is_flag=True, help="Fetch a data set that is missing.")
 @click.option("--image-size", type=_PIXELS, help=f"Pixels; resize to a square; {_listed(RESIZED)} alone.")
+@click.option("--mean", help=f"Of pixels / 255, a number a channel; or {_listed(NORMALISATIONS)}.")
+@click.option("--std", help="Standard deviation, alike; both as the model was trained with.")
 @click.option(
     "--stream", default="auto", help="Read images while training: on, off, auto if memory is short."
 )
-@click.option("--arch", default="small", help="small, resnet18, resnet50, vgg16, or torchvision's name.")
+@click.option(
+    "--arch", default="small", help="small, resnet18, resnet50, vgg16, torchvision's name, timm:NAME."
+)
+@click.option("--model", help="Your own network in place of --arch: FILE.py:factory or module:factory.")
 @click.option("--checkpoint", type=Path, help="The trained model, .safetensors or a state_dict.")
 @click.option("--epochs", type=_POSITIVE, help="Training length of the original and of retraining.")
-@click.option("--forget", default="random:0.1", help="random:0.1, class:3 or indices:FILE.")
+@click.option(
+    "--forget", default="random:0.1", help="random:0.1, class:3, or file:FILE of indices or file names."
+)
 @click.option("--methods", default="dau,retrain", help=f"all, or some of {_listed(find_methods())}.")
+@click.option(
+    "--plugin", multiple=True, is_eager=True, callback=_load_plugins, metavar="FILE.py",
+    help="Python that registers methods of yours (dau_fast.method); also an installed module.",
+)  # fmt: skip
 @click.option("--retrain-recipe", default="both", help=f"One of {_listed(RETRAIN_RECIPES)}.")
 @click.option("--prune", default="none", help=f"Prune the original: none, {_listed(find_pruners())}.")
 @click.option("--sparsity", type=float, help="Share of the convolutions' weights to prune; 0.95.")
@@ -162,7 +192,9 @@ def _write(folder: Path, report: dict[str, Any], result: SeedResult) -> None:
     """Weights, report and page into `folder`."""
     run, masks = report["run"], result.outcome.masks
     for name, network in result.networks.items():
-        metadata = describe_origin(run["dataset"], run["arch"], name, result.roles, result.split)
+        metadata = describe_origin(
+            run["dataset"], run["arch"], name, result.roles, result.outcome.task, guessed=result.guessed
+        )
         checkpoints.save(folder / f"{name}.safetensors", network, metadata, masks.get(name))
         if name in masks:
             checkpoints.save_sparse(folder / f"{name}.sparse.safetensors", network, masks[name], metadata)
@@ -230,6 +262,7 @@ def _prepare_streams() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(_OneLine("%(levelname)s: %(message)s"))
     logging.basicConfig(handlers=[handler])
+    logging.getLogger("dau_fast").setLevel(logging.INFO)
 
 
 class _OneLine(logging.Formatter):
@@ -271,5 +304,17 @@ def _fail(launch: Launch | None, message: str, code: int) -> int:
     return code
 
 
+class _Callable(ModuleType):
+    """This module, which bears the name of the call from Python, and so can be called as it."""
+
+    def __call__(self, *sets: Any, **named: Any) -> Any:
+        """See `dau_fast.api.unlearn`."""
+        from dau_fast.api import unlearn as call
+
+        return call(*sets, **named)
+
+
+if __name__ != "__main__":
+    sys.modules[__name__].__class__ = _Callable
 if __name__ == "__main__":
     main()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +21,46 @@ torch.set_num_threads(1)
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where device tests run")
     parser.addoption("--slow", action="store_true", help="also run tests that are marked slow")
+    parser.addoption("--only-device", action="store_true", help="only tests that take a device")
+    parser.addoption("--outcomes", type=Path, help="file that gets a line of JSON a test as it ends")
+    parser.addoption("--seconds-a-test", type=int, default=0, help="after which a test fails; 0 for never")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tests compare with exact results: CUDA's own shortcuts are off, and what is not written is NaN."""
+    if config.getoption("--device") == "cuda":
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
+    limit = item.config.getoption("--seconds-a-test")
+
+    def give_up(*_: object) -> None:
+        raise TimeoutError(f"the test takes longer than {limit} s")
+
+    before = signal.signal(signal.SIGALRM, give_up) if limit else None
+    signal.alarm(limit)
+    try:
+        return (yield)
+    finally:
+        signal.alarm(0)
+        if limit:
+            signal.signal(signal.SIGALRM, before)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    report = yield
+    file = item.config.getoption("--outcomes")
+    if file and (report.when == "call" or not report.passed):
+        row = {"test": item.nodeid, "outcome": report.outcome, "seconds": report.duration}
+        if report.failed:
+            row["reason"] = str(call.excinfo and call.excinfo.value)[:500]
+        with file.open("a") as out:
+            out.write(json.dumps(row) + "\n")
+    return report
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -30,8 +73,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         others.add("interpreter")
     if not config.getoption("--slow"):
         others.add("slow")
-    left_out = [item for item in items if any(map(item.get_closest_marker, others))]
-    items[:] = [item for item in items if not any(map(item.get_closest_marker, others))]
+    only_device = config.getoption("--only-device")
+
+    def chosen(item: pytest.Item) -> bool:
+        without = only_device and "device" not in getattr(item, "fixturenames", ())
+        return not without and not any(map(item.get_closest_marker, others))
+
+    left_out = [item for item in items if not chosen(item)]
+    items[:] = filter(chosen, items)
     config.hook.pytest_deselected(items=left_out)
 
 

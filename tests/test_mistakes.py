@@ -71,7 +71,7 @@ def files(place: Path, once: Called, pictures: Path) -> Path:
     # The header's length is wrong: Pillow gives up with a ValueError.
     damaged = png[:8] + b"\0\0\0\5" + png[12:]
     for file, content in {
-        "damaged/train/a/0.png": damaged, "damaged/test/a/0.png": damaged, "train_only/train/a/0.png": png,
+        "damaged/train/a/0.png": damaged, "damaged/test/a/0.png": damaged, "test_only/test/a/0.png": png,
     }.items():  # fmt: skip
         (folder / file).parent.mkdir(parents=True)
         (folder / file).write_bytes(content)
@@ -94,6 +94,8 @@ MISTAKES = [
     ("--arch alexnet_9", "--arch alexnet_9: expected small, "),
     ("--methods dau,magic", "method 'magic'"),
     ("--methods all,magic", "method 'magic'"),
+    ("--methods dua", "did you mean dau?"),
+    ("--dataset cifar", "did you mean cifar10?"),
     ("--tune 0", "--tune"),
     ("--methods dau,", "method ''"),
     ("--sensitivity labels", "--sensitivity labels: expected one of none, "),
@@ -141,7 +143,7 @@ MISTAKES = [
     ("--dataset folder", "--data DIR"),
     ("--dataset folder --data {files}/missing", "missing' is not a folder"),
     ("--dataset folder --data {files}/twice.txt", "twice.txt' is not a folder"),
-    ("--dataset folder --data {files}/train_only", "'test' folder"),
+    ("--dataset folder --data {files}/test_only", "'train' folder"),
     ("--dataset folder --data {files}/damaged", "0.png"),
     ("--dataset cifar10 --data {files}/missing", "--download"),
     ("--dataset cifar10 --data {files}/twice.txt", "twice.txt"),

@@ -413,3 +413,99 @@ def test_a_state_that_was_swapped_for_a_shorter_one_is_refused() -> None:
     optimizer.state[parameter]["momentum_buffer"] = torch.ones(16)
     with pytest.raises(ValueError, match="momenta"):
         optimizer.step()
+
+
+# ---- what a step keeps for the next
+
+
+def train_with(kind: type, change: Callable[[Any, nn.Module], None] | None, plans: bool) -> list[Tensor]:
+    """Weights after steps with something in between; plans: whether what was found in one serves the next."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Conv2d(4, 2, 3)).to(memory_format=torch.channels_last)
+    masks = {name: torch.rand(p.shape) < 0.5 for name, p in model.named_parameters() if p.ndim > 1}
+    more = {"momentum": 0.9} if kind is MaskedSGD else {}
+    optimizer = kind(model.named_parameters(), masks, lr=0.01, **more)
+    for step in range(6):
+        for place, p in enumerate(model.parameters()):
+            p.grad = (p.detach() + step + place).cos()
+        if step == 3 and change:
+            change(optimizer, model)
+        if not plans:
+            optimizer._plans.clear()
+        optimizer.step()
+    return [p.detach() for p in model.parameters()]
+
+
+def lose_a_gradient(_: Any, model: nn.Module) -> None:
+    model[0].weight.grad = None
+
+
+def begin_anew(optimizer: Any, _: nn.Module) -> None:
+    optimizer.state.clear()
+
+
+def load(optimizer: Any, _: nn.Module) -> None:
+    state = copy.deepcopy(optimizer.state_dict())
+    for entry in state["state"].values():
+        for key in ("momentum_buffer", "exp_avg"):
+            if key in entry:
+                entry[key] = entry[key] + 1
+    optimizer.load_state_dict(state)
+
+
+def replace_one_state(optimizer: Any, model: nn.Module) -> None:
+    state = optimizer.state[model[1].weight]
+    key = "exp_avg" if "exp_avg" in state else "momentum_buffer"
+    state[key] = torch.zeros_like(state[key])
+
+
+def move_a_weight(_: Any, model: nn.Module) -> None:
+    model[0].bias.data = model[0].bias.detach().clone() + 1
+
+
+def change_a_gradients_layout(_: Any, model: nn.Module) -> None:
+    weight = model[0].weight
+    weight.grad = weight.grad.contiguous(memory_format=torch.contiguous_format)
+
+
+CHANGES = [
+    None, lose_a_gradient, begin_anew, load, replace_one_state, move_a_weight, change_a_gradients_layout,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", [MaskedSGD, MaskedAdamW])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change and change.__name__)
+def test_what_changes_between_steps_is_seen(
+    kind: type, change: Callable[[Any, nn.Module], None] | None
+) -> None:
+    for one, other in zip(train_with(kind, change, True), train_with(kind, change, False), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_momentum_that_comes_later_is_seen() -> None:
+    found = []
+    for plans in (True, False):
+        weight = nn.Parameter(torch.ones(5))
+        optimizer = MaskedSGD([("w", weight)], {}, lr=0.1)
+        for step in range(4):
+            weight.grad = torch.full((5,), 1.0 + step)
+            optimizer.param_groups[0]["momentum"] = 0.9 * (step > 1)
+            if not plans:
+                optimizer._plans.clear()
+            optimizer.step()
+        found.append(weight.detach())
+    assert torch.equal(*found)
+
+
+def test_a_second_step_looks_at_nothing_but_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(20)))
+    optimizer = MaskedSGD(model.named_parameters(), {}, lr=0.1, momentum=0.9)
+    for p in model.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+    def walk(self: Any, parameters: Any) -> Any:
+        raise AssertionError("the parameters are walked over again")
+
+    monkeypatch.setattr(MaskedOptimizer, "_with_gradients", walk)
+    optimizer.step()

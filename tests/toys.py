@@ -19,6 +19,7 @@ from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.runtime import Runtime
 from dau_fast.methods import original
 from dau_fast.methods.dau.game import Game, plan_game
+from dau_fast.methods.dau.shown import prepare_shown
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
 
@@ -88,7 +89,8 @@ def game_of(task: Task, config: DauConfig, turns: int | None = None) -> Iterator
     task, schedule = plan_game(task, config)
     if turns is not None:
         schedule = dataclasses.replace(schedule, turns=turns, look_every=turns + 1)
-    with Game(copy.deepcopy(task.original), task.original, task, config, schedule) as game:
+    shown = prepare_shown(task, config)
+    with Game(copy.deepcopy(task.original), task.original, task, config, schedule, shown) as game:
         yield game
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.cost import Job, Network, count_memory, count_network, count_training_memory
+from dau_fast.data.images import Images
 from dau_fast.data.split import Forget
 from dau_fast.engine.runtime import Runtime, choose_precision
+from dau_fast.errors import UserError
 from dau_fast.job.assembly import network_builder
 from dau_fast.job.experiment import Experiment
 from dau_fast.methods.registry import get_method
@@ -23,6 +27,7 @@ from dau_fast.methods.task import Task
 from support.jobs import settings, synthetic, untrained
 from support.loops import flops_an_image, playing, training
 from support.measuring import flops_per_second, peak_memory, seconds
+from support.recording import append_row
 
 BATCHES, STEPS, ROUNDS = (32, 64, 128, 256), 10, 5
 
@@ -30,7 +35,7 @@ BATCHES, STEPS, ROUNDS = (32, 64, 128, 256), 10, 5
 def task(device: torch.device, engine: str, smoke: bool) -> Task:
     """An untrained ResNet-50 on as many images as show what resident ones cost; toys: the small network."""
     count, size, classes, arch = (180, 16, 10, "small") if smoke else (6000, 224, 1000, "resnet50")
-    images = synthetic(count, size, classes).to(device)
+    images = _images(count, size, classes, device)
     runtime = Runtime(device, choose_precision("auto", device), engine)
     job = Experiment(
         images, Forget("random:0.1", fraction=0.1), (get_method("dau"),),
@@ -39,8 +44,17 @@ def task(device: torch.device, engine: str, smoke: bool) -> Task:
     return untrained(job)
 
 
-def rows(device: torch.device, smoke: bool) -> list[dict[str, Any]]:
-    """One row for each batch size, engine and kind of step; a batch that memory does not hold says so."""
+@cache
+def _images(count: int, size: int, classes: int, device: torch.device) -> Images:
+    """Made once: a GB of random numbers takes longer than a row."""
+    return synthetic(count, size, classes).to(device)
+
+
+def rows(device: torch.device, smoke: bool, file: Path) -> list[dict[str, Any]]:
+    """One row for each batch size, engine and kind of step, in `file` as it comes.
+
+    A batch that memory does not hold says so.
+    """
     found = []
     for engine in ("eager", "captured") if device.type == "cuda" else ("eager",):
         for batch in (8,) if smoke else BATCHES:
@@ -48,6 +62,7 @@ def rows(device: torch.device, smoke: bool) -> list[dict[str, Any]]:
                 found.append({"what": what, "engine": engine, "batch": batch} | _row(
                     device, engine, batch, what, smoke
                 ))  # fmt: skip
+                append_row(file, found[-1])
                 print(found[-1], flush=True)
     return found
 
@@ -63,13 +78,14 @@ def _row(device: torch.device, engine: str, batch: int, what: str, smoke: bool) 
     network = count_network(model, chosen.images.batch(chosen.split.train[:8]))
     expected = {"predicted_bytes": predicted(chosen, network, config, what)}
     flops = flops_an_image(model, chosen)
-    peak = flops_per_second(device, 256 if smoke else 8192, model.precision or torch.float32)
+    peak = flops_per_second(device, 256 if smoke else 1024, model.precision or torch.float32)
     try:
         game = what == "game"
         work = playing(chosen, config, steps) if game else training(chosen, batch, steps)
         taken = seconds(work, device, 2 if smoke else ROUNDS)
         held = most_held(work, device)
-    except torch.OutOfMemoryError:
+    # The engine tries smaller parts before it gives up, which says so.
+    except (torch.OutOfMemoryError, UserError):
         return {"out_of_memory": True} | expected
     rate = (3 if game else 1) * batch * steps / taken
     return {

@@ -23,6 +23,7 @@ from dau_fast.engine.runtime import Runtime, choose_precision
 from dau_fast.engine.training import make_loop, train
 from dau_fast.job.assembly import network_builder
 from dau_fast.methods.dau.game import Game, plan_game
+from dau_fast.methods.dau.shown import prepare_shown
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
 from support import plain
@@ -67,7 +68,8 @@ def training_by_loader(task: Task, batch_size: int, steps: int) -> Callable[[], 
 
 def playing(task: Task, config: DauConfig, steps: int) -> Callable[[], None]:
     task, schedule = plan_game(task, config)
-    game = Game(copy.deepcopy(task.original), task.original.eval(), task, config, schedule)
+    shown = prepare_shown(task, config)
+    game = Game(copy.deepcopy(task.original), task.original.eval(), task, config, schedule, shown)
     game.warm_up()
     return stepping(replace(game.make_loop(), steps=steps), task.runtime)
 
@@ -76,14 +78,15 @@ def playing_by_loader(task: Task, config: DauConfig, steps: int) -> Callable[[],
     network = _plain_network(task)
     pictures = plain.Pictures(task.images, augmented=True)
     job = plain.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
-    game = plain.Game(network, copy.deepcopy(network), job, plain._shown_by_all(network, pictures, job))
+    rated = plain.Rated(pictures, job)
+    game = plain.Game(network, copy.deepcopy(network), job, plain._shown_by_all(network, rated, job))
     sets = (task.split.retain, task.split.forget, task.split.validation)
-    batches = [plain._endless(pictures, index, config.batch_size) for index in sets]
+    batches = [plain._endless(rated, index, config.batch_size) for index in sets]
     device = task.images.device
 
     def work() -> None:
         for _, *parts in zip(range(steps), *batches, strict=False):
-            game.turn(*((images.to(device), labels.to(device)) for images, labels in parts))
+            game.turn(*(tuple(column.to(device) for column in part) for part in parts))
 
     return work
 

@@ -12,6 +12,7 @@ import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from PIL import Image
@@ -26,11 +27,12 @@ from dau_fast.data.images import Images
 from dau_fast.data.split import Split
 from dau_fast.engine.batches import steps_for
 from dau_fast.methods.dau.attacker import Attacker
+from dau_fast.methods.dau.difficulty import fit_plain_model, rate_difficulty
 
-Batch = tuple[Tensor, Tensor]
+Batch = tuple[Tensor, ...]
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
+class Pictures(Dataset[tuple[Any, ...]]):
     """`images` as (tensor, label) pairs, each made from a PIL image when it is asked for."""
 
     def __init__(self, images: Images, augmented: bool) -> None:
@@ -48,7 +50,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
         return self.transform(self.pictures[index]), self.labels[index]
 
 
@@ -66,6 +68,27 @@ class Job:
     @property
     def device(self) -> torch.device:
         return self.images.device
+
+
+class Rated(Dataset[tuple[Any, ...]]):
+    """The same pairs, each with how hard the image is, by the package's plain model."""
+
+    def __init__(self, pictures: Pictures, job: Job) -> None:
+        self.pictures, split, labels = pictures, job.split, job.images.labels
+        self.difficulty = torch.zeros(len(labels))
+        if job.config.difficulty:
+            classes, chance = len(job.images.class_names), torch.Generator(job.device).manual_seed(0)
+            model = fit_plain_model(job.images, split, labels, classes, chance)
+            assert model is not None
+            for index in (split.forget, split.validation):
+                (found,) = rate_difficulty(model, job.images, index, [labels])
+                self.difficulty[index.cpu()] = found.cpu()
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return *self.pictures[index], self.difficulty[index]
 
 
 def run(job: Job) -> dict[str, float]:
@@ -95,12 +118,12 @@ def run(job: Job) -> dict[str, float]:
     return seconds
 
 
-def loader(data: Dataset[tuple[Tensor, int]], index: Tensor, batch_size: int) -> DataLoader[Batch]:
+def loader(data: Dataset[tuple[Any, ...]], index: Tensor, batch_size: int) -> DataLoader[Batch]:
     """Shuffled full batches; small images are loaded faster by this process than by workers."""
     return DataLoader(Subset(data, index.tolist()), batch_size, shuffle=True, drop_last=True)
 
 
-def train(network: nn.Module, data: Dataset[tuple[Tensor, int]], index: Tensor, job: Job) -> None:
+def train(network: nn.Module, data: Dataset[tuple[Any, ...]], index: Tensor, job: Job) -> None:
     """The recipe's epochs of SGD with step decay."""
     recipe = job.recipe
     batches = loader(data, index, recipe.batch_size)
@@ -125,21 +148,21 @@ def _for_ever(batches: DataLoader[Batch]) -> Iterator[Batch]:
         yield from batches
 
 
-def unlearn(original: nn.Module, data: Dataset[tuple[Tensor, int]], job: Job) -> nn.Module:
+def unlearn(original: nn.Module, pictures: Pictures, job: Job) -> nn.Module:
     """The game, and in the end statistics of BatchNorm over as much of the retain set as the game takes."""
     config, split = job.config, job.split
-    network = copy.deepcopy(original)
+    network, data = copy.deepcopy(original), Rated(pictures, job)
     game = Game(network, original, job, _shown_by_all(network, data, job))
     sets = (split.retain, split.forget, split.validation)
     streams = [_endless(data, index, config.batch_size) for index in sets]
     for _, *batches in zip(range(config.turns), *streams, strict=False):
-        game.turn(*((images.to(job.device), labels.to(job.device)) for images, labels in batches))
+        game.turn(*(tuple(column.to(job.device) for column in batch) for batch in batches))
     some = split.retain[torch.randperm(len(split.retain))[: config.norm_images].to(split.retain.device)]
-    torch.optim.swa_utils.update_bn(loader(data, some, min(128, len(some))), network, device=job.device)
+    torch.optim.swa_utils.update_bn(loader(pictures, some, min(128, len(some))), network, device=job.device)
     return network
 
 
-def _endless(data: Dataset[tuple[Tensor, int]], index: Tensor, batch_size: int) -> Iterator[Batch]:
+def _endless(data: Dataset[tuple[Any, ...]], index: Tensor, batch_size: int) -> Iterator[Batch]:
     """Batches for ever, also of a set smaller than one."""
     subset = Subset(data, index.tolist())
     sampler = RandomSampler(
@@ -180,16 +203,20 @@ class Game:
         self.attack.step()
 
     def turn(self, retain: Batch, forget: Batch, validation: Batch) -> None:
-        """One step of both players on one pass over the three batches, each (images, labels)."""
+        """One step of both players on one pass over the three batches, each (images, labels, difficulty)."""
         config = self.config
         self.network.train()
         images = torch.cat([retain[0], forget[0], validation[0]])
         features, logits = _features_and_logits(self.network, self.head, images)
-        sizes = [len(labels) for _, labels in (retain, forget, validation)]
+        sizes = [len(labels) for _, labels, _ in (retain, forget, validation)]
         z_retain, z_forget, z_validation = logits.split(sizes)
         _, h_forget, h_validation = features.split(sizes)
-        u_forget = show(z_forget, h_forget, forget[1], config)
-        u_validation = show(z_validation, h_validation, validation[1], config)
+        z_pulled = z_forget.clone()
+        if config.pull:
+            limit = config.pull / len(z_pulled)
+            z_pulled.register_hook(lambda g: g * (limit / g.norm(dim=1, keepdim=True).clamp(min=limit)))
+        u_forget = show(z_pulled, h_forget, *forget[1:], config)
+        u_validation = show(z_validation, h_validation, *validation[1:], config)
         for _ in range(config.attacker_steps):
             self.learn(u_forget.detach(), u_validation.detach())
         member = torch.sigmoid(self.attacker(u_forget))
@@ -198,8 +225,7 @@ class Game:
         if config.anchor:
             loss = loss + config.anchor * divergence(self.teach(retain[0]), z_retain)
         if config.departure:
-            taught = self.teach(forget[0]).index_fill(1, self.gone, -torch.inf)
-            loss = loss + config.departure * divergence(taught, z_forget)
+            loss = loss + config.departure * divergence(self.teach(forget[0]), z_forget)
         if config.beta:
             loss = loss + config.beta * barlow_twins(h_forget, h_validation, config.lambd)
         self.defend.zero_grad()
@@ -209,7 +235,9 @@ class Game:
 
     @torch.no_grad()
     def teach(self, images: Tensor) -> Tensor:
-        return self.original(images)
+        """The original's logits, without classes that are gone."""
+        logits = self.original(images)
+        return logits if self.gone is None else logits.index_fill(1, self.gone, -torch.inf)
 
 
 def exposure(u_forget: Tensor, u_validation: Tensor) -> float:
@@ -231,8 +259,8 @@ def _features_and_logits(network: nn.Module, head: nn.Module, images: Tensor) ->
     return features[0], logits
 
 
-def show(logits: Tensor, features: Tensor, labels: Tensor, config: DauConfig) -> Tensor:
-    """What the attacker sees, [B, U]: of the label, or of all classes but it; and the sensitivity."""
+def show(logits: Tensor, features: Tensor, labels: Tensor, difficulty: Tensor, config: DauConfig) -> Tensor:
+    """What the attacker sees, [B, U]: of the label, or of all classes but it; sensitivity and difficulty."""
     right = F.one_hot(labels, logits.shape[1]).bool()
     if config.label_conditioned:
         log_p = F.log_softmax(logits, 1)
@@ -243,12 +271,12 @@ def show(logits: Tensor, features: Tensor, labels: Tensor, config: DauConfig) ->
     else:
         log_q = F.log_softmax(logits.masked_fill(right, -1e4), 1)
         u = torch.cat([log_q.topk(min(2, logits.shape[1] - 1), 1).values, entropy(log_q)[:, None]], 1)
-    if config.sensitivity == "none":
-        return u
-    seen = labels if config.label_conditioned else logits.argmax(1)
-    error = F.softmax(logits, 1) - F.one_hot(seen, logits.shape[1])
-    norm = (error.square().sum(1) + 1e-20).sqrt() * (features.square().sum(1) + 1).sqrt()
-    return torch.cat([u, torch.log(norm + 1e-3).unsqueeze(1)], 1)
+    if config.sensitivity != "none":
+        seen = labels if config.label_conditioned else logits.argmax(1)
+        error = F.softmax(logits, 1) - F.one_hot(seen, logits.shape[1])
+        norm = (error.square().sum(1) + 1e-20).sqrt() * (features.square().sum(1) + 1).sqrt()
+        u = torch.cat([u, torch.log(norm + 1e-3).unsqueeze(1)], 1)
+    return torch.cat([u, difficulty.unsqueeze(1).to(u)], 1) if config.difficulty else u
 
 
 def entropy(log_p: Tensor) -> Tensor:
@@ -266,16 +294,16 @@ def barlow_twins(a: Tensor, b: Tensor, lambd: float) -> Tensor:
 
 
 @torch.no_grad()
-def _shown_by_all(network: nn.Module, data: Dataset[tuple[Tensor, int]], job: Job) -> tuple[Tensor, Tensor]:
+def _shown_by_all(network: nn.Module, data: Rated, job: Job) -> tuple[Tensor, Tensor]:
     """What the attacker sees of the whole forget and validation set."""
     network.eval()
     head = network.get_submodule(job.head)
     found = []
     for index in (job.split.forget, job.split.validation):
         parts = []
-        for images, labels in DataLoader(Subset(data, index.tolist()), 128):
+        for images, labels, rated in DataLoader(Subset(data, index.tolist()), 128):
             features, logits = _features_and_logits(network, head, images.to(job.device))
-            parts.append(show(logits, features, labels.to(job.device), job.config))
+            parts.append(show(logits, features, labels.to(job.device), rated.to(job.device), job.config))
         found.append(torch.cat(parts))
     return found[0], found[1]
 
@@ -284,7 +312,7 @@ def _shown_by_all(network: nn.Module, data: Dataset[tuple[Tensor, int]], job: Jo
 
 
 @torch.no_grad()
-def measure(network: nn.Module, data: Dataset[tuple[Tensor, int]], job: Job) -> dict[str, float]:
+def measure(network: nn.Module, data: Dataset[tuple[Any, ...]], job: Job) -> dict[str, float]:
     """UA, RA, TA and five attacks in percent."""
     network.eval()
     seen = {}

@@ -42,6 +42,25 @@ def write_json(path: Path, content: Any) -> None:
     unfinished.replace(path)
 
 
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Add one line of JSON to the file of rows `path`."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file with one JSON a line; a last one that was cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    found = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return found
+
+
 def _commit() -> str:
     try:
         git = ["git", "-C", str(ROOT), "describe", "--always", "--dirty", "--abbrev=12"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from support.one_gpu import one_gpu_tables
 from support.predicting import markdown, tables
 from support.recording import ROOT
 from support.scaling_plots import CORES, Rows, efficiency, series_named
@@ -15,6 +16,7 @@ DOCS = ROOT / "docs" / "scaling.md"
 def write_docs(record: Path | None) -> None:
     """Replace what stands between the markers of docs/scaling.md: predictions, and a record's figures."""
     text = between(DOCS.read_text(), "predictions", tables())
+    text = between(text, "one GPU", one_gpu_tables())
     if record is not None:
         measured = "cases" in json.loads((record / "summary.json").read_text())
         text = between(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,9 @@ import click
 import torch
 
 from dau_fast.engine.runtime import choose_device
-from support.recording import ROOT, environment, record_folder, write_json
+from support.recording import ROOT, environment, read_lines, record_folder, write_json
 
-OURS = "dau_fast"
+OURS, ROWS = "dau_fast", "rows.jsonl"
 # Case -> implementation -> what was measured.
 Cases = dict[str, dict[str, dict[str, Any]]]
 
@@ -77,32 +77,51 @@ def start(what: str, device_name: str, record: Path | None) -> tuple[Path, torch
 
 
 def run_rows(file: str, folder: Path, device: torch.device, smoke: bool) -> Cases:
-    """Run one pytest-benchmark file; its raw numbers stay in the folder as benchmark.json."""
-    raw = folder / "benchmark.json"
+    """Run one pytest-benchmark file; its raw numbers stay in the folder as benchmark.json.
+
+    Rows also go to rows.jsonl there as they come; one that fails is noted there, and costs no other.
+    """
+    raw, lines = folder / "benchmark.json", folder / ROWS
+    known = len(read_lines(lines))
     command = [sys.executable, "-m", "pytest", f"benchmarks/{file}", "--device", device.type]
-    command += ["--benchmark-json", str(raw), "--benchmark-disable-gc", "-p", "no:cacheprovider", "-q"]
-    subprocess.run([*command, *(["--smoke"] if smoke else [])], cwd=ROOT, check=True)
-    rows = json.loads(raw.read_text())["benchmarks"]
-    # Hardware and versions stand in environment.json; a host's name is nobody's business.
-    write_json(raw, {"benchmarks": rows})
+    command += ["--rows", str(lines), "--benchmark-json", str(raw), "--benchmark-disable-gc"]
+    subprocess.run([*command, "-p", "no:cacheprovider", "-q", *(["--smoke"] if smoke else [])], cwd=ROOT)
+    if raw.exists() and raw.stat().st_size:
+        # Hardware and versions stand in environment.json; a host's name is nobody's business.
+        write_json(raw, {"benchmarks": json.loads(raw.read_text())["benchmarks"]})
+    rows = read_lines(lines)[known:]
+    if not rows:
+        raise SystemExit(f"benchmarks/{file} has measured nothing: what it printed says why")
+    return compare(rows)
+
+
+def compare(rows: Sequence[dict[str, Any]]) -> Cases:
+    """Rows by case and implementation, beside ours where it has run; failed ones are left out."""
     cases: Cases = {}
     for row in rows:
-        info = dict(row["extra_info"])
-        case, implementation = info.pop("case"), info.pop("implementation")
-        cases.setdefault(case, {})[implementation] = {"median_seconds": row["stats"]["median"], **info}
+        if "failed" not in row:
+            info = {key: value for key, value in row.items() if key not in ("row", "case", "implementation")}
+            cases.setdefault(row["case"], {})[row["implementation"]] = info
     for entries in cases.values():
         for name, entry in entries.items():
-            ours = entries[f"{OURS} captured" if name.endswith("captured") else OURS]
-            entry["dau_fast_is_faster"] = entry["median_seconds"] / ours["median_seconds"]
+            ours = entries.get(f"{OURS} captured" if name.endswith("captured") else OURS)
+            if ours:
+                entry["dau_fast_is_faster"] = entry["median_seconds"] / ours["median_seconds"]
     return cases
 
 
 def finish(folder: Path, cases: Cases, targets: list[Target], **further: Any) -> None:
-    """Write summary.json, with what is `further` to be kept, and print the targets."""
+    """Write summary.json, with what is `further` to be kept, and print the targets.
+
+    Ends with exit code 1 where a row has failed.
+    """
     judged = [asdict(target) | {"reached": target.reached} for target in targets]
-    write_json(folder / "summary.json", {"cases": cases, "targets": judged, **further})
+    failed = {row["row"]: row["failed"] for row in read_lines(folder / ROWS) if "failed" in row}
+    write_json(folder / "summary.json", {"cases": cases, "targets": judged, "failed": failed, **further})
     for target in targets:
         print(target)
+    if failed:
+        raise SystemExit("\n".join(f"{row}: {reason}" for row, reason in failed.items()))
 
 
 # ---- targets
@@ -111,7 +130,7 @@ def finish(folder: Path, cases: Cases, targets: list[Target], **further: Any) ->
 def faster(cases: Cases, case: str, rival: str, limit: float) -> Target:
     """How many times as fast as `rival` at least."""
     entry = cases.get(case, {}).get(rival)
-    value = entry["dau_fast_is_faster"] if entry else None
+    value = entry.get("dau_fast_is_faster") if entry else None
     return Target(f"times as fast as {rival}, {case}", value, limit)
 
 
@@ -131,5 +150,5 @@ def figure(cases: Cases, case: str, key: str, limit: float) -> Target:
 
 def largest(cases: Cases, key: str, limit: float) -> Target:
     """The largest of our own figures `key`, at most."""
-    values = [entries[OURS][key] for entries in cases.values()]
-    return Target(f"largest {key}", max(values), limit, at_least=False)
+    values = [entries[OURS][key] for entries in cases.values() if OURS in entries]
+    return Target(f"largest {key}", max(values, default=None), limit, at_least=False)

@@ -68,7 +68,7 @@ def recognise(
     pixels, noisy, reappears = Pixels.of(images, radius), [], []
     parts = index.split(_BATCH)
     with evaluating(model):
-        for part, batch in zip(parts, load_each(images, parts), strict=True):
+        for part, batch in zip(parts, load_each(images.widened(), parts), strict=True):
             labels = images.labels[part]
             noisy.append(_noisy_share(model, batch, labels, pixels, draws, generator))
             wrong = ~_right(model, batch, labels)

@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from dau_fast import checkpoints
+from dau_fast.commands.help import GroupedCommand
 from dau_fast.engine.launch import Launch
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError, printable
@@ -26,9 +27,16 @@ from dau_fast.report.terminal import terminal
 
 # Options of unlearning that say which data, models and images are meant, and how to compute.
 SHARED = (
-    "dataset", "data", "download", "image_size", "stream", "arch", "epochs", "forget", "seed", "device",
-    "precision", "out",
+    "dataset", "data", "download", "image_size", "mean", "std", "stream", "arch", "model", "epochs", "forget",
+    "seed", "device", "precision", "out",
 )  # fmt: skip
+
+
+class _Audit(GroupedCommand):
+    examples = (
+        "dau_fast audit out/dau.safetensors --original out/original.safetensors --train-references 8",
+        "dau_fast audit out/dau.safetensors --original out/original.safetensors --references DIR",
+    )
 
 
 def make_audit(unlearning: Sequence[click.Parameter]) -> click.Command:
@@ -44,7 +52,7 @@ def make_audit(unlearning: Sequence[click.Parameter]) -> click.Command:
             help="Train so many retrained models, and keep them in --out.",
         ),
     ]
-    return click.Command(
+    return _Audit(
         "audit",
         params=[*own, *shared],
         callback=_audit,
@@ -86,7 +94,7 @@ def _audit(
 def _write(folder: Path, request: AuditRequest, report: dict[str, Any], outcome: AuditOutcome) -> None:
     """The report, and the references that were trained, into `folder`."""
     run, task = request.run, outcome.task
-    origin = describe_origin(run.dataset, run.arch, "retrain", outcome.roles, task.split)
+    origin = describe_origin(run.dataset, run.arch_name, "retrain", outcome.roles, task)
     for name, model in zip(outcome.reference_files, outcome.trained, strict=False):
         checkpoints.save(folder / name, model.network, origin, task.masks)
     report["files"] = describe_files(folder)

@@ -16,10 +16,12 @@ from dau_fast.cost.memory import (
 )
 from dau_fast.cost.network import Network, count_network, has_batchnorm
 from dau_fast.cost.passes import Passes, count_passes
+from dau_fast.cost.rivals import COUNTS, Sizes, count_rival
 from dau_fast.cost.work import Job, Work, count_work
 
 __all__ = [
     "CONSTANTS",
+    "COUNTS",
     "Breaking",
     "Cost",
     "Equivalents",
@@ -27,11 +29,13 @@ __all__ = [
     "Machine",
     "Network",
     "Passes",
+    "Sizes",
     "Work",
     "count_equivalents",
     "count_memory",
     "count_network",
     "count_passes",
+    "count_rival",
     "count_training_memory",
     "count_units",
     "count_work",

@@ -1,4 +1,4 @@
-"""The game beside retraining, in image equivalents: no clock and no machine, passes alone.
+"""The game beside retraining and the other methods, in image equivalents: no clock, passes alone.
 
 One equivalent is an image forward and backward, the unit of training; an image forward costs a third of it.
 """
@@ -6,10 +6,12 @@ One equivalent is an image forward and backward, the unit of training; an image 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.cost.passes import FORWARDS_A_STEP, Passes, count_passes
+from dau_fast.cost.rivals import Sizes, count_rival
 from dau_fast.engine.batches import steps_for
 
 
@@ -18,16 +20,18 @@ class Equivalents:
     """What a run's methods cost, on all processes together.
 
     game: one, to its last turn. retraining: image equivalents, by method. step_images: images of the
-    largest step, by method, whose activations are held at once unless steps are taken in parts.
+    largest step, by method, whose activations are held at once unless steps are taken in parts. others: the
+    equivalents of methods beside these, by name.
     """
 
     game: Passes
     retraining: Mapping[str, int]
     step_images: Mapping[str, int]
+    others: Mapping[str, float] = field(default_factory=dict)
 
     def list_totals(self) -> dict[str, float]:
         """Image equivalents by method, the game's as "dau"."""
-        return {"dau": self.game.equivalents, **self.retraining}
+        return {"dau": self.game.equivalents, **self.retraining, **self.others}
 
     def describe(self) -> str:
         """All of it in one line."""
@@ -38,6 +42,7 @@ class Equivalents:
         within = ", ".join(f"{name} {count:,.0f}" for name, count in parts.items())
         costs = [f"dau {game.equivalents:,.0f} ({within})"]
         costs += [f"{name} {count:,}" for name, count in self.retraining.items()]
+        costs += [f"{name} {count:,.0f}" for name, count in self.others.items()]
         steps = ", ".join(f"{name} {count:,}" for name, count in self.step_images.items())
         line = f"image equivalents: {', '.join(costs)}; images of a step: {steps}"
         if not self.retraining:
@@ -58,10 +63,13 @@ def count_equivalents(
     validation: int,
     classes: int,
     batchnorm: bool,
+    classwise: bool = False,
+    others: Mapping[str, Any] | None = None,
 ) -> Equivalents:
     """For a game by `config` and retraining by `recipes`, by method, on sets of as many images.
 
-    batchnorm: whether the network has any.
+    batchnorm: whether the network has any. classwise: whether whole classes are forgotten. others: settings
+    of methods beside these, by name; those that `count_rival` does not know are left out.
     """
     game = count_passes(
         config, forget=forget, retain=retain, validation=validation, classes=classes, batchnorm=batchnorm
@@ -71,4 +79,7 @@ def count_equivalents(
         for name, recipe in recipes.items()
     }
     steps = {name: recipe.batch_size for name, recipe in recipes.items()}
-    return Equivalents(game, retraining, {"dau": 3 * config.batch_size, **steps})
+    sizes = Sizes(forget, retain, validation, classwise)
+    found = {name: count_rival(name, settings, sizes) for name, settings in (others or {}).items()}
+    known = {name: count for name, count in found.items() if count is not None}
+    return Equivalents(game, retraining, {"dau": 3 * config.batch_size, **steps}, known)

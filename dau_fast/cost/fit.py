@@ -10,6 +10,7 @@ import numpy as np
 from dau_fast.cost.memory import find_fullest
 from dau_fast.cost.passes import FORWARDS_A_STEP
 from dau_fast.cost.work import Job, count_work
+from dau_fast.methods.dau.difficulty import IMAGE_FLOPS
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def count_units(job: Job, processors: int | None = None) -> dict[str, float]:
     forward = done.evaluated_images + done.taught_images
     units = {
         "training": FORWARDS_A_STEP * network.flops * done.training_images,
-        "evaluation": network.flops * (forward + done.norm_images),
+        "evaluation": network.flops * (forward + done.norm_images) + IMAGE_FLOPS * done.rated_images,
         "operation": network.operations * (FORWARDS_A_STEP * done.turns + done.evaluation_batches),
         "update": done.updates,
         "attacker_step": done.attacker_steps,

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from dau_fast.config import DauConfig
-from dau_fast.engine.evaluation import EVALUATION_BATCH
+from dau_fast.engine.evaluation import EVALUATION_BATCH, count_batches
 from dau_fast.methods.dau.schedule import Schedule
 from dau_fast.methods.dau.view import View
 
@@ -74,7 +74,7 @@ def plan_schedule(config: DauConfig, *, forget: int, retain: int, classes: int) 
 
 def count_columns(config: DauConfig, classes: int) -> int:
     """How many numbers the attacker sees of a sample."""
-    return View(config.label_conditioned, config.sensitivity).count_columns(classes)
+    return View(config.label_conditioned, config.sensitivity, config.difficulty).count_columns(classes)
 
 
 def look_sizes(schedule: Schedule, forget: int, validation: int) -> list[int]:
@@ -96,6 +96,6 @@ def split_norm_batches(images: int) -> dict[int, int]:
     """Batches of the BatchNorm pass over `images`, of all processes: by their images, how many."""
     if images < 2:
         return {}
-    count = math.ceil(images / EVALUATION_BATCH)
+    count = count_batches(images, EVALUATION_BATCH)
     size, larger = divmod(images, count)
     return {size: count - larger} | ({size + 1: larger} if larger else {})

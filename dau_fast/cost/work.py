@@ -19,6 +19,7 @@ from dau_fast.cost.passes import (
     split_norm_batches,
 )
 from dau_fast.engine.evaluation import EVALUATION_BATCH
+from dau_fast.methods.dau.difficulty import LESSON_IMAGES
 from dau_fast.methods.dau.schedule import Schedule
 
 # DistributedDataParallel averages gradients in buckets: a first small one, the others of 25 MiB.
@@ -90,8 +91,9 @@ class Work:
     turns: of the defender. looks: of the referee, those at the original and at the finished model included.
     training_images: forward and backward. taught_images: forward through the original, in turns.
     evaluated_images: shown to the referee and to the attacker. norm_images: of the BatchNorm pass.
-    evaluation_batches: of these three. attacker_steps; attacker_rows: forward and backward, in its own steps
-    and in the defender's loss; judged_rows: forward, at looks. updates: parameters times turns.
+    evaluation_batches: of these three. rated_images: through the features of the plain model of the retain
+    set, no pass of the defender. attacker_steps; attacker_rows: forward and backward, in its own steps and in
+    the defender's loss; judged_rows: forward, at looks. updates: parameters times turns.
     collectives, of all kinds; by ring algorithms, hops: messages one after the other, and wire_bytes: that a
     process sends.
     """
@@ -103,6 +105,7 @@ class Work:
     evaluated_images: int
     norm_images: int
     evaluation_batches: int
+    rated_images: int
     attacker_steps: int
     attacker_rows: int
     judged_rows: int
@@ -126,6 +129,7 @@ def count_work(job: Job) -> Work:
         evaluated_images=passes.looks + passes.lesson,
         norm_images=passes.batchnorm,
         evaluation_batches=_count_evaluation_batches(job),
+        rated_images=_count_rated_images(job),
         attacker_steps=config.warmup_steps + turns * config.attacker_steps,
         attacker_rows=config.warmup_steps * sum(job.lesson_sizes)
         + turns * (config.attacker_steps * 2 * config.batch_size + rows),
@@ -145,6 +149,14 @@ def _count_evaluation_batches(job: Job) -> int:
     return taught + sum(batches) + sum(job.norm_batches.values())
 
 
+def _count_rated_images(job: Job) -> int:
+    """What the plain model learns from, on every process, and its share of what is rated."""
+    if not job.config.difficulty:
+        return 0
+    learned = min(LESSON_IMAGES, job.schedule.retain_images)
+    return learned + share_rows(job.forget + job.validation, job.processes)
+
+
 def _list_messages(job: Job) -> Iterator[tuple[int, int, float]]:
     """(how often, hops, bytes on the wire) of every kind of collective, in float32."""
     if job.processes == 1:
@@ -153,6 +165,8 @@ def _list_messages(job: Job) -> Iterator[tuple[int, int, float]]:
     yield from _list_turn_messages(job)
     yield from _list_look_messages(job)
     ranks = job.processes
+    if job.config.difficulty:
+        yield 2, *_gather(ranks, job.forget + job.validation, 1)  # with true labels, and with wrong ones
     yield 1, ranks - 1, (ranks - 1) * 8  # rows of a batch, by process
 
 

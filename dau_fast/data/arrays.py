@@ -10,21 +10,26 @@ import torch
 from torch import Tensor
 
 from dau_fast.data.paths import OpenFile, check_regular
-from dau_fast.data.stored import Stored, check_labels
+from dau_fast.data.stored import VALIDATION_FOLDERS, Stored, check_labels
 from dau_fast.errors import UserError
 
 
 def read_arrays(folder: Path) -> Stored:
     """folder/train/images.npy, uint8 [N, H, W, channels], and labels.npy, integers [N]; test/ alike.
 
-    Raises UserError for files that are missing or hold something else.
+    So is val/ (or valid/, validation/), where there is one. Raises UserError for files that are missing or
+    hold something else.
     """
-    source = Arrays([folder / part / "images.npy" for part in ("train", "test")])
-    paths = [folder / part / "labels.npy" for part in ("train", "test")]
-    train, test = (_read_labels(path, len(part)) for path, part in zip(paths, source.parts, strict=True))
-    count = check_labels((f"'{paths[0]}'", train), (f"'{paths[1]}'", test))
-    labels = torch.from_numpy(np.concatenate([train, test]).astype(np.int64))
-    return Stored(source, labels, tuple(str(label) for label in range(count)), len(train))
+    held_out = [name for name in VALIDATION_FOLDERS if (folder / name).is_dir()][:1]
+    parts = ["train", *held_out, "test"]
+    source = Arrays([folder / part / "images.npy" for part in parts])
+    paths = [folder / part / "labels.npy" for part in parts]
+    train, *others = (_read_labels(path, len(part)) for path, part in zip(paths, source.parts, strict=True))
+    for path, other in zip(paths[1:], others, strict=True):
+        count = check_labels((f"'{paths[0]}'", train), (f"'{path}'", other))
+    labels = torch.from_numpy(np.concatenate([train, *others]).astype(np.int64))
+    validation = sum(map(len, others[:-1]))
+    return Stored(source, labels, tuple(str(label) for label in range(count)), len(train), validation)
 
 
 class ArrayFile:

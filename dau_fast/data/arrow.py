@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import BytesIO
 from itertools import accumulate
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 
 from dau_fast.data.decoding import Encoded
 from dau_fast.data.paths import OpenFile, check_regular
-from dau_fast.data.stored import Stored, check_labels
+from dau_fast.data.stored import VALIDATION_FOLDERS, Stored, check_labels
 from dau_fast.errors import UserError
 
 _IMAGE, _LABELS = "image", ("label", "labels")
@@ -27,22 +27,36 @@ _IMAGE, _LABELS = "image", ("label", "labels")
 def read_arrow(folder: Path, image_size: int | None, threads: int) -> Stored:
     """The .arrow files of folder/train/ and folder/test/, each in the order of their names.
 
+    So is val/ (or valid/, validation/), where it is there.
+
     Columns: `image`, binary or a struct with a binary field `bytes`; `label` or `labels`, integers. Classes
     are named by the ClassLabel in the schema's metadata, else by their numbers. image_size, threads: see
     Encoded. Raises UserError for files that hold anything else.
     """
-    train, test = ([_read_file(path) for path in _find_files(folder / part)] for part in ("train", "test"))
-    files = [*train, *test]
-    labels, test_labels = (np.concatenate([file.labels for file in part]) for part in (train, test))
-    if len(labels) == 0 or len(test_labels) == 0:
-        empty = "train" if len(labels) == 0 else "test"
-        raise UserError(f"the .arrow files in '{folder / empty}' hold no images: expected at least one")
+    held_out = [name for name in VALIDATION_FOLDERS if (folder / name).is_dir()][:1]
+    parts = {
+        part: [_read_file(path) for path in _find_files(folder / part)]
+        for part in ("train", *held_out, "test")
+    }
+    files = [file for part in parts.values() for file in part]
+    labels = {part: np.concatenate([file.labels for file in found]) for part, found in parts.items()}
+    for part, found in labels.items():
+        if len(found) == 0:
+            raise UserError(f"the .arrow files in '{folder / part}' hold no images: expected at least one")
     names = _shared_names(files)
     if names is None:
-        count = check_labels((f"'{folder / 'train'}'", labels), (f"'{folder / 'test'}'", test_labels))
-        names = tuple(str(label) for label in range(count))
-    every = torch.from_numpy(np.concatenate([labels, test_labels]))
-    return Stored(ArrowImages(files, image_size, threads), every, names, len(labels))
+        names = _number_classes(folder, labels)
+    every = torch.from_numpy(np.concatenate(list(labels.values())))
+    validation = sum(len(labels[part]) for part in held_out)
+    return Stored(ArrowImages(files, image_size, threads), every, names, len(labels["train"]), validation)
+
+
+def _number_classes(folder: Path, labels: Mapping[str, np.ndarray]) -> tuple[str, ...]:
+    """Numbers for names. UserError for labels, by part, that do not count from 0."""
+    told = {part: (f"'{folder / part}'", found) for part, found in labels.items()}
+    train = told.pop("train")
+    count, *_ = [check_labels(train, other) for other in told.values()]
+    return tuple(str(label) for label in range(count))
 
 
 class ArrowImages(Encoded):

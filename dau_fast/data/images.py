@@ -49,10 +49,11 @@ class Choice:
 class Images:
     """All images of a data set on one device.
 
-    pixels: uint8 [N, channels, H, W], or floating point of any shape [N, ...] that is taken as it is.
+    pixels: uint8 [N, channels, H, W], or another type and any shape [N, ...] that is taken as it is.
     labels: int64 [N].
-    test: int64 indices of the official test part, or None where the data set has none.
+    test, validation: int64 indices of the official parts, None where the data set has none.
     mean, std: float32 [channels], in units of pixel / 255. dtype: of batches that are made from uint8 pixels.
+    names: of the images, files as a rule; empty where they have none.
     """
 
     pixels: Tensor
@@ -63,6 +64,8 @@ class Images:
     std: Tensor = field(default_factory=lambda: torch.ones(1))
     augmentation: Augmentation = Augmentation()
     dtype: torch.dtype = torch.float32
+    validation: Tensor | None = None
+    names: tuple[str, ...] = ()
 
     @property
     def device(self) -> torch.device:
@@ -73,6 +76,16 @@ class Images:
         """The shape of one image, (channels, H, W)."""
         return tuple(self.pixels.shape[1:])
 
+    @property
+    def ready(self) -> bool:
+        """Whether a network takes `pixels` as they are: no uint8, which is normalised."""
+        return self.pixels.dtype != torch.uint8
+
+    @property
+    def continuous(self) -> bool:
+        """Whether images can be changed a little, as tokens cannot."""
+        return not self.ready or self.pixels.is_floating_point()
+
     def to(self, device: torch.device) -> Self:
         """The same images on `device`."""
         return replace(
@@ -80,9 +93,14 @@ class Images:
             pixels=self.pixels.to(device),
             labels=self.labels.to(device),
             test=None if self.test is None else self.test.to(device),
+            validation=None if self.validation is None else self.validation.to(device),
             mean=self.mean.to(device),
             std=self.std.to(device),
         )
+
+    def widened(self) -> Self:
+        """The same images, with batches in float32 at least: for what changes them a little."""
+        return replace(self, dtype=torch.promote_types(self.dtype, torch.float32))
 
     def batch(
         self, index: Tensor, generator: torch.Generator | None = None, positions: Tensor | None = None
@@ -118,7 +136,7 @@ class Images:
 
     def draw(self, count: int, generator: torch.Generator) -> Draws | None:
         """The crops and mirrorings of `count` images; None where nothing is to be augmented."""
-        if self.pixels.is_floating_point() or self.augmentation == Augmentation():
+        if self.ready or self.augmentation == Augmentation():
             return None
 
         def below(high: int) -> Tensor:
@@ -132,7 +150,7 @@ class Images:
 
     def gather(self, index: Tensor, draws: Draws | None = None) -> Tensor:
         """Normalised images [B, ...] at `index` [B], augmented by `draws`: no chance."""
-        if self.pixels.is_floating_point():
+        if self.ready:
             return self.pixels[index]
         return self._normalise(self.pixels, index, draws)
 

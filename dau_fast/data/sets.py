@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Subset
 
+from dau_fast.data.forms import Part, Rows, match_form, open_set
 from dau_fast.data.images import Images
+from dau_fast.data.inputs import Inputs, Layout
 from dau_fast.data.overlap import check_disjoint, check_subsets
 from dau_fast.data.streaming import StreamedImages
 from dau_fast.errors import UserError
@@ -17,36 +19,48 @@ from dau_fast.errors import UserError
 # More would be names and logits without end.
 _MOST_CLASSES = 10**6
 
-Labelled = tuple[Tensor, Tensor] | Dataset[tuple[Tensor, int]]
+
+class Joined(NamedTuple):
+    """Sets as images, one after the other. counts: how many each has. layout: of inputs by name, or None."""
+
+    images: Images
+    counts: dict[str, int]
+    layout: Layout | None
 
 
 def join_sets(
-    sets: Mapping[str, Labelled], stream: bool, device: torch.device
-) -> tuple[Images, dict[str, int]]:
-    """The images of `sets` on `device`, one set after the other, and how many each has.
+    sets: Mapping[str, Any], stream: bool, device: torch.device, accepted: Sequence[str] | None = None
+) -> Joined:
+    """The images of `sets`, which `open_set` reads, on `device`.
 
-    stream: whether to read them when a batch needs them. Raises UserError for sets that do not fit together.
+    stream: whether to read them when a batch needs them. accepted: names of inputs that the network takes,
+    None for any. Raises UserError for sets that do not fit together.
     """
-    parts = {
-        name: _Items(name, data) if isinstance(data, Dataset) else _Rows(name, *data)
-        for name, data in sets.items()
-    }
+    parts = {name: open_set(name, given, accepted) for name, given in sets.items()}
     if "forget" in sets:
         check_subsets(sets)
     counts = {name: len(part) for name, part in parts.items()}
-    if not stream:
-        columns = {name: part.read_all() for name, part in parts.items()}
-        _check_alike({name: images[:1] for name, (images, _) in columns.items()})
-        _check_disjoint({name: images for name, (images, _) in columns.items()})
-        names = _name_classes({name: labels for name, (_, labels) in columns.items()})
-        pixels, labels = (torch.cat(column) for column in zip(*columns.values(), strict=True))
-        return Images(pixels, labels, names).to(device), counts
-    source = Sets(parts)
-    _check_disjoint({name: part.images for name, part in parts.items() if isinstance(part, _Rows)})
-    names = _name_classes(dict(zip(parts, source.label_parts, strict=True)))
-    # Laid out as all of them together would be.
-    pixels = torch.cat(source.examples)[:0]
-    return StreamedImages(pixels, source.labels, names, source=source).to(device), counts
+    if stream:
+        source = Sets(parts)
+        # Laid out as all of them together would be.
+        pixels, names = torch.cat(source.examples)[:0], _name_classes(source.label_parts)
+        images: Images = StreamedImages(pixels, source.labels, names, source=source)
+        held = {
+            name: part.read_all(source.layout)[0] for name, part in parts.items() if isinstance(part, Rows)
+        }
+        _check_disjoint(held)
+        return Joined(images.to(device), counts, source.layout)
+    layout = _find_layout(next(iter(parts.values())).read_first())
+    columns = {name: part.read_all(layout) for name, part in parts.items()}
+    _check_alike({name: inputs[:1] for name, (inputs, _) in columns.items()})
+    _check_disjoint({name: inputs for name, (inputs, _) in columns.items()})
+    names = _name_classes({name: labels for name, (_, labels) in columns.items()})
+    pixels, labels = (torch.cat(column) for column in zip(*columns.values(), strict=True))
+    return Joined(Images(pixels, labels, names).to(device), counts, layout)
+
+
+def _find_layout(first: Inputs) -> Layout | None:
+    return Layout.of(first) if isinstance(first, dict) else None
 
 
 def _check_disjoint(images: Mapping[str, Tensor]) -> None:
@@ -66,33 +80,34 @@ def _name_classes(labels: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(str(label) for label in range(1 + max(int(given.max()) for given in labels.values())))
 
 
-def _check_finite(name: str, images: Tensor, start: int = 0) -> None:
-    """UserError where one of `images`, from number `start` of the set `name` on, holds NaN or infinity."""
-    # Not isfinite of all of them, which would take memory for as many answers.
-    if not images.numel() or bool(torch.stack(images.detach().aminmax()).isfinite().all()):
-        return
-    wrong = images.detach().flatten(1).isfinite().all(1).logical_not().nonzero().flatten()
-    raise UserError(
-        f"image {start + int(wrong[0])} of the {name} set holds NaN or infinity ({len(wrong)} such): "
-        "expected finite numbers, as the model takes them; leave it out or repair it"
-    )
-
-
 class Sets:
-    """A caller's sets, one after the other, as a source of floating-point images.
+    """A caller's sets, one after the other, as a source of images that need no normalisation.
 
     One thread, always the same, calls the data sets: they need not be safe for several, and may hold what
-    belongs to a thread. labels: int64 [N], label_parts: those of each set. examples: the first image of each
-    set, [1, ...].
+    belongs to a thread. labels: int64 [N], label_parts: those of each set, by its name. examples: the first
+    image of each set, [1, ...].
     """
 
-    def __init__(self, parts: Mapping[str, _Items | _Rows]) -> None:
+    def __init__(self, parts: Mapping[str, Part]) -> None:
         self._parts = list(parts.values())
         self._thread = ThreadPoolExecutor(1, "dau_fast data sets")
-        self.examples = [self._thread.submit(part.read_first).result() for part in self._parts]
+        firsts = [self._thread.submit(part.read_first).result() for part in self._parts]
+        self.layout = _find_layout(firsts[0])
+        self.examples = [self._pack(part, first) for part, first in zip(self._parts, firsts, strict=True)]
         _check_alike(dict(zip(parts, self.examples, strict=True)))
-        self.label_parts = [self._thread.submit(part.read_labels).result() for part in self._parts]
-        self.labels = torch.cat(self.label_parts)
+        self.label_parts = {
+            name: self._thread.submit(part.read_labels).result() for name, part in parts.items()
+        }
+        self.labels = torch.cat(list(self.label_parts.values()))
+
+    def _pack(self, part: Part, first: Inputs) -> Tensor:
+        where = f"the first item of the {part.name} set"
+        first = match_form(first, self.layout, where)
+        if self.layout is None or isinstance(first, Tensor):
+            assert isinstance(first, Tensor)
+            return first
+        self.layout.check({key: tensor[0] for key, tensor in first.items()}, where)
+        return self.layout.pack(first)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -110,141 +125,14 @@ class Sets:
         start = 0
         for part in self._parts:
             rows = ((start <= index) & (index < start + len(part))).nonzero().flatten()
-            part.read(index[rows] - start, rows, out)
+            part.read(index[rows] - start, rows, out, self.layout)
             start += len(part)
-
-
-class _Rows:
-    """A set of tensors: images [N, ...] and labels int64 [N]."""
-
-    def __init__(self, name: str, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-        if len(images) == 0 or len(images) != len(labels):
-            raise UserError(
-                f"the {name} set has {len(images)} images and {len(labels)} labels: expected as many of "
-                "both, at least one"
-            )
-        if not images.is_floating_point() or labels.dtype != torch.int64 or labels.ndim != 1:
-            raise UserError(
-                f"the {name} set has {images.dtype} images and {labels.dtype} labels: expected "
-                "floating-point images as the model takes them, and int64 labels"
-            )
-        _check_finite(name, images)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def read_all(self) -> tuple[Tensor, Tensor]:
-        return self.images, self.labels
-
-    def read_first(self) -> Tensor:
-        return self.images[:1].detach().cpu()
-
-    def read_labels(self) -> Tensor:
-        return self.labels.cpu()
-
-    def read(self, index: Tensor, rows: Tensor, out: Tensor) -> None:
-        """Write images `index` [b] to out[rows]."""
-        out[rows] = self.images[index.to(self.images.device)].to(out)
-
-
-class _Items:
-    """A map-style data set of pairs of an image and a label."""
-
-    def __init__(self, name: str, data: Dataset[tuple[Tensor, int]]) -> None:
-        self.name, self.data = name, data
-        if not hasattr(data, "__len__"):
-            raise UserError(f"the {name} set has no length: give a map-style Dataset, or tensors")
-        self._count = len(data)
-        if self._count == 0:
-            raise UserError(f"the {name} set is empty: give at least one image")
-        self._labels: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self._count
-
-    def read_item(self, i: int) -> tuple[Tensor, int]:
-        """Image [...] and label of item `i`. UserError where there is none, whatever the reason."""
-        try:
-            image, label = self.data[i]
-            label = int(label)
-        except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise UserError(
-                f"item {i} of the {self.name} set cannot be read as an image and a label: {reason}"
-            ) from error
-        if not isinstance(image, Tensor) or not image.is_floating_point():
-            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-            raise UserError(
-                f"item {i} of the {self.name} set has an image of {kind}: expected a floating-point tensor "
-                "as the model takes it"
-            )
-        _check_finite(self.name, image[None], i)
-        return image, label
-
-    def read_all(self) -> tuple[Tensor, Tensor]:
-        pairs = [self.read_item(i) for i in range(len(self))]
-        try:
-            images = torch.stack([image for image, _ in pairs])
-            return images, torch.tensor([label for _, label in pairs])
-        except RuntimeError as error:
-            raise UserError(
-                f"the {self.name} set's pairs do not fit together, all images need one shape: {error}"
-            ) from error
-
-    def read_first(self) -> Tensor:
-        """The first image, [1, ...]."""
-        image, self._first_label = self.read_item(0)
-        self._kind = image.dtype, image.shape
-        return image.detach().cpu().contiguous()[None]
-
-    def read_labels(self) -> Tensor:
-        """int64 [N]; those that the data set tells, or else every item is read once."""
-        told = _find_labels(self.data)
-        # What changes labels on their way out changes the first one, too, as a rule.
-        if told is None or told[0] != self._first_label:
-            told = torch.tensor([self.read_item(i)[1] for i in range(len(self))])
-        self._labels = told
-        return told
-
-    def read(self, index: Tensor, rows: Tensor, out: Tensor) -> None:
-        """Write images `index` [b] to out[rows]."""
-        assert self._labels is not None
-        for i, row in zip(index.tolist(), rows.tolist(), strict=True):
-            image, label = self.read_item(i)
-            if (image.dtype, image.shape) != self._kind:
-                raise UserError(
-                    f"item {i} of the {self.name} set is an image of {image.dtype} and shape "
-                    f"{tuple(image.shape)}, and item 0 of {self._kind[0]} and {tuple(self._kind[1])}: give "
-                    "all the same"
-                )
-            if label != self._labels[i]:
-                raise UserError(
-                    f"item {i} of the {self.name} set has the label {label}, and had {self._labels[i]} "
-                    "before or in its targets: give a Dataset whose labels stay the same"
-                )
-            out[row] = image
-
-
-def _find_labels(data: Dataset[tuple[Tensor, int]]) -> Tensor | None:
-    """What `targets` or `labels` of a data set tell, as torchvision's do, int64 [N]; None for neither."""
-    if type(data) is Subset:
-        told = _find_labels(data.dataset)
-        return None if told is None else told[torch.as_tensor(data.indices)]
-    if getattr(data, "target_transform", None) is not None:
-        return None
-    for name in ("targets", "labels"):
-        try:
-            told = torch.as_tensor(getattr(data, name))
-        except (AttributeError, TypeError, ValueError, RuntimeError):
-            continue
-        integers = not (told.is_floating_point() or told.is_complex() or told.dtype == torch.bool)
-        if integers and told.shape == (len(data),):  # type: ignore[arg-type]
-            return told.detach().cpu().long()
-    return None
 
 
 def _check_alike(examples: Mapping[str, Tensor]) -> None:
     shapes = {name: tuple(image.shape[1:]) for name, image in examples.items()}
     if len(set(shapes.values())) > 1:
         raise UserError(f"the sets hold images of different shapes {shapes}: give all the same shape")
+    kinds = {name: str(image.dtype) for name, image in examples.items()}
+    if len({image.is_floating_point() for image in examples.values()}) > 1:
+        raise UserError(f"the sets hold images of different types {kinds}: give all the same type")

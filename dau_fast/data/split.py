@@ -1,7 +1,8 @@
 """What is to be forgotten, the sets of a run as index tensors, and the checks that keep them honest.
 
-Every image of a data set has one role: training, validation or test. The forget set is a part of
-the training images and the retain set is the rest of them. All methods of a run share one split.
+Every image of a data set has one role: training, validation, test, or forgotten by an earlier request, for
+good. The forget set is a part of the training images and the retain set is the rest of them. All methods of
+a run share one split.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import base64
 import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +19,10 @@ import torch
 from torch import Tensor
 
 from dau_fast.data.paths import check_regular
-from dau_fast.errors import UserError
+from dau_fast.data.requests import find_images, read_request
+from dau_fast.errors import UserError, suggest
 
-TRAINING, VALIDATION, TEST = 0, 1, 2
+TRAINING, VALIDATION, TEST, FORGOTTEN = 0, 1, 2, 3
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,11 @@ class Forget:
     indices: tuple[int, ...] | None = None
 
     @classmethod
-    def parse(cls, spec: str, class_names: Sequence[str]) -> Forget:
-        """Read `random:FRACTION`, `class:NUMBER_OR_NAME` or `indices:FILE`.
+    def parse(cls, spec: str, class_names: Sequence[str], names: Sequence[str] = ()) -> Forget:
+        """Read `random:FRACTION`, `class:NUMBER_OR_NAME`, `indices:FILE` or `file:FILE`.
 
-        Raises UserError for anything else, with what was expected.
+        names: of all images, by which the last may name some. Raises UserError for anything else, with what
+        was expected.
         """
         kind, _, value = spec.partition(":")
         if kind == "random":
@@ -49,7 +52,12 @@ class Forget:
             return cls(spec, label=_label(spec, value, class_names))
         if kind == "indices":
             return cls(spec, indices=_read_indices(Path(value)))
-        raise UserError(f"`forget` {spec!r} is not understood: expected random:0.1, class:3 or indices:FILE")
+        if kind == "file":
+            entries = read_request(Path(value))
+            return cls(spec, indices=find_images(entries, names, f"request file '{value}'"))
+        raise UserError(
+            f"`forget` {spec!r} is not understood: expected random:0.1, class:3, indices:FILE or file:FILE"
+        )
 
 
 def _fraction(spec: str, value: str) -> float:
@@ -71,7 +79,7 @@ def _label(spec: str, value: str, class_names: Sequence[str]) -> int:
         return int(value)
     raise UserError(
         f"`forget` {spec!r}: no such class: expected a number from 0 to {len(class_names) - 1} "
-        "or a class name"
+        f"or a class name{suggest(value, class_names)}"
     )
 
 
@@ -103,7 +111,8 @@ class Split:
     """int64 index tensors, each sorted; forget and retain partition train.
 
     classwise: whether whole classes are forgotten, so that no retain image shares a label with the
-    forget set; validation and test set are then without those classes.
+    forget set; validation and test set are then without those classes. earlier: forgotten by requests before
+    this one, and in none of the other sets; classes of which nothing else is left are gone as well.
     """
 
     train: Tensor
@@ -112,10 +121,11 @@ class Split:
     forget: Tensor
     retain: Tensor
     classwise: bool
+    earlier: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
 
     def to(self, device: torch.device) -> Split:
         """The same sets on `device`."""
-        names = ("train", "validation", "test", "forget", "retain")
+        names = ("train", "validation", "test", "forget", "retain", "earlier")
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     @property
@@ -132,27 +142,50 @@ def hold_out(
     validation_share: float,
     test_share: float,
     keep: Sequence[int] = (),
+    validation: Tensor | None = None,
 ) -> np.ndarray:
     """Give every image a role, int8 [N]; validation (and test, if there is no official one) per class.
 
-    test: indices of the official test part. keep: indices that must stay in training where possible,
+    test, validation: indices of the official parts. keep: indices that must stay in training where possible,
     so that a person's own images are not held out by the draw; those that no image has are ignored.
     """
     targets = labels.cpu().numpy()
     roles = np.full(len(targets), TRAINING, dtype=np.int8)
     if test is not None:
         roles[test.cpu().numpy()] = TEST
+    if validation is not None:
+        roles[validation.cpu().numpy()] = VALIDATION
     kept = np.zeros(len(targets), dtype=bool)
     kept[[index for index in keep if index < len(targets)]] = True
     rng = np.random.default_rng([seed, 0])
     for label in np.unique(targets):
-        members = rng.permutation(np.flatnonzero((targets == label) & (roles != TEST)))
+        members = rng.permutation(np.flatnonzero((targets == label) & (roles == TRAINING)))
         held = members[~kept[members]]
         tests = 0 if test is not None else round(test_share * len(members))
-        validations = max(1, round(validation_share * len(members)))
+        validations = 0 if validation is not None else max(1, round(validation_share * len(members)))
         roles[held[:tests]] = TEST
         roles[held[tests : tests + validations]] = VALIDATION
     return roles
+
+
+def draw_validation(
+    roles: np.ndarray, targets: np.ndarray, seed: int, *, share: float, keep: Sequence[int] = ()
+) -> np.ndarray:
+    """Of the training images a `share` of every class, at least one where two are left; sorted indices.
+
+    roles, targets: of every image, [N]. keep: indices that are not drawn.
+    """
+    free = roles == TRAINING
+    free[list(keep)] = False
+    rng = np.random.default_rng([seed, 2])
+    drawn = [np.empty(0, dtype=np.int64)]
+    for label in np.unique(targets[free]):
+        members = rng.permutation(np.flatnonzero(free & (targets == label)))
+        drawn.append(members[: min(max(1, round(share * len(members))), len(members) // 2)])
+    return np.sort(np.concatenate(drawn))
+
+
+_ROLES = (TRAINING, VALIDATION, TEST, FORGOTTEN)
 
 
 def make_split(roles: np.ndarray, labels: Tensor, forget: Forget, seed: int) -> Split:
@@ -162,12 +195,14 @@ def make_split(roles: np.ndarray, labels: Tensor, forget: Forget, seed: int) -> 
     may be missing, where no image has that role.
     """
     targets = labels.cpu().numpy()
-    train, validation, test = (np.flatnonzero(roles == role) for role in (TRAINING, VALIDATION, TEST))
+    train, validation, test, earlier = (np.flatnonzero(roles == role) for role in _ROLES)
     chosen = _choose_forgotten(forget, train, roles, targets, seed)
     retain = np.setdiff1d(train, chosen)
     classwise = not np.isin(targets[chosen], targets[retain]).any()
+    gone = np.setdiff1d(targets[earlier], targets[train])
     if classwise:
-        validation, test = (index[~np.isin(targets[index], targets[chosen])] for index in (validation, test))
+        gone = np.union1d(gone, targets[chosen])
+    validation, test = (index[~np.isin(targets[index], gone)] for index in (validation, test))
     sets = {"forget": chosen, "retain": retain, "validation": validation, "test": test}
     for name, index in sets.items():
         if len(index) == 0 and not (name == "test" and TEST not in roles):
@@ -175,7 +210,7 @@ def make_split(roles: np.ndarray, labels: Tensor, forget: Forget, seed: int) -> 
                 f"`forget` {forget.spec!r} leaves no {name} images out of {len(train)} training "
                 "images: forget another share, or add data"
             )
-    as_tensor = {name: torch.from_numpy(index) for name, index in sets.items()}
+    as_tensor = {name: torch.from_numpy(index) for name, index in (sets | {"earlier": earlier}).items()}
     return Split(train=torch.from_numpy(train), classwise=bool(classwise), **as_tensor)
 
 
@@ -209,6 +244,12 @@ def _check_trained_on(chosen: np.ndarray, roles: np.ndarray) -> None:
             f"forget index {chosen[-1]} is out of range: the data set has {len(roles)} images, "
             "numbered from 0"
         )
+    again = chosen[roles[chosen] == FORGOTTEN]
+    if len(again):
+        raise UserError(
+            f"forget index {again[0]} was forgotten by an earlier request ({len(again)} such): leave out "
+            "what is forgotten already"
+        )
     strangers = chosen[roles[chosen] != TRAINING]
     if len(strangers):
         part = "test" if roles[strangers[0]] == TEST else "validation"
@@ -216,6 +257,13 @@ def _check_trained_on(chosen: np.ndarray, roles: np.ndarray) -> None:
             f"forget index {strangers[0]} is a {part} image, which the original was never trained "
             f"on ({len(strangers)} such): name training images only"
         )
+
+
+def mark_forgotten(roles: np.ndarray, split: Split) -> np.ndarray:
+    """`roles` int8 [N] after the forget set of `split` is forgotten, as a copy."""
+    marked = roles.copy()
+    marked[split.forget.cpu().numpy()] = FORGOTTEN
+    return marked
 
 
 def encode_roles(roles: np.ndarray) -> str:
@@ -233,7 +281,7 @@ def decode_roles(text: str, count: int) -> np.ndarray:
         raise UserError(f"the checkpoint's record of its split is damaged: {error}") from error
     if len(roles) <= count and not unpacker.eof:
         raise UserError("the checkpoint's record of its split is damaged: it was cut short")
-    if not np.isin(roles, (TRAINING, VALIDATION, TEST)).all():
+    if not np.isin(roles, _ROLES).all():
         raise UserError("the checkpoint's record of its split is damaged: it holds an unknown role")
     if len(roles) != count:
         found = "more" if len(roles) > count else len(roles)

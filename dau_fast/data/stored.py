@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,18 +18,27 @@ from dau_fast.data.progress import Progress
 from dau_fast.data.streaming import Source, StreamedImages
 from dau_fast.errors import UserError
 
+# What people call the part that is held out while training.
+VALIDATION_FOLDERS = ("val", "valid", "validation")
+
 # Images that are read at once where all are.
 _CHUNK = 256
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A data set on the disk: the training part's images come first. labels: int64 [N]."""
+    """A data set on the disk. labels: int64 [N]. names: of the images, files as a rule, where they have any.
+
+    The training part's images come first, then those of the validation part and of the test part, if there
+    are such parts. train, validation: how many images there are of each.
+    """
 
     source: Source
     labels: Tensor
     class_names: tuple[str, ...]
     train: int
+    validation: int = 0
+    names: tuple[str, ...] = ()
 
     def make_images(self, device: torch.device, *, streamed: bool, progress: Progress) -> Images:
         """The images on `device`: all of the pixels or, `streamed`, none of them."""
@@ -44,10 +54,24 @@ class Stored:
                 held[start : start + len(chunk)] = chunk
                 start += len(chunk)
             mean, std = _mean_and_std(held[rows] for rows in sample.split(_CHUNK))
-        test = torch.arange(self.train, len(self.source))
         augmentation = Augmentation(pad=max(1, width // 8), flip=True)
-        known = held.permute(0, 3, 1, 2), self.labels, self.class_names, test, mean, std, augmentation
-        return (StreamedImages(*known, source=self.source) if streamed else Images(*known)).to(device)
+        known: dict[str, Any] = {
+            "pixels": held.permute(0, 3, 1, 2),
+            "labels": self.labels,
+            "class_names": self.class_names,
+            "test": self._number(self.train + self.validation, len(self.source)),
+            "validation": self._number(self.train, self.train + self.validation),
+            "mean": mean,
+            "std": std,
+            "augmentation": augmentation,
+            "names": self.names,
+        }
+        return (StreamedImages(**known, source=self.source) if streamed else Images(**known)).to(device)
+
+    @staticmethod
+    def _number(start: int, stop: int) -> Tensor | None:
+        """The images of a part, None where there is none."""
+        return torch.arange(start, stop) if start < stop else None
 
 
 def _read_chunks(source: Source, index: Tensor, progress: Progress) -> Iterator[Tensor]:

@@ -38,7 +38,7 @@ class Source(Protocol):
     def read(self, index: Tensor, out: Tensor) -> None:
         """Write the pixels of images `index`, int64 [B], to `out`; no others.
 
-        out: uint8 [B, H, W, channels], or floating-point [B, ...]. Both on the CPU. May be called by several
+        out: uint8 [B, H, W, channels], or another type [B, ...]. Both on the CPU. May be called by several
         threads. Raises UserError for an image that cannot be read.
         """
 
@@ -47,8 +47,8 @@ class Source(Protocol):
 class StreamedImages(Images):
     """Images that a `source` reads when a batch needs them.
 
-    pixels: none of them, [0, channels, H, W], or [0, ...] in floating point, on the device that batches are
-    made on.
+    pixels: none of them, [0, channels, H, W], or [0, ...] in another type than uint8, on the device that
+    batches are made on.
     """
 
     source: Source = field(kw_only=True)
@@ -87,19 +87,19 @@ class StreamedImages(Images):
         rows = index.cpu()
         if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < len(self.source):
             raise IndexError(f"index outside 0 to {len(self.source) - 1}")
-        floating = self.pixels.is_floating_point()
-        channels_last = not floating or (self.pixels.ndim == 4 and self.pixels.stride(1) == 1)
+        ready = self.ready
+        channels_last = not ready or (self.pixels.ndim == 4 and self.pixels.stride(1) == 1)
         out = torch.empty(
             (len(rows), *self.shape),
             dtype=self.pixels.dtype,
             pin_memory=self.device.type == "cuda",
             memory_format=torch.channels_last if channels_last else torch.contiguous_format,
         )
-        self.source.read(rows, out if floating else out.permute(0, 2, 3, 1))
+        self.source.read(rows, out if ready else out.permute(0, 2, 3, 1))
         return out.to(self.device, non_blocking=True)
 
     def _prepare(self, pixels: Tensor, draws: Draws | None) -> Tensor:
-        if pixels.is_floating_point():
+        if self.ready:
             return pixels
         return self._normalise(pixels, torch.arange(len(pixels), device=self.device), draws)
 

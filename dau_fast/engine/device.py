@@ -6,8 +6,9 @@ import contextvars
 import ctypes
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -36,6 +37,23 @@ class Stopwatch:
     def _synchronise(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+
+@contextmanager
+def fastest_convolutions(device: torch.device) -> Iterator[None]:
+    """On CUDA each new shape of a convolution inside is tried by every algorithm, and the fastest kept.
+
+    That takes a while: it is for shapes that come again and again, and are rehearsed first.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def run_flushed(work: Callable[[], T], device: torch.device) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -17,6 +18,17 @@ from dau_fast.models import Outputs
 
 # Images of a batch wherever nothing is trained.
 EVALUATION_BATCH = 512
+
+
+def count_batches(images: int, most: int) -> int:
+    """In how many batches of at most `most` a pass over `images` is taken: of one size, where that is near.
+
+    Each size is another shape, for which a GPU plans its convolutions anew.
+    """
+    fewest = max(1, math.ceil(images / most))
+    even = (count for count in range(fewest, fewest + fewest // 4 + 1) if images % count == 0)
+    return next(even, fewest)
+
 
 # Images [B, ...] and their indices [B] -> tensors of B rows.
 Compute = Callable[[Tensor, Tensor], Sequence[Tensor]]
@@ -72,6 +84,9 @@ def map_batches(
     """
     parts: list[Sequence[Tensor]] = []
     batches = ranks.batches(index, batch_size)
+    own = sum(map(len, batches))
+    if _plans_by_shape(index.device):
+        batches = of_one_shape(batches)
     limit = batch_size
     with evaluating(model):
         for batch, images in zip(batches, load_each(load, batches), strict=True):
@@ -84,8 +99,21 @@ def map_batches(
                     start += limit
                 except torch.OutOfMemoryError as error:
                     limit = _smaller(min(limit, len(batch)), model, error)
-    columns = (torch.cat(column) for column in zip(*parts, strict=True))
+    columns = (torch.cat(column)[:own] for column in zip(*parts, strict=True))
     return [ranks.gather(column, ranks.rows(len(index))) for column in columns]
+
+
+def _plans_by_shape(device: torch.device) -> bool:
+    """Whether a shape that was not seen before takes the device longer."""
+    return device.type == "cuda"
+
+
+def of_one_shape(batches: list[Tensor]) -> list[Tensor]:
+    """`batches` of indices, the last one filled up with copies of its last index to the size of the first."""
+    missing = len(batches[0]) - len(batches[-1])
+    if not missing or not len(batches[-1]):
+        return batches
+    return [*batches[:-1], torch.cat([batches[-1], batches[-1][-1:].expand(missing)])]
 
 
 def _smaller(images: int, model: nn.Module, error: torch.OutOfMemoryError) -> int:

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from dau_fast.engine.activation_checkpointing import checkpointed, require_blocks
 from dau_fast.engine.batches import Batch
 from dau_fast.engine.chance import seeded
+from dau_fast.engine.device import fastest_convolutions
 from dau_fast.engine.profiling import LoopProfile, Profiler, optimizer_section, section
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.steps import Compile, Players, Prepared, Step, prepare
@@ -65,9 +66,9 @@ class Loop:
 class LoopCost:
     """How a loop ran and what that cost.
 
-    engine: that ran it; reason: why, where nobody asked for it, else "". parts: that batches were taken in.
-    compile_seconds: of rehearsing, compiling and capturing. seconds: of its steps but the first one, and
-    data_seconds of them waiting for data. profile: of its first steps, where it was asked for.
+    engine: that ran it; reason: why, where it is not the one asked for, else "". parts: that batches were
+    taken in. compile_seconds: of rehearsing, compiling and capturing. seconds: of its steps but the first
+    one, and data_seconds of them waiting for data. profile: of its first steps, where it was asked for.
     """
 
     loop: str
@@ -124,7 +125,8 @@ class _Run:
         inputs = self.loop.inputs(self.waiting.take(self.loop.batches))
         if self.prepared is None:
             self.prepared = prepare_loop(self.loop, inputs, self.runtime)
-        profiler.run(partial(self.prepared.step, *inputs))
+        with fastest_convolutions(self.runtime.device):
+            profiler.run(partial(self.prepared.step, *inputs))
         self.waiting.finish()
         self.steps += 1
         return bool(self.loop.after(self.steps))

@@ -31,8 +31,8 @@ def _in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 
 @contextmanager
-def batchnorm_momentum(norms: Sequence[_BatchNorm], momentum: float | None) -> Iterator[None]:
-    """`norms` track statistics with `momentum`, None for the plain mean, and then with their own again."""
+def batchnorm_momentum(norms: Sequence[_BatchNorm], momentum: float) -> Iterator[None]:
+    """`norms` track statistics with `momentum`, and then with their own again."""
     before = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = momentum
@@ -40,6 +40,28 @@ def batchnorm_momentum(norms: Sequence[_BatchNorm], momentum: float | None) -> I
         yield
     finally:
         for norm, value in zip(norms, before, strict=True):
+            norm.momentum = value
+
+
+@contextmanager
+def plain_means(norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """`norms` track the plain mean over the batches inside, and then with their own momentum again.
+
+    PyTorch does so for a momentum of None, but asks the device at every call how many batches there were.
+    """
+    before, calls = [norm.momentum for norm in norms], dict.fromkeys(norms, 0)
+
+    def count(norm: nn.Module, _: object) -> None:
+        assert isinstance(norm, _BatchNorm)
+        calls[norm] += 1
+        norm.momentum = 1 / calls[norm]
+
+    hooks = [norm.register_forward_pre_hook(count) for norm in norms]
+    try:
+        yield
+    finally:
+        for norm, value, hook in zip(norms, before, hooks, strict=True):
+            hook.remove()
             norm.momentum = value
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -124,8 +126,7 @@ class _Window:
             found[name] = found.get(name, 0.0) + _between(start, stop)
         if self._cuda:
             # Device time between marks is either a section's or, in all of them together, idle.
-            busy = sum(event.self_device_time_total for event in self._profile.key_averages()) / 1e6
-            found[WAITING] = max(0.0, sum(found.values()) - busy)
+            found[WAITING] = max(0.0, sum(found.values()) - busy_seconds(trace))
         return found
 
     def _mark(self, name: str) -> None:
@@ -135,6 +136,23 @@ class _Window:
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         self._marks.append((name, event))
+
+
+# What occupies a device, by category of a Chrome trace: not the operators that launched it, nor marks.
+_DEVICE_WORK = {"kernel", "gpu_memcpy", "gpu_memset"}
+
+
+def busy_seconds(trace: Path) -> float:
+    """Seconds of a Chrome trace in which a CUDA device worked: each kernel once, several at once as one."""
+    events = json.loads(trace.read_text())["traceEvents"]
+    work = sorted(
+        (event["ts"], event["ts"] + event["dur"]) for event in events if event.get("cat") in _DEVICE_WORK
+    )
+    busy, reached = 0.0, -math.inf
+    for start, stop in work:
+        busy += max(0.0, stop - max(start, reached))
+        reached = max(reached, stop)
+    return busy / 1e6
 
 
 def _between(start: float | torch.cuda.Event, stop: float | torch.cuda.Event) -> float:

@@ -79,9 +79,11 @@ class Ranks:
         """This rank's part of `index` [N] in batches of at most `batch_size` rows, as many on every rank.
 
         So ranks can call together what waits for all of them; where N is small, the last one may be empty.
+        One process takes batches of one size, but for the last.
         """
         if self.alone:
-            return list(index.split(batch_size))
+            count = max(1, math.ceil(len(index) / batch_size))
+            return list(index.split(max(1, math.ceil(len(index) / count))))
         mine = index[self.own_rows(len(index))]
         return list(mine.tensor_split(max(1, math.ceil(self.rows(len(index))[0] / batch_size))))
 

@@ -11,7 +11,9 @@ import torch
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.errors import UserError, check_choice
 
-ENGINES = ("eager", "compiled", "captured")
+# As they are; compiled; replayed as a CUDA graph; compiled and replayed.
+ENGINES = ("eager", "compiled", "graphed", "captured")
+_ON_CUDA = ("graphed", "captured")
 _MOST_PARTS = 2**16  # of a batch: no batch is larger
 _PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp64": torch.float64}
 
@@ -46,8 +48,8 @@ class Runtime:
                     f"`{name}={told}`: expected how many parts of a batch, from 1 to {_MOST_PARTS}"
                 )
         check_choice("engine", self.engine, ("auto", *ENGINES))
-        if self.engine == "captured" and self.device.type != "cuda":
-            raise UserError("`engine=captured` needs a CUDA device: take eager or compiled here")
+        if self.engine in _ON_CUDA and self.device.type != "cuda":
+            raise UserError(f"`engine={self.engine}` needs a CUDA device: take eager or compiled here")
         if self.engine not in ("auto", "eager"):
             self._check_compilable()
         if self.shard and self.ranks.alone:

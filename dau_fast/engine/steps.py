@@ -1,4 +1,4 @@
-"""How a training step runs: op by op, compiled, or compiled and replayed as one CUDA graph.
+"""How a training step runs: op by op, compiled, replayed as one CUDA graph, or compiled and replayed.
 
 A loop hands `prepare` a function that builds its step with a compiler for the pure functions inside, so
 one definition of a step serves all engines. Before its first use a step is rehearsed once, and what it
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from dau_fast.engine.device import Stopwatch
+from dau_fast.engine.device import Stopwatch, fastest_convolutions
 from dau_fast.engine.profiling import section
 from dau_fast.engine.runtime import Runtime
 from dau_fast.errors import UserError
@@ -26,6 +26,8 @@ from dau_fast.errors import UserError
 # step, and the eager step's time over the captured one's. Assumed, not measured.
 _COMPILE_SECONDS = 60.0
 _GAIN = 1.5
+# A capture takes about as long as this many eager steps: fewer are not worth one.
+_FEW = 20
 # Calls on a side stream before a capture, so that lazily made state exists (PyTorch's own number).
 _WARM_UPS = 3
 
@@ -51,7 +53,7 @@ class Players:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A step that is ready. engine: that runs it; reason: why, where nobody asked for it, else "".
+    """A step that is ready. engine: that runs it; reason: why, where it is not the one asked for, else "".
 
     parts: that its batches are taken in. seconds: of rehearsing, compiling and capturing.
     """
@@ -79,22 +81,50 @@ def prepare(
     compilable: why the step cannot be compiled, if so: it then runs eagerly.
     """
     device = inputs[0].device
-    with Stopwatch(device) as watch, _kept(players, device):
+    with Stopwatch(device) as watch, _kept(players, device), fastest_convolutions(device):
         step, parts = _fitted(loop, build, inputs, runtime)
         engine, reason = _choose(step, inputs, steps, runtime, compilable)
-        if engine != "eager":
-            step = build(_compile, parts)
-            _rehearse(step, inputs, loop)
-        if engine == "captured":
-            step = _capture(step, inputs)
+        while engine != "eager":
+            try:
+                step = _made_by(engine, step, lambda: build(_compile, parts), inputs)
+                break
+            # Compilers and captures raise what they like; the step itself has just run.
+            except (torch._dynamo.exc.TorchDynamoException, RuntimeError) as error:
+                # Dynamo's first line says only who failed.
+                told = " ".join((str(error).strip() or type(error).__name__).splitlines()[:2])
+                if runtime.engine != "auto":
+                    raise _failed(loop, engine, told) from error
+                reason = f"{engine} steps failed ({told})"
+                engine = "graphed" if engine == "captured" else "eager"
     return Prepared(step, engine, reason, parts, watch.seconds)
+
+
+def _made_by(engine: str, step: Step, compiled: Callable[[], Step], inputs: tuple[Tensor, ...]) -> Step:
+    """`step` as `engine` runs it. compiled: makes the compiled one."""
+    if engine != "graphed":
+        step = compiled()
+        step(*inputs)
+    return step if engine == "compiled" else _capture(step, inputs)
+
+
+def _failed(loop: str, engine: str, told: str) -> UserError:
+    what = "captured in a CUDA graph" if engine == "graphed" else "compiled"
+    return UserError(f"the steps of {loop} cannot be {what} ({told}): take `engine=eager`")
 
 
 def _fitted(loop: str, build: Build, inputs: tuple[Tensor, ...], runtime: Runtime) -> tuple[Step, int]:
     """A step that has run once: with more and smaller parts of a batch where memory is short."""
-    parts = runtime.count_parts(loop)
+    parts = asked = runtime.count_parts(loop)
     while True:
-        step = build(_as_it_is, parts)
+        try:
+            step = build(_as_it_is, parts)
+        except UserError as error:
+            if parts == asked:
+                raise
+            raise UserError(
+                f"the GPU's memory does not hold a step of {loop}, not even with {parts // 2} parts of its "
+                "batch one after the other: take a smaller model, or a device with more memory"
+            ) from error
         try:
             step(*inputs)
         except torch.OutOfMemoryError as error:
@@ -131,17 +161,11 @@ def _choose(
         step(*inputs)
     predicted = steps * watch.seconds
     saved = predicted * (1 - 1 / _GAIN)
-    if saved <= _COMPILE_SECONDS:
-        return "eager", f"{predicted:.0f} s of work are too few to compile for"
-    return "captured", f"{predicted:.0f} s of work are worth compiling for"
-
-
-def _rehearse(step: Step, inputs: tuple[Tensor, ...], loop: str) -> None:
-    try:
-        step(*inputs)
-    except torch._dynamo.exc.TorchDynamoException as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"the steps of {loop} cannot be compiled ({reason}): take `engine=eager`") from error
+    if saved > _COMPILE_SECONDS:
+        return "captured", f"{predicted:.0f} s of work are worth compiling for"
+    if steps <= _FEW:
+        return "eager", f"{steps} steps are too few to capture"
+    return "graphed", f"{predicted:.0f} s of work are too few to compile for"
 
 
 def _as_it_is(function: Pure) -> Pure:
@@ -155,24 +179,34 @@ def _compile(function: Pure) -> Pure:
 
 def _capture(step: Step, inputs: tuple[Tensor, ...]) -> Step:
     """`step` as one CUDA graph that reads copies of its inputs."""
-    static = tuple(torch.empty_like(tensor).copy_(tensor) for tensor in inputs)
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(_WARM_UPS):
+    # Streams and graphs are made on the current device.
+    with torch.cuda.device(inputs[0].device):
+        static = tuple(torch.empty_like(tensor).copy_(tensor) for tensor in inputs)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(_WARM_UPS):
+                step(*static)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may read batches ahead, on streams of their own.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             step(*static)
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads may read batches ahead, on streams of their own.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
-        step(*static)
+    return _Replay(step, static, graph)
 
-    def replay(*given: Tensor) -> None:
+
+@dataclass(frozen=True)
+class _Replay:
+    """A captured step. step: what was captured, which holds the tensors that the graph reads and writes."""
+
+    step: Step
+    static: tuple[Tensor, ...]
+    graph: torch.cuda.CUDAGraph
+
+    def __call__(self, *given: Tensor) -> None:
         with section("captured step"):
-            torch._foreach_copy_(static, given)
-            graph.replay()
-
-    return replay
+            torch._foreach_copy_(self.static, given)
+            self.graph.replay()
 
 
 @contextmanager

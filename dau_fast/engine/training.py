@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,9 +16,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from dau_fast.engine.batches import Batch, Load, load_each
 from dau_fast.engine.chance import seeded
-from dau_fast.engine.evaluation import EVALUATION_BATCH
+from dau_fast.engine.evaluation import EVALUATION_BATCH, count_batches
 from dau_fast.engine.loop import Forward, Loop, LoopCost, PartLoss, run_loop
-from dau_fast.engine.modes import batchnorm_momentum, find_batchnorms, training
+from dau_fast.engine.modes import find_batchnorms, plain_means, training
 from dau_fast.engine.profiling import section
 from dau_fast.engine.ranks import ALONE, MicroBatch, Ranks
 from dau_fast.engine.runtime import Runtime
@@ -110,14 +109,13 @@ def recompute_batchnorm(
         return
     # Batches of even size, because the mean over batches weighs batches and not images.
     # None has a single image, which has no variance.
-    parts = index.tensor_split(min(math.ceil(len(index) / batch_size), len(index) // 2))
+    parts = index.tensor_split(min(count_batches(len(index), batch_size), len(index) // 2))
     try:
-        # No momentum is PyTorch's way to ask for the plain mean.
         with (
             seeded(seed + ranks.rank, index.device),
             training(model),
             _statistics_or_nothing(norms),
-            batchnorm_momentum(norms, None),
+            plain_means(norms),
         ):
             for norm in norms:
                 norm.reset_running_stats()

@@ -38,19 +38,29 @@ from dau_fast.prune.prunable import prunable_weights
 _COSTED = 16
 
 
-def wrap_network(network: nn.Module, runtime: Runtime, head: str | None = None) -> Classifier:
+def place_network(network: nn.Module, runtime: Runtime) -> nn.Module:
+    """`network` itself, laid out and placed as `runtime` computes."""
+    network = network.to(runtime.device).to(memory_format=torch.channels_last)
+    return runtime.ranks.prepare(network.double() if runtime.precision == torch.float64 else network)
+
+
+def wrap_network(network: nn.Module, runtime: Runtime, head: str | None = None, **how: Any) -> Classifier:
     """`network` itself, laid out and placed as `runtime` computes, as a Classifier.
 
-    head: name of its classifier layer, None for its last Linear layer.
+    head: name of its classifier layer, None for its last Linear layer. how: see Classifier.
     """
-    network = network.to(runtime.device).to(memory_format=torch.channels_last)
     exact = runtime.precision == torch.float64
-    network = runtime.ranks.prepare(network.double() if exact else network)
-    return Classifier(network, head, precision=None if exact else runtime.precision)
+    return Classifier(place_network(network, runtime), head, None if exact else runtime.precision, **how)
 
 
-def match_precision(images: Images, runtime: Runtime) -> Images:
-    """`images` whose batches networks of `runtime` can take."""
+def match_precision(images: Images, runtime: Runtime, *, narrow: bool = False) -> Images:
+    """`images` whose batches networks of `runtime` can take.
+
+    narrow: under autocast in its dtype already, to which a network that begins with a convolution or a
+    product rounds them first of all.
+    """
+    if narrow and runtime.precision == torch.bfloat16:
+        return replace(images, dtype=torch.bfloat16)
     if runtime.precision != torch.float64:
         return images
     pixels = images.pixels.double() if images.pixels.is_floating_point() else images.pixels
@@ -157,6 +167,11 @@ def _resolve_all(
     for method in methods:
         settings = method.resolve(task, asked.get(method.name))
         try:
+            if method.moves_images and not task.images.continuous:
+                raise UserError(
+                    f"method '{method.name}' moves images a little, which {task.images.pixels.dtype} inputs "
+                    "cannot be: leave it out"
+                )
             method.check(task, settings)
         except UserError as error:
             if not skip_unfit:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 from dau_fast.config import PruneConfig, SplitConfig, TrainingRecipe
 from dau_fast.data.images import Images
 from dau_fast.data.progress import Progress, silent
-from dau_fast.data.split import Forget, Split, hold_out, make_split
+from dau_fast.data.split import TEST, TRAINING, VALIDATION, Forget, Split, hold_out, make_split
 from dau_fast.engine.chance import derive_seed
 from dau_fast.engine.device import run_flushed
 from dau_fast.engine.runtime import Runtime
@@ -34,13 +34,15 @@ from dau_fast.prune import Masks
 class Checkpoint:
     """A given original, and the role every image had in its training, int8 [N], if it is known.
 
-    masks: of a pruned one, where its file holds them. sha256: of its file.
+    masks: of a pruned one, where its file holds them. sha256: of its file. guessed: whether nobody knows what
+    it was trained on, so that images which runs hold out may be among it.
     """
 
     model: Classifier
     roles: np.ndarray | None
     masks: Masks | None = None
     sha256: str | None = None
+    guessed: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Experiment:
 
     asked: settings by method, whole or some fields. recipe: of the original. pruning: of the original, a
     given one included; None leaves it as it is. trials: of every method that has a space of settings, on the
-    first seed; the others run what was chosen there. skip_unfit, keeper: as in `carry_out`.
+    first seed; the others run what was chosen there. skip_unfit, keeper: as in `carry_out`. normalised_by:
+    whose mean and standard deviation the images are normalised with.
     """
 
     images: Images
@@ -67,33 +70,55 @@ class Experiment:
     trials: int = 0
     skip_unfit: bool = False
     keeper: Keeper | None = None
+    normalised_by: str = "the data set"
+
+    @property
+    def guessed(self) -> bool:
+        """Whether images are held out that the original may have been trained on."""
+        return self.checkpoint is not None and self.checkpoint.guessed and self.images.validation is None
 
     def draw_roles(self, seed: int) -> np.ndarray:
-        """The role of every image, int8 [N]; a given original keeps the ones it was trained with."""
+        """The role of every image, int8 [N]; a given original keeps the ones it was trained with.
+
+        What is asked to be forgotten is never held out by a draw, nor does it stay so from an earlier one.
+        """
         given = self.checkpoint
+        asked = self.forget.indices or ()
         if given and given.roles is not None:
-            return given.roles
+            return _take_back(given.roles, asked, self.images) if given.guessed else given.roles
         return hold_out(
             self.images.labels,
             self.images.test,
             self.seed if given else seed,
             validation_share=self.shares.validation_share,
             test_share=self.shares.test_share,
-            keep=() if given else self.forget.indices or (),
+            keep=asked,
+            validation=self.images.validation,
         )
+
+
+def _take_back(roles: np.ndarray, asked: Sequence[int], images: Images) -> np.ndarray:
+    """`roles` int8 [N] with those of `asked` in training that an earlier run drew to be held out."""
+    taken = roles.copy()
+    drawn = [index for index in asked if index < len(roles) and roles[index] in (VALIDATION, TEST)]
+    official = [part.tolist() for part in (images.test, images.validation) if part is not None]
+    taken[sorted(set(drawn).difference(*official))] = TRAINING
+    return taken
 
 
 @dataclass(frozen=True)
 class SeedResult:
     """One seed's outcome. roles: of every image, int8 [N].
 
-    retraining_gap: avg gap between two retrainings, None where there was one at most.
+    retraining_gap: avg gap between two retrainings, None where there was one at most. guessed: see
+    Experiment.
     """
 
     seed: int
     roles: np.ndarray
     outcome: Outcome
     retraining_gap: float | None
+    guessed: bool = False
 
     @property
     def split(self) -> Split:
@@ -154,7 +179,7 @@ def run_seed(
     gap = None
     if twice and "retrain" in outcome.measures:
         gap = run_flushed(partial(_retraining_gap, outcome, experiment.keeper), experiment.runtime.device)
-    return SeedResult(seed, roles, outcome, gap)
+    return SeedResult(seed, roles, outcome, gap, experiment.guessed)
 
 
 def make_task(experiment: Experiment, roles: np.ndarray, seed: int, progress: Progress = silent) -> Task:

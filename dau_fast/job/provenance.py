@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
-from dau_fast.data.split import Split, decode_roles, encode_roles
+from dau_fast.data.split import FORGOTTEN, Split, decode_roles, encode_roles, mark_forgotten
 from dau_fast.errors import UserError
 from dau_fast.methods.registry import find_methods
+from dau_fast.methods.task import Task
 
+# Of validation images that a run drew from what a stranger's model may have been trained on.
+DRAWN = "drawn"
 _AGAIN = "give `forget` and `seed` as in the run that made it"
 
 
-def describe_origin(dataset: str, arch: str, method: str, roles: np.ndarray, split: Split) -> dict[str, str]:
-    """The metadata of a model that `method` made on a run's `split`; roles int8 [N].
+def describe_origin(
+    dataset: str, arch: str, method: str, roles: np.ndarray, task: Task, *, guessed: bool = False
+) -> dict[str, str]:
+    """The metadata of a model that `method` made of a run's `task`; roles int8 [N], of its original.
 
-    "original" is no method and forgets nothing.
+    "original" is no method and forgets nothing. What others forget has that role in their files, for good:
+    whoever takes one of them for an original can train on none of it. guessed: see Experiment.
     """
-    origin = {"dataset": dataset, "arch": arch, "method": method, "split": encode_roles(roles)}
-    return origin if method == "original" else {**origin, "forget": split.forget_sha256}
+    images, split = task.images, task.split
+    constants = {"mean": images.mean.tolist(), "std": images.std.tolist()}
+    kept = {"dataset": dataset, "arch": arch, "method": method, "normalisation": json.dumps(constants)}
+    kept |= {"validation": DRAWN} if guessed else {}
+    if method == "original":
+        return {**kept, "split": encode_roles(roles)}
+    return {**kept, "split": encode_roles(mark_forgotten(roles, split)), "forget": split.forget_sha256}
 
 
 def check_unlearned(path: Path, metadata: Mapping[str, str], roles: np.ndarray, split: Split) -> None:
@@ -63,7 +75,10 @@ def check_reference(path: Path, metadata: Mapping[str, str], roles: np.ndarray, 
 
 
 def _check_split(path: Path, metadata: Mapping[str, str], roles: np.ndarray) -> None:
-    if not np.array_equal(decode_roles(metadata["split"], len(roles)), roles):
+    found = decode_roles(metadata["split"], len(roles))
+    # What this model forgot, whatever it is, the original knew: its hash is compared, which names it better.
+    newly = (found == FORGOTTEN) & (roles != FORGOTTEN)
+    if not np.array_equal(np.where(newly, roles, found), roles):
         raise UserError(
             f"checkpoint '{path}' was trained on another split than the original: all models of an audit "
             "need one training, validation and test set"

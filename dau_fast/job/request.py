@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from dau_fast import checkpoints
 from dau_fast.config import (
@@ -21,14 +22,19 @@ from dau_fast.config import (
 )
 from dau_fast.data import named
 from dau_fast.data.images import Images
+from dau_fast.data.normalisation import normalise_by, parse_normalisation
 from dau_fast.data.progress import Progress
-from dau_fast.data.split import Forget, decode_roles
+from dau_fast.data.requests import read_request
+from dau_fast.data.split import Forget
 from dau_fast.engine.runtime import Runtime
 from dau_fast.errors import UserError, check_choice
 from dau_fast.job.assembly import match_precision, network_builder
-from dau_fast.job.experiment import Checkpoint, Experiment
-from dau_fast.job.saving import hash_file
+from dau_fast.job.checkpoint import start_from
+from dau_fast.job.experiment import Experiment
+from dau_fast.job.fitting import own_network_builder
+from dau_fast.job.loading import build_network
 from dau_fast.methods.registry import find_methods, get_method
+from dau_fast.models import Classifier
 from dau_fast.prune.registry import get_pruner
 
 
@@ -44,12 +50,16 @@ class Request:
     data: Path | None = None
     download: bool = False
     image_size: int | None = None
+    mean: str | None = None
+    std: str | None = None
     stream: str = "auto"
     arch: str = "small"
+    model: str | None = None
     checkpoint: Path | None = None
     epochs: int | None = None
     forget: str = "random:0.1"
     methods: tuple[str, ...] = ("dau", "retrain")
+    plugin: tuple[str, ...] = ()
     retrain_recipe: str = "both"
     prune: str = "none"
     sparsity: float | None = None
@@ -59,6 +69,11 @@ class Request:
     seed: int = 0
     repeats: int = 1
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    @property
+    def arch_name(self) -> str:
+        """What the network is called: the factory that makes it, where there is one."""
+        return self.model or self.arch
 
     def to_options(self) -> dict[str, Any]:
         """The options by name, as JSON can hold them; settings apart."""
@@ -131,6 +146,7 @@ class Request:
 def make_experiment(request: Request, runtime: Runtime, progress: Progress) -> Experiment:
     """Read images and checkpoint of `request` and check it. Raises UserError for what cannot be done."""
     names, pruning, ranks = request.list_methods(), request.choose_pruning(), runtime.ranks
+    _check_files(request)
     with ranks.in_turn(request.download):
         images = named.load(
             request.dataset,
@@ -142,12 +158,15 @@ def make_experiment(request: Request, runtime: Runtime, progress: Progress) -> E
             processes=ranks.local_count,
             progress=progress,
         )
-    images = match_precision(images, runtime)
+    images = match_precision(images, runtime, narrow=True)
+    constants = parse_normalisation(request.mean, request.std, len(images.mean))
+    if constants:
+        images = normalise_by(images, constants)
     experiment = Experiment(
         images,
-        Forget.parse(request.forget, images.class_names),
+        Forget.parse(request.forget, images.class_names, images.names),
         tuple(get_method(name) for name in names),
-        network_builder(request.arch, images, runtime),
+        _choose_network(request, images, runtime),
         request.choose_recipe(),
         request.ask_methods(),
         request.seed,
@@ -157,28 +176,34 @@ def make_experiment(request: Request, runtime: Runtime, progress: Progress) -> E
         runtime=runtime,
         trials=request.tune or 0,
         skip_unfit=request.takes_all,
+        normalised_by="the options" if constants else "the data set",
     )
     if request.checkpoint is None:
         return experiment
-    return replace(experiment, checkpoint=_read_checkpoint(request.checkpoint, experiment, images))
+    return start_from(experiment, request.checkpoint, normalised=constants is not None)
 
 
-def _read_checkpoint(path: Path, experiment: Experiment, images: Images) -> Checkpoint:
-    """The model in `path`, and the split it was trained on where the file says it."""
-    model = experiment.fresh(experiment.seed)
-    metadata = checkpoints.load(path, model.network)
-    masks = checkpoints.load_masks(path)
-    masks = masks and masks.to(model.head.weight.device)
-    sha256 = hash_file(path)
-    if "split" in metadata:
-        roles = decode_roles(metadata["split"], len(images.labels))
-        return Checkpoint(model.eval(), roles, masks, sha256)
-    logging.getLogger("dau_fast").warning(
-        "%s does not say which images it was trained on: taking this run's training images; if it "
-        "has seen the validation images too, the result is not to be trusted",
-        path,
-    )
-    return Checkpoint(model.eval(), None, masks, sha256)
+def _check_files(request: Request) -> None:
+    """What is wrong with a file is said before images are read, which may take long."""
+    if request.checkpoint is not None:
+        checkpoints.check(request.checkpoint)
+    kind, _, value = request.forget.partition(":")
+    if kind == "file":
+        read_request(Path(value))
+    elif kind == "indices":
+        Forget.parse(request.forget, ())
+
+
+def _choose_network(request: Request, images: Images, runtime: Runtime) -> Callable[[int], Classifier]:
+    """seed -> a newly initialised network: of an architecture by name, or of a user's own factory."""
+    if request.model is None:
+        return network_builder(request.arch, images, runtime)
+    spec = request.model
+
+    def make() -> nn.Module:
+        return build_network("model", spec)
+
+    return own_network_builder(make, images, runtime)
 
 
 def _readable(value: Any) -> Any:

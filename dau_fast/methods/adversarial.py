@@ -33,10 +33,10 @@ class Units:
     @classmethod
     def of(cls, images: Images) -> Units:
         """Those of `images`, which are unlimited where they are not made from uint8 pixels."""
-        if images.pixels.is_floating_point():
+        if images.ready:
             one = images.pixels.new_ones(())
             return cls(one, -torch.inf * one, torch.inf * one)
-        mean, std = (values.to(images.dtype).view(-1, 1, 1) for values in (images.mean, images.std))
+        mean, std = (values.to(images.widened().dtype).view(-1, 1, 1) for values in (images.mean, images.std))
         return cls(1 / std, -mean / std, (1 - mean) / std)
 
     def limit(self, images: Tensor) -> Tensor:
@@ -55,7 +55,7 @@ def attack(task: Task, index: Tensor, find: Callable[[Tensor, Tensor], tuple[Ten
             return find(images, task.labels[batch])
 
     with placed(task.images.device, task.original):
-        return map_batches(task.original, task.images, index, enabled, ranks=task.ranks)
+        return map_batches(task.original, task.images.widened(), index, enabled, ranks=task.ranks)
 
 
 def fgsm(model: Classifier, images: Tensor, labels: Tensor, bound: float, units: Units) -> Tensor:

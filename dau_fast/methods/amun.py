@@ -81,6 +81,7 @@ METHODS = (
         name="amun",
         label="AMUN",
         about="fine-tuning with adversarial neighbours of the forget set beside it",
+        moves_images=True,
         run=unlearn,
         choose=recipe_chooser(lambda task: AmunConfig()),
         space={

@@ -57,10 +57,10 @@ def widen(model: Classifier, seed: int) -> Classifier:
     if head.bias is not None:
         more.bias[:-1] = head.bias
     if not name:  # the network is nothing but the layer
-        return Classifier(more, name, wide.precision)
+        return wide.wrap(more)
     parent, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(parent), attribute, more)
-    return Classifier(network, name, wide.precision)
+    return wide.wrap(network)
 
 
 @torch.no_grad()

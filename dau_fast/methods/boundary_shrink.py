@@ -63,6 +63,7 @@ METHODS = (
         name="boundary_shrink",
         label="boundary shrink",
         about="the forget set takes the labels of its nearest other classes",
+        moves_images=True,
         run=unlearn,
         choose=recipe_chooser(lambda task: BoundaryShrinkConfig()),
         space={

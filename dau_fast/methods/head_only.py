@@ -161,5 +161,6 @@ METHODS = (
             "epochs": (5, 20, 50, 100),
             "weight": (0.3, 1.0, 3.0, 10.0),
         },
+        control=True,
     ),
 )

@@ -25,7 +25,9 @@ class Method(Generic[S]):
     run: carries it out and leaves the task as it is. choose: its settings for a task, where nothing else is
     asked for but the fields that the mapping names. check: raises UserError where task and settings do not
     go together, before anything runs. reference: whether it is what others are held to, and trains a network
-    from scratch. space: values that tuning may try, by field of the settings; the published one among them.
+    from scratch. control: whether it is there to be found out, and never to be recommended. moves_images:
+    whether it needs images that can be changed a little. space: values that tuning may try, by field of the
+    settings; the published one among them.
     """
 
     name: str
@@ -35,6 +37,8 @@ class Method(Generic[S]):
     choose: Callable[[Task, Mapping[str, Any]], S]
     check: Callable[[Task, S], None] = _nothing_to_check
     reference: bool = False
+    control: bool = False
+    moves_images: bool = False
     space: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     def resolve(self, task: Task, asked: S | Mapping[str, Any] | None = None) -> S:

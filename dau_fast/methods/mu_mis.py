@@ -110,7 +110,7 @@ def check(task: Task, _config: MuMisConfig) -> None:
     model, labels = task.original, task.labels[two]
     try:
         with evaluating(model), sdpa_kernel(_TWICE):
-            images = task.images.batch(two).requires_grad_()
+            images = task.images.widened().batch(two).requires_grad_()
             gap = sensitivity_gap(model(images).logits, images, labels, 1 - labels.clamp_max(1))
             torch.autograd.grad(gap.sum(), list(trainable(model).values()), allow_unused=True)
     except RuntimeError as error:
@@ -127,7 +127,7 @@ def _show(batch: Batch, others: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _build_loss(model: Classifier, forward: Forward) -> PartLoss:
     def part_loss(_: MicroBatch, images: Tensor, labels: Tensor, others: Tensor) -> Tensor:
         with section("forward"), evaluating(model), sdpa_kernel(_TWICE):
-            images = images.detach().requires_grad_()
+            images = images.detach().to(torch.promote_types(images.dtype, torch.float32)).requires_grad_()
             logits = forward(images).logits
             # No parameter is left without a gradient, which processes would wait for; a bias has none.
             return sensitivity_gap(logits, images, labels, others).mean() + 0 * logits.sum()
@@ -140,6 +140,7 @@ METHODS = (
         name="mu_mis",
         label="MU-Mis",
         about="the forget set's labels made as insensitive to the input as others, without retain data",
+        moves_images=True,
         run=unlearn,
         choose=recipe_chooser(lambda task: MuMisConfig()),
         check=check,

@@ -14,7 +14,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from sklearn.svm import SVC
 from torch import Tensor
 
 from dau_fast.errors import Diverged
@@ -71,6 +70,8 @@ class _Exact:
     def __init__(self, members: Tensor, non_members: Tensor) -> None:
         x = torch.cat([members, non_members]).double().cpu().numpy()
         y = np.repeat([1, 0], [len(members), len(non_members)])
+        from sklearn.svm import SVC  # only where something is measured: it takes a while to import
+
         self.svm = SVC(C=_PENALTY, gamma="auto", kernel="rbf").fit(x, y)
 
     def __call__(self, scores: Tensor) -> Tensor:

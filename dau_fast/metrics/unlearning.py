@@ -25,7 +25,8 @@ class Measures:
     """All in percent. ua: 100 - accuracy on the forget set. ra, ta: accuracy on retain and test set.
 
     attacks: share of the forget set that each attack calls non-member. confidence: histograms of
-    the true label's probability, by set, in percent a bin; "edges" holds the bins' borders.
+    the true label's probability, by set, in percent a bin; "edges" holds the bins' borders. earlier: "ua" and
+    the attacks, of what requests before this one forgot; None where there was none.
     """
 
     ua: float
@@ -33,6 +34,7 @@ class Measures:
     ta: float
     attacks: dict[str, float]
     confidence: dict[str, list[float]]
+    earlier: dict[str, float] | None = None
 
     @property
     def mia_efficacy(self) -> float:
@@ -76,7 +78,8 @@ def measure(
     members, retain = passes.sample(split.retain, size, generator)
     non_members, test = passes.sample(split.test, size, generator)
     asked_about = labels[split.forget] if reference else None
-    forget, verdicts = passes.attack(split.forget, Attacks(members, non_members, reference=asked_about))
+    attacks = Attacks(members, non_members, reference=asked_about)
+    forget, verdicts = passes.attack(split.forget, attacks)
     validation = passes.summarise(split.validation)
     return Measures(
         ua=100 - percent(forget[:, 0]),
@@ -89,6 +92,7 @@ def measure(
             "validation": _histogram(validation[:, 1]),
             "test": _histogram(test[:, 1]),
         },
+        earlier=passes.measure_earlier(split.earlier, attacks) if len(split.earlier) else None,
     )
 
 
@@ -125,6 +129,12 @@ class _Passes:
 
         summary, verdicts = self._over(index, attacked).split([2, len(ATTACKS)], 1)
         return summary, verdicts
+
+    def measure_earlier(self, index: Tensor, attacks: Attacks) -> dict[str, float]:
+        """Error, and the share that each attack calls non-member, in percent."""
+        summary, verdicts = self.attack(index, attacks)
+        shares = dict(zip(ATTACKS, map(percent, verdicts.unbind(1)), strict=True))
+        return {"ua": 100 - percent(summary[:, 0]), **shares}
 
 
 def _summary(answers: Answers) -> Tensor:

@@ -7,13 +7,15 @@ positions (1 in a Linear layer on [B, D], H W in a convolution), sample by sampl
 
 direct form: the product itself, 2 T d p FLOPs; Gram form: the double sum, 2 T^2 (d + p) FLOPs and no
 gradient at all (Goodfellow 2015, arXiv 1510.01799; Rochette et al. 2019, arXiv 1912.06015). Each layer
-takes the cheaper one, a few samples at a time, so that neither form holds more than `_CHUNK` numbers.
+takes the cheaper one, as many samples at a time as `most_numbers` of a temporary array allow.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -22,8 +24,23 @@ from torch.nn import functional as F
 
 from dau_fast.ops._library import check_devices, define
 
-# Numbers in a temporary array: 8 MB of float32.
+# Numbers in a temporary array on a CPU, whose caches hold 8 MB of float32; on CUDA this part of its memory,
+# as every chunk of samples launches all kernels again.
 _CHUNK = 2_000_000
+_MEMORY_SHARE = 1 / 32
+
+
+@cache
+def most_numbers(device: torch.device) -> int:
+    """How many float32 numbers a temporary array may hold on `device`."""
+    if device.type != "cuda":
+        return _CHUNK
+    return int(torch.cuda.get_device_properties(device).total_memory * _MEMORY_SHARE) // 4
+
+
+def on_cuda(x: Tensor) -> bool:
+    """Whether kernels are launched for `x`, each of which costs."""
+    return x.is_cuda
 
 
 def wide(x: Tensor) -> torch.dtype:
@@ -68,9 +85,9 @@ class Product:
         if positions * (self.d + p) < self.d * p:
             # The op has no derivative, and its kernels hold no T x T array.
             form = _gram_squares if torch.is_grad_enabled() else gram_op
-            fused = form is gram_op and self.g.is_cuda and _takes_gram(self.g, self.g)
+            fused = form is gram_op and on_cuda(self.g) and _takes_gram(self.g, self.g)
             product = 0 if fused else 2 * positions * positions
-        step = max(1, _CHUNK // (groups * (self.d * positions + product)))
+        step = max(1, most_numbers(self.g.device) // (groups * (self.d * positions + product)))
         parts = [slice(start, start + step) for start in range(0, batch, step)]
         return torch.cat([form(self.x(part), self.g[part]) for part in parts])
 
@@ -125,7 +142,7 @@ class Lookup:
 
     def squares(self) -> Tensor:
         batch, positions = self.index.shape
-        step = max(1, _CHUNK // (2 * positions * positions))
+        step = max(1, most_numbers(self.g.device) // (2 * positions * positions))
         totals = []
         for start in range(0, batch, step):
             index, g = self.index[start : start + step], self.g[start : start + step]
@@ -178,13 +195,27 @@ def _patches(layer: Any, x: Tensor) -> Tensor:
     if len(kernel) == 1:
         x = x.unsqueeze(2)
         kernel, stride, dilation, padding = (1, *kernel), (1, *stride), (1, *dilation), (0, *padding)
-    if len(kernel) == 2:
+    # On CUDA it launches a kernel for each sample.
+    if len(kernel) == 2 and not on_cuda(x):
         return F.unfold(x, kernel, dilation, padding, stride)
+    return strided_patches(x, kernel, dilation, padding, stride)
+
+
+def strided_patches(
+    x: Tensor,
+    kernel: tuple[int, ...],
+    dilation: tuple[int, ...],
+    padding: tuple[int, ...],
+    stride: tuple[int, ...],
+) -> Tensor:
+    """torch.nn.functional.unfold for any number of dimensions: one copy of a view with strides."""
+    axes = len(kernel)
     x = F.pad(x, [side for width in reversed(padding) for side in (width, width)])
     for axis, (size, step, gap) in enumerate(zip(kernel, stride, dilation, strict=True), start=2):
         reach = gap * (size - 1) + 1
         x = x.unfold(axis, reach, step)[..., ::gap]
-    return x.movedim((-3, -2, -1), (2, 3, 4)).flatten(1, 4).flatten(2)
+    windows = x.movedim(tuple(range(-axes, 0)), tuple(range(2, 2 + axes)))
+    return windows.reshape(len(x), x.shape[1] * math.prod(kernel), -1)
 
 
 def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> Iterator[Lookup]:

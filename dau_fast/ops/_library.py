@@ -27,6 +27,40 @@ LIBRARY = torch.library.Library("dau_fast", "DEF")
 # What an op runs on a device, "CPU" or "CUDA", by its name and that: a machine without a GPU can test both.
 PATHS: dict[tuple[str, str], Callable[..., Any]] = {}
 
+
+@dataclass(frozen=True)
+class _Choice:
+    """What decides on the path of an op on a device. fused: whether there is one beside the definition."""
+
+    fused: bool
+    compiled: Callable[[], ModuleType | None]
+    takes: Callable[..., Any] | None
+    by_entry: bool
+
+
+_CHOICES: dict[tuple[str, str], _Choice] = {}
+_FUSED = {"CPU": "C++", "CUDA": "Triton"}
+
+
+def explain_path(name: str, device: str, arguments: Sequence[Any]) -> tuple[str, str]:
+    """What runs for op `name` on `device`, "CPU" or "CUDA": "C++", "Triton" or "PyTorch", and why the last.
+
+    arguments: the op's own.
+    """
+    choice, fused = _CHOICES[name, device], _FUSED[device]
+    if not choice.fused:
+        return "PyTorch", f"there is no {fused} for it"
+    if choice.compiled() is None:
+        return "PyTorch", f"{fused} is not installed here"
+    taken: Any = True if choice.takes is None else choice.takes(*arguments)
+    entries: list[bool] = taken if choice.by_entry else [taken]
+    if all(entries):
+        return fused, ""
+    if any(entries):
+        return f"{fused}, PyTorch", f"{fused} does not take all of these tensors"
+    return "PyTorch", f"{fused} does not take these dtypes or strides"
+
+
 # Called with the compiled module and the op's arguments.
 Fused = Callable[..., Any]
 
@@ -65,11 +99,10 @@ def define(
     found = {"CPU": (cpp, _extension), "CUDA": (None, _extension)}
     if triton is not None:
         module, launch = triton
-        found["CUDA"] = (
-            _launcher(launch) if isinstance(launch, str) else launch,
-            functools.partial(_kernels, module),
-        )
+        launcher = _launcher(launch) if isinstance(launch, str) else launch
+        found["CUDA"] = _on_its_device(launcher), functools.partial(_kernels, module)
     for device, (fused, compiled) in found.items():
+        _CHOICES[name, device] = _Choice(fused is not None, compiled, takes, lists is not None)
         run = definition if fused is None else _either(definition, fused, compiled, takes, lists)
         PATHS[name, device] = _guarded(run, check, device.lower())
         LIBRARY.impl(name, PATHS[name, device], device)
@@ -88,6 +121,24 @@ def _kernels(module: str) -> ModuleType | None:
 
 def _launcher(name: str) -> Fused:
     return lambda kernels, *arguments: getattr(kernels, name)(*arguments)
+
+
+def _on_its_device(launch: Fused) -> Fused:
+    """`launch` on the device of the op's first tensor, where Triton alone would take the current one."""
+
+    def run(kernels: ModuleType, *arguments: Any) -> Any:
+        device = _first_tensor(arguments).device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return launch(kernels, *arguments)
+        with torch.cuda.device(device):
+            return launch(kernels, *arguments)
+
+    return run
+
+
+def _first_tensor(arguments: Sequence[Any]) -> Tensor:
+    first = arguments[0]
+    return first if isinstance(first, Tensor) else first[0]
 
 
 def _either(
@@ -150,16 +201,13 @@ def _guarded(
     def guarded(*arguments: Any) -> Any:
         if check is not None:
             check(*arguments)
-        if not torch.is_autocast_enabled(device or _device_of(arguments[0])):
+        place = device or _first_tensor(arguments).device.type
+        if not torch.is_autocast_enabled(place):
             return run(*arguments)
-        with torch.autocast(device or _device_of(arguments[0]), enabled=False):
+        with torch.autocast(place, enabled=False):
             return run(*arguments)
 
     return guarded
-
-
-def _device_of(first: Tensor | list[Tensor]) -> str:
-    return (first if isinstance(first, Tensor) else first[0]).device.type
 
 
 def _checked(fake: Callable[..., Any], check: Callable[..., None] | None) -> Callable[..., Any]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import accumulate
+from itertools import accumulate, compress
 from typing import Any
 
 import torch
@@ -149,12 +149,14 @@ def sgd(
     none: list[Tensor | None] = [None] * len(weights)
     families = [weights, grads, momenta or none, bits]
     rate = _on(lr, weights)
-    for begins in sorted(set(first)) or [False]:
-        chosen = [i for i in range(len(weights)) if not first or first[i] == begins]
+    kinds = sorted(set(first)) or [False]
+    for begins in kinds:
+        chosen = families
+        if len(kinds) > 1:
+            chosen = [list(compress(family, [one == begins for one in first])) for family in families]
         _launch(
-            sgd_kernel, [[family[i] for i in chosen] for family in families], int(begins), *rate, momentum,
-            dampening, weight_decay, LR_IS_TENSOR=isinstance(lr, Tensor), MOMENTUM=momentum != 0,
-            NESTEROV=nesterov, MAXIMIZE=maximize,
+            sgd_kernel, chosen, int(begins), *rate, momentum, dampening, weight_decay,
+            LR_IS_TENSOR=isinstance(lr, Tensor), MOMENTUM=momentum != 0, NESTEROV=nesterov, MAXIMIZE=maximize,
         )  # fmt: skip
 
 
@@ -198,29 +200,47 @@ def _on(lr: float | Tensor, weights: Sequence[Tensor]) -> tuple[Tensor, float]:
 
 def _launch(kernel: Any, families: Sequence[Sequence[Tensor | None]], *rest: Any, **constants: Any) -> None:
     """families: a column of addresses each; the first one's tensors are those that have the sizes."""
-    weights = [weight for weight in families[0] if weight is not None]
-    counts = [weight.numel() for weight in weights]
-    blocks = [triton.cdiv(n, BLOCK) for n in counts]
-    before = list(accumulate(blocks, initial=0))
-    if not before[-1]:
+    weights = families[0]
+    columns = tuple(map(_addresses, families))
+    counts = tuple(map(Tensor.numel, weights))  # type: ignore[arg-type]
+    blocks = _count_blocks(counts)
+    if not blocks:
         return
-    columns = [[0 if one is None else one.data_ptr() for one in family] for family in families]
-    # One without elements has the place of the one after it, and no program comes to it.
-    table = _table(tuple(zip(*columns, counts, before[:-1], strict=True)), weights[0].device)
+    table = _table(columns, counts, weights[0].device)  # type: ignore[union-attr]
     size = triton.next_power_of_2(len(weights))
-    grid = (before[-1],)
-    kernel[grid](table, len(weights), *rest, **constants, TENSORS=size, BLOCK=BLOCK, num_warps=WARPS)
+    kernel[(blocks,)](table, len(weights), *rest, **constants, TENSORS=size, BLOCK=BLOCK, num_warps=WARPS)
 
 
-# ---- tables
+# ---- tables. What follows runs once a step over many small tensors, and is most of what an eager step costs
+# the host: no more of Python than it needs.
 
 
-def _table(rows: tuple[tuple[int, ...], ...], device: torch.device) -> Tensor:
+def _addresses(family: Sequence[Tensor | None]) -> tuple[int, ...]:
+    try:
+        return tuple(map(Tensor.data_ptr, family))  # type: ignore[arg-type]
+    except TypeError:  # some of them are None
+        return tuple([0 if one is None else one.data_ptr() for one in family])
+
+
+@lru_cache(maxsize=64)
+def _count_blocks(counts: tuple[int, ...]) -> int:
+    """Programs that work on so many elements of each tensor."""
+    return sum(-(-n // BLOCK) for n in counts)
+
+
+def _rows(columns: tuple[tuple[int, ...], ...], counts: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
+    """What a table holds of each tensor: addresses, elements, and the blocks before."""
+    # One without elements has the place of the one after it, and no program comes to it.
+    before = accumulate((-(-n // BLOCK) for n in counts[:-1]), initial=0)
+    return tuple(zip(*columns, counts, before, strict=True))
+
+
+def _table(columns: tuple[tuple[int, ...], ...], counts: tuple[int, ...], device: torch.device) -> Tensor:
     """The rows on the device, int64, for what runs next on this stream."""
     if _capturing(device):
-        return _written_by_kernels(rows, device)
+        return _written_by_kernels(_rows(columns, counts), device)
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    return _copied(rows, device, stream)
+    return _copied(columns, counts, device, stream)
 
 
 def _capturing(device: torch.device) -> bool:
@@ -237,6 +257,8 @@ def _written_by_kernels(rows: tuple[tuple[int, ...], ...], device: torch.device)
 # Gradients come back at the same addresses step after step, so the tables do too. A table that is dropped
 # here may still be read: its memory goes to what the same stream does later.
 @lru_cache(maxsize=64)
-def _copied(rows: tuple[tuple[int, ...], ...], device: torch.device, stream: int) -> Tensor:
-    table = torch.tensor(rows, dtype=torch.int64)
+def _copied(
+    columns: tuple[tuple[int, ...], ...], counts: tuple[int, ...], device: torch.device, stream: int
+) -> Tensor:
+    table = torch.tensor(_rows(columns, counts), dtype=torch.int64)
     return table.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else table

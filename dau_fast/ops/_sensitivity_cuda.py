@@ -2,8 +2,8 @@
 
 Shapes and meanings as in sensitivity.py: logits [B, C], features [B, D] with any strides, stats [5, B].
 Up to `NARROW` classes a program holds whole rows. Wider rows are cut into shares of `SHARE` logits, each
-held by one program; what they leave is put together a row at a time. Kernels stand in the order in which
-they are launched.
+held by one program; what they leave is put together a row at a time. Grids have one axis, as the others end
+at 65,535. Kernels stand in the order in which they are launched.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def share_kernel(
     the sums of e = exp(z - largest) and of e^2; "other" than the target, or than the share's own first
     largest, which places [B, shares] names.
     """
-    row = tl.program_id(1) + tl.arange(0, 1)
-    share = tl.program_id(0)
+    row = tl.program_id(0) // shares + tl.arange(0, 1)
+    share = tl.program_id(0) % shares
     columns = share * SHARE + tl.arange(0, SHARE)
     z = _logits(z_ptr, row, columns, stride_zb, stride_zc, B, C)
     place = row.to(tl.int64) * shares + share
@@ -178,10 +178,10 @@ def finish_kernel(
 
 
 @triton.jit
-def softmax_kernel(z_ptr, shown_ptr, stats_ptr, B, C, stride_zb, stride_zc, SHARE: tl.constexpr):
+def softmax_kernel(z_ptr, shown_ptr, stats_ptr, B, C, shares, stride_zb, stride_zc, SHARE: tl.constexpr):
     """One share of one row of the softmax, to shown [B, C + 1]."""
-    row = tl.program_id(1) + tl.arange(0, 1)
-    columns = tl.program_id(0) * SHARE + tl.arange(0, SHARE)
+    row = tl.program_id(0) // shares + tl.arange(0, 1)
+    columns = tl.program_id(0) % shares * SHARE + tl.arange(0, SHARE)
     z = _logits(z_ptr, row, columns, stride_zb, stride_zc, B, C)
     largest = tl.load(stats_ptr + 3 * B + row)
     scale = tl.load(stats_ptr + 4 * B + row)
@@ -214,11 +214,12 @@ def mean_kernel(
     SHARE: tl.constexpr,
 ):  # fmt: skip
     """<dL/dp, p> over one share of one wide row: means [B, shares]."""
-    row = tl.program_id(1) + tl.arange(0, 1)
-    columns = tl.program_id(0) * SHARE + tl.arange(0, SHARE)
+    row = tl.program_id(0) // shares + tl.arange(0, 1)
+    share = tl.program_id(0) % shares
+    columns = share * SHARE + tl.arange(0, SHARE)
     p = _probabilities(z_ptr, stats_ptr, row, columns, stride_zb, stride_zc, B, C)
     grad = _grad_of_p(grad_ptr, row, columns, stride_gb, stride_gc, B, C)
-    tl.store(means_ptr + row.to(tl.int64) * shares + tl.program_id(0), tl.sum(p * grad, 1))
+    tl.store(means_ptr + row.to(tl.int64) * shares + share, tl.sum(p * grad, 1))
 
 
 @triton.jit
@@ -233,17 +234,17 @@ def _sum_of_shares(means_ptr, rows, inside, shares, SHARES: tl.constexpr):
 @triton.jit
 def backward_kernel(
     grad_ptr, z_ptr, h_ptr, labels_ptr, stats_ptr, means_ptr, grad_z_ptr, grad_h_ptr,
-    B, C, D, shares, z_blocks,
+    B, C, D, shares, blocks, z_blocks,
     stride_gb, stride_gc, stride_zb, stride_zc, stride_hb, stride_hd, stride_l,
     SOFTMAX: tl.constexpr, SHARES: tl.constexpr,
     ROWS: tl.constexpr, BLOCK_C: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """A tile of dL/dz in the first z_blocks programs of ROWS rows, of dL/dh in the others.
+    """A tile of dL/dz in the first z_blocks of the `blocks` programs of ROWS rows, of dL/dh in the others.
 
     SHARES: how many of `means` belong to a row, rounded up, or 0 where a program sees whole rows.
     """
-    rows = tl.program_id(1) * ROWS + tl.arange(0, ROWS)
-    block = tl.program_id(0)
+    rows = tl.program_id(0) // blocks * ROWS + tl.arange(0, ROWS)
+    block = tl.program_id(0) % blocks
     inside = rows < B
     pull = tl.load(stats_ptr + B + rows, mask=inside, other=1.0)
     length = tl.load(stats_ptr + 2 * B + rows, mask=inside, other=1.0)
@@ -311,7 +312,7 @@ def forward(
     shares = triton.cdiv(classes, SHARE)
     parts = stats.new_empty((3, batch, shares))
     places = predicted.new_empty((batch, shares) if targets is None else 0)
-    share_kernel[(shares, batch)](
+    share_kernel[(shares * batch,)](
         logits, given, parts, places, batch, classes, shares, *logits.stride(), given.stride(0),
         SHARE=SHARE, **how,
     )  # fmt: skip
@@ -320,8 +321,8 @@ def forward(
         *strides, SHARES=triton.next_power_of_2(shares), **how, **end,
     )  # fmt: skip
     if softmax:
-        softmax_kernel[(shares, batch)](
-            logits, shown, stats, batch, classes, *logits.stride(), SHARE=SHARE, num_warps=WARPS
+        softmax_kernel[(shares * batch,)](
+            logits, shown, stats, batch, classes, shares, *logits.stride(), SHARE=SHARE, num_warps=WARPS
         )
     return shown, stats, predicted
 
@@ -349,15 +350,16 @@ def backward(
     if softmax and need_logits and classes > NARROW:
         shares = triton.cdiv(classes, SHARE)
         means = stats.new_empty((batch, shares))
-        mean_kernel[(shares, batch)](
+        mean_kernel[(shares * batch,)](
             grad, logits, stats, means, batch, classes, shares, *strides, SHARE=SHARE, num_warps=WARPS
         )
     z_blocks = triton.cdiv(classes, tile["BLOCK_C"]) if need_logits else 0
     h_blocks = triton.cdiv(width, WIDTH) if need_features else 0
-    if z_blocks + h_blocks:
-        backward_kernel[(z_blocks + h_blocks, triton.cdiv(batch, tile["ROWS"]))](
+    blocks = z_blocks + h_blocks
+    if blocks:
+        backward_kernel[(blocks * triton.cdiv(batch, tile["ROWS"]),)](
             grad, logits, features, labels, stats, means, grad_logits, grad_features,
-            batch, classes, width, shares, z_blocks, *strides, *features.stride(), labels.stride(0),
+            batch, classes, width, shares, blocks, z_blocks, *strides, *features.stride(), labels.stride(0),
             SOFTMAX=softmax, SHARES=triton.next_power_of_2(shares) if shares else 0,
             WIDTH=WIDTH, num_warps=WARPS, **tile,
         )  # fmt: skip

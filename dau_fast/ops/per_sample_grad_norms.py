@@ -105,7 +105,7 @@ def input_grad_norms(
     loss_fn: LossFunction = F.cross_entropy,
     create_graph: bool = False,
 ) -> Tensor:
-    """Norm of every sample's loss gradient with respect to its own input, [B].
+    """Norm of every sample's loss gradient with respect to its own input, [B], float32 or float64.
 
     Arguments as in `per_sample_grad_norms`; inputs must be floating point.
     """
@@ -114,7 +114,7 @@ def input_grad_norms(
         x = inputs.detach().requires_grad_()
         losses = sample_losses(loss_fn, model(x), targets)
         (grad,) = torch.autograd.grad(losses.sum(), [x], create_graph=create_graph)
-    return torch.linalg.vector_norm(grad.flatten(1), dim=1)
+    return torch.linalg.vector_norm(grad.flatten(1), dim=1, dtype=wide(grad))
 
 
 def register_layer(

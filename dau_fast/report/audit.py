@@ -31,7 +31,7 @@ def describe_audit(
         "schema": SCHEMA,
         "run": {
             "dataset": run.dataset,
-            "arch": run.arch,
+            "arch": run.arch_name,
             "forget": describe_forget_set(run.to_options()["forget"], split),
             "seed": run.seed,
             "sets": count_sets(split),

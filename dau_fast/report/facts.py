@@ -36,13 +36,18 @@ def describe_run(
     equivalents = describe_costs(first)
     return {
         "dataset": request.dataset,
-        "arch": request.arch,
+        "arch": request.arch_name,
         "forget": describe_forget_set(options["forget"], first.split),
         "seed": request.seed,
         "repeats": request.repeats,
         **describe_runtime(runtime, loops),
         **_origin(request, experiment),
         "image_equivalents": equivalents.list_totals() if equivalents else None,
+        "normalisation": {
+            "mean": experiment.images.mean.tolist(),
+            "std": experiment.images.std.tolist(),
+            "from": experiment.normalised_by,
+        },
         "streamed": isinstance(experiment.images, StreamedImages),
         "epochs": experiment.recipe.epochs,
         "retrain_epochs": {name: chosen[name].epochs for name in _RETRAINED if name in chosen},
@@ -78,13 +83,18 @@ def _origin(request: Request, experiment: Experiment) -> dict[str, Any]:
 def describe_methods(methods: Iterable[Method[Any]]) -> dict[str, dict[str, Any]]:
     """What people read of each method, by name."""
     return {
-        method.name: {"label": method.label, "about": method.about, "reference": method.reference}
+        method.name: {
+            "label": method.label,
+            "about": method.about,
+            "reference": method.reference,
+            "control": method.control,
+        }
         for method in methods
     }
 
 
 def describe_costs(result: SeedResult) -> Equivalents | None:
-    """The game beside retraining in image equivalents; None where no game was played."""
+    """The game beside retraining and the other methods in image equivalents; None where none was played."""
     outcome, split = result.outcome, result.split
     settings, model = outcome.settings, outcome.task.original
     if "dau" not in settings:
@@ -97,6 +107,8 @@ def describe_costs(result: SeedResult) -> Equivalents | None:
         validation=len(split.validation),
         classes=model.head.out_features,
         batchnorm=has_batchnorm(model.network),
+        classwise=split.classwise,
+        others=settings,
     )
 
 
@@ -201,6 +213,6 @@ def _mask_source(pruning: PruneConfig | None, images: str, checkpoint: bool) -> 
 
 
 def count_sets(split: Split) -> dict[str, int]:
-    """How many images each set holds."""
-    names = ("train", "validation", "test", "forget", "retain")
+    """How many images each set holds; "earlier" where earlier requests forgot some."""
+    names = ["train", "validation", "test", "forget", "retain", *["earlier"] * bool(len(split.earlier))]
     return {name: len(getattr(split, name)) for name in names}

@@ -120,6 +120,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("images", ", ".join(f"{name} {count:,}" for name, count in sets.items())),
         ("forget set", f"{forget['spec']}, {forget['count']:,} images"),
         ("forget indices, SHA-256", forget.get("sha256")),
+        ("normalisation", _normalisation(run.get("normalisation"))),
         ("seed", run.get("seed")),
         ("repeats", run.get("repeats")),
         ("training epochs", run.get("epochs")),
@@ -139,6 +140,13 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("whole run", f"{seconds_text(run['wall_seconds'])} s" if run.get("wall_seconds") else None),
     ]
     return [(term, str(text)) for term, text in facts if text not in (None, "")]
+
+
+def _normalisation(found: dict[str, Any] | None) -> str | None:
+    if not found:
+        return None
+    mean, std = (", ".join(f"{value:.4g}" for value in found[key]) for key in ("mean", "std"))
+    return f"mean {mean}, standard deviation {std} of pixels / 255, from {found['from']}"
 
 
 def _learning_rate(game: dict[str, Any] | None) -> str | None:

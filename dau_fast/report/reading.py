@@ -41,6 +41,20 @@ def is_reference(report: Report, method: str) -> bool:
     return bool(row["reference"]) if row else method == "original" or method.startswith("retrain")
 
 
+def is_control(report: Report, method: str) -> bool:
+    """Whether `method` hides and does not forget, so that nobody is to take it for the best."""
+    return bool((_row(report, method) or {}).get("control"))
+
+
+def measuring_noise(report: Report) -> float:
+    """Points of avg gap that chance alone makes: the noise floor, or one image more or less in every rate."""
+    floor, sets = report.get("noise_floor"), report["run"].get("sets", {})
+    if known(floor):
+        return floor
+    counts = [sets.get(name) for name in ("forget", "forget", "retain", "test")]
+    return sum(100 / count for count in counts if count) / 4
+
+
 def method_name(report: Report, method: str) -> str:
     """What people read for `method`."""
     row = _row(report, method)

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean, stdev
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
 from dau_fast.job.experiment import SeedResult
-from dau_fast.methods.running import Finished
 from dau_fast.metrics.gaps import signed_gaps
 from dau_fast.metrics.unlearning import Measures, avg_gap
 from dau_fast.prune import Masks
@@ -78,12 +77,22 @@ def describe_seed(result: SeedResult) -> dict[str, dict[str, Any]]:
     }
 
 
+class Clocked(Protocol):
+    """What the making of a model took; seconds None where nobody stood by."""
+
+    @property
+    def seconds(self) -> float | None: ...
+
+    @property
+    def compile_seconds(self) -> float: ...
+
+
 def method_entry(
     measures: Measures,
-    finished: Finished | None,
-    reference: tuple[Measures, Finished] | None,
+    finished: Clocked | None,
+    reference: tuple[Measures, Clocked] | None,
     *,
-    fast: Finished | None = None,
+    fast: Clocked | None = None,
     clean: Measures | None = None,
     sparsity: float | None = None,
 ) -> dict[str, Any]:
@@ -91,14 +100,15 @@ def method_entry(
 
     reference: the retrained model's; avg_gap, gaps (signed, of every rate) and speedup are None without it.
     fast: the retraining by the fast recipe, for "speedup_fast". clean: those of the model retrained with
-    masks of its own, for "avg_gap_clean". sparsity: of the model, 0 to 1. An entry has these three where they
-    are known.
+    masks of its own, for "avg_gap_clean". sparsity: of the model, 0 to 1. An entry has these three, and what
+    was measured of earlier requests, where they are known.
     """
     seconds = finished.seconds if finished else None
     further = {
-        "speedup_fast": fast.seconds / seconds if fast and seconds else None,
+        "speedup_fast": _speedup(fast, seconds),
         "sparsity": sparsity,
         "avg_gap_clean": avg_gap(measures, clean) if clean else None,
+        "earlier": measures.earlier,
     }
     return {
         "ua": measures.ua,
@@ -110,10 +120,14 @@ def method_entry(
         "compile_seconds": finished.compile_seconds if finished else None,
         "avg_gap": avg_gap(measures, reference[0]) if reference else None,
         "gaps": signed_gaps(measures, reference[0]) if reference else None,
-        "speedup": reference[1].seconds / seconds if reference and seconds else None,
+        "speedup": _speedup(reference[1] if reference else None, seconds),
         "confidence": measures.confidence,
         **{key: value for key, value in further.items() if value is not None},
     }
+
+
+def _speedup(retraining: Clocked | None, seconds: float | None) -> float | None:
+    return retraining.seconds / seconds if retraining and retraining.seconds and seconds else None
 
 
 def zero_share(network: nn.Module, masks: Masks) -> float:

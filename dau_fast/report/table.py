@@ -64,6 +64,7 @@ def _caption(report: dict[str, Any]) -> str:
         [
             words.headline,
             *words.details[:1],
+            *words.notes,
             *_tuning(report.get("tuning")),
             *_waiting(report["run"].get("waiting", {})),
             "avg gap: mean distance to the retrained model in the four rates, in points; smaller is better.",

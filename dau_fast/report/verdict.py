@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dau_fast.report.reading import (
     Report,
     factor_text,
+    is_control,
     is_reference,
     known,
+    measuring_noise,
     method_name,
     method_order,
     number_text,
@@ -19,27 +22,51 @@ from dau_fast.report.reading import (
 
 @dataclass(frozen=True)
 class Verdict:
-    """headline: one sentence. details: what it rests on. tone: "good", "open" or "bad"."""
+    """headline: one sentence. details: what it rests on. tone: "good", "open" or "bad".
+
+    notes: what must not be overlooked, of any method.
+    """
 
     headline: str
     details: tuple[str, ...]
     tone: str
+    notes: tuple[str, ...] = ()
 
 
 def verdict(report: Report) -> Verdict:
-    """Which method came closest to retraining, how close, and how sure that is."""
+    """Which method came closest to retraining, how close, and how sure that is.
+
+    None is named that does not come closer than the original by more than the noise, and no control.
+    """
     methods = report["methods"]
     gaps = {
         name: methods[name].get("avg_gap")
         for name in method_order(report)
         if not is_reference(report, name) and known(methods[name].get("avg_gap"))
     }
+    controls = {name: gap for name, gap in gaps.items() if is_control(report, name)}
+    gaps = {name: gap for name, gap in gaps.items() if name not in controls}
+    notes = (*_ruined(report), *_controls(report, controls), *_earlier(report))
     if "retrain" not in methods:
-        return _without_reference(report)
-    if not gaps:
-        return _nothing_unlearned(report)
+        found = _without_reference(report)
+    else:
+        found = _judge(report, gaps) if gaps else _nothing_unlearned(report)
+    return replace(found, notes=notes)
+
+
+def _judge(report: Report, gaps: dict[str, float]) -> Verdict:
+    """gaps: of the methods that may be named, the smallest first; at least one."""
+    methods = report["methods"]
     closest = next(iter(gaps))
     gap, before = gaps[closest], methods["original"].get("avg_gap")
+    noise = measuring_noise(report)
+    if known(before) and gap < before <= gap + noise:
+        return Verdict(
+            "No method brought the model closer to one retrained from scratch by more than the noise: "
+            f"avg gap {gap:.2f} points at best ({method_name(report, closest)}), {before:.2f} before.",
+            (_name_noise(report, noise), *_others(report, gaps)),
+            "open",
+        )
     if known(before) and gap >= before:
         headline = (
             "No method brought the model closer to one retrained from scratch than it was when "
@@ -51,8 +78,57 @@ def verdict(report: Report) -> Verdict:
         f"{method_name(report, closest)} comes closest to a model retrained from scratch: avg gap "
         f"{gap:.2f} points{_speed(methods[closest])}."
     )
-    tone, noise = _against_noise(report, gap)
-    return Verdict(headline, (noise, _basis(report, closest), *_others(report, gaps)), tone)
+    tone, certainty = _against_noise(report, gap)
+    return Verdict(headline, (certainty, _basis(report, closest), *_others(report, gaps)), tone)
+
+
+def _name_noise(report: Report, noise: float) -> str:
+    if known(report.get("noise_floor")):
+        return f"Two independent retrainings differ by {noise:.2f} points on average."
+    return (
+        f"One image more or less in every rate makes {noise:.2f} points here; several repeats measure how "
+        "far retrainings differ."
+    )
+
+
+# Points of retain accuracy, beyond two standard errors, that a method may cost and not have ruined the model.
+_LOSS = 2.0
+
+
+def _ruined(report: Report) -> tuple[str, ...]:
+    """Who left a model that no longer knows its retain set, which no average may hide."""
+    methods, count = report["methods"], report["run"].get("sets", {}).get("retain")
+    before = methods.get("original", {}).get("ra")
+    if not known(before):
+        return ()
+    error = math.sqrt(before * (100 - before) / count) if count else 0.0
+    lost = [
+        f"{method_name(report, name)} {measured['ra']:.1f} %"
+        for name, measured in methods.items()
+        if name != "original"
+        and not is_reference(report, name)
+        and known(measured.get("ra"))
+        and measured["ra"] < before - _LOSS - 2 * error
+    ]
+    if not lost:
+        return ()
+    return (f"Ruined, from {before:.1f} % of the retain set known before: {', '.join(lost)}.",)
+
+
+def _controls(report: Report, gaps: dict[str, float]) -> tuple[str, ...]:
+    found = [f"{method_name(report, name)} {gap:.2f}" for name, gap in gaps.items()]
+    return (f"Controls, which hide and do not forget: {', '.join(found)}.",) if found else ()
+
+
+def _earlier(report: Report) -> tuple[str, ...]:
+    """What became of images that earlier requests forgot, where there were any."""
+    found = [
+        f"{method_name(report, name)} {measured['earlier']['ua']:.1f} %"
+        for name in method_order(report)
+        if (measured := report["methods"][name]).get("earlier")
+    ]
+    count = report["run"].get("sets", {}).get("earlier")
+    return (f"Error on {count:,} images of earlier requests: {', '.join(found)}.",) if found and count else ()
 
 
 def _without_reference(report: Report) -> Verdict:

@@ -16,7 +16,7 @@ from dau_fast.data.split import Forget
 SPREAD = DauConfig(label_conditioned=True, alpha=0.5, turns=5, batch_size=16, warmup_steps=3, exam_share=0.0)
 GAMES: dict[str, tuple[Forget, DauConfig]] = {
     "spread": (TENTH, SPREAD),
-    "class": (ONE_CLASS, replace(SPREAD, label_conditioned=False, departure=0.7)),
+    "class": (ONE_CLASS, replace(SPREAD, label_conditioned=False, difficulty=False, departure=0.7, pull=0.0)),
     "other weights": (TENTH, replace(SPREAD, sensitivity="classifier", anchor=0.3)),
     "the predicted label": (ONE_CLASS, replace(SPREAD, label_conditioned=False, sensitivity="classifier")),
 }
@@ -40,11 +40,15 @@ def test_the_rival_takes_the_same_turns(name: str) -> None:
         # An attacker's first weights are drawn: the rival's takes over ours, with what it has learned.
         theirs.attacker.load_state_dict(ours.attacker.state_dict())
         theirs.attack.load_state_dict(copy.deepcopy(ours._attack.state_dict()))
+        rated = ours.shown.difficulty
         ours.play()
+    if rated is None:
+        rated = torch.zeros(len(task.labels))
     sets = task.split.retain, task.split.forget, task.split.validation
     batches = task.feed("game", 16, *sets)
     for _, batch in zip(range(config.turns), batches, strict=False):
-        theirs.turn(*zip(batch.images.chunk(3), batch.labels.chunk(3), strict=True))
+        columns = (batch.images, ours.shown.labels[batch.indices], rated[batch.indices])
+        theirs.turn(*zip(*(column.chunk(3) for column in columns), strict=True))
     for found, expected in ((theirs.network, ours.defender.network), (theirs.attacker, ours.attacker)):
         states = dict(found.state_dict()), dict(expected.state_dict())
         torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)

@@ -22,7 +22,7 @@ from dau_fast.engine import loop
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.steps import Build, Prepared
-from dau_fast.methods.dau import game, referee
+from dau_fast.methods.dau import difficulty, game, referee
 from dau_fast.methods.dau.attacker import Attacker
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
@@ -96,7 +96,14 @@ def count_game(task: Task, config: DauConfig) -> dict[str, int]:
         seen["updates"] += size * (size == defender)
         seen["turns" if size == defender else "attacker_steps"] += 1
 
+    rate = difficulty.Rows.forward
+
+    def rated(self: difficulty.Rows, images: Tensor) -> Tensor:
+        seen["rated_images"] += len(images)
+        return rate(self, images)
+
     with once(), unrehearsed(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(difficulty.Rows, "forward", rated)
         patch.setattr(Classifier, "forward", passed)
         patch.setattr(Attacker, "forward", judged)
         patch.setattr(referee.Referee, "look", looked)

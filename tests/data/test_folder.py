@@ -121,18 +121,58 @@ def test_folder_needs_a_folder(tmp_path: Path) -> None:
         load("folder", tmp_path / "file")
 
 
-@pytest.mark.parametrize("part", ["train", "test"])
-def test_a_missing_part_of_a_folder_is_an_error_that_names_it(part: str, tmp_path: Path) -> None:
+def test_a_missing_training_part_is_an_error_that_names_it(tmp_path: Path) -> None:
     save_folder(tmp_path)
-    (tmp_path / part).rename(tmp_path / "elsewhere")
-    with pytest.raises(UserError, match=f"has no '{part}' folder"):
+    (tmp_path / "train").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="has no 'train' folder"):
         load("folder", tmp_path)
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match="has no 'train' folder"):
+        load("folder", tmp_path / "bare")
 
 
-def test_parts_with_different_classes_are_an_error_that_names_them(tmp_path: Path) -> None:
+@pytest.mark.parametrize("flat", [False, True])
+def test_without_a_test_part_all_images_are_training_images_and_that_is_said(
+    flat: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_folder(tmp_path / "all")
+    rest = tmp_path / "all" / "train"
+    if not flat:
+        rest = tmp_path / "rest"
+        rest.mkdir()
+        (tmp_path / "all" / "train").rename(rest / "train")
+    images = load("folder", rest)
+    assert images.test is None
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    assert images.class_names == ("cat", "dog")
+    assert "has no test folder" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_a_validation_part_is_read_and_lies_between_the_others(name: str, tmp_path: Path) -> None:
+    drawn = save_folder(tmp_path)
+    extra = noise((8, 8), 77)
+    save_image(tmp_path / name / "dog" / "7.png", extra)
+    images = load("folder", tmp_path)
+    assert images.labels.tolist() == [0, 0, 1, 1, 1, 0, 1]
+    assert images.validation is not None
+    assert images.test is not None
+    assert (images.validation.tolist(), images.test.tolist()) == ([4], [5, 6])
+    np.testing.assert_array_equal(images.pixels[4].permute(1, 2, 0).numpy(), extra)
+    np.testing.assert_array_equal(images.pixels[5].permute(1, 2, 0).numpy(), drawn[4])
+    assert images.names[4] == f"{name}/dog/7.png"
+    training = np.stack(drawn[:4]).reshape(-1, 3) / 255
+    np.testing.assert_allclose(images.mean.numpy(), training.mean(0), rtol=1e-5)
+
+
+def test_classes_may_be_missing_in_the_test_part_but_not_in_the_training_part(tmp_path: Path) -> None:
     save_folder(tmp_path)
+    for file in (tmp_path / "test/cat").iterdir():
+        file.unlink()
+    (tmp_path / "test/cat").rmdir()
+    assert load("folder", tmp_path).labels.tolist() == [0, 0, 1, 1, 1]
     (tmp_path / "test/dog").rename(tmp_path / "test/wolf")
-    with pytest.raises(UserError, match=r"differ in classes \(dog, wolf\)"):
+    with pytest.raises(UserError, match="has the classes wolf, which the training images do not have"):
         load("folder", tmp_path)
 
 

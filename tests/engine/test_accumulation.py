@@ -80,7 +80,9 @@ def test_parts_are_doubled_until_they_fit_and_a_warning_says_so(caplog: pytest.L
 
 
 def test_one_image_that_does_not_fit_is_an_error() -> None:
-    with pytest.raises(UserError, match="a batch of 32 images cannot be taken in 64 parts"):
+    with pytest.raises(
+        UserError, match="does not hold a step of training, not even with 32 parts of its batch"
+    ):
         taught(Runtime(), most=0)
 
 

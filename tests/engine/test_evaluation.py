@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dau_fast.engine.evaluation import EVALUATION_BATCH, predict, predict_each
+from dau_fast.engine import evaluation
+from dau_fast.engine.evaluation import (
+    EVALUATION_BATCH,
+    count_batches,
+    of_one_shape,
+    predict,
+    predict_each,
+)
+from dau_fast.engine.ranks import ALONE
 from dau_fast.models import Classifier
 
 IMAGES = torch.randn(23, 5, generator=torch.Generator().manual_seed(0))
@@ -40,7 +48,7 @@ def test_batches_are_never_larger_than_asked_for() -> None:
         return IMAGES[index]
 
     predict(a_model(), load, torch.arange(23), batch_size=10)
-    assert sizes == [10, 10, 3]
+    assert sizes == [8, 8, 7]
 
 
 def test_prediction_builds_no_graph_and_changes_no_statistics() -> None:
@@ -89,3 +97,35 @@ def test_the_mode_is_restored_where_loading_fails() -> None:
         with pytest.raises(OSError, match="gone"):
             ask(model, load, torch.arange(3), *more)
         assert all(module.training for module in model.modules())
+
+
+@pytest.mark.parametrize("images", [1000, 4500, 5000, 10_000])
+def test_the_passes_of_a_game_on_cifar_have_one_shape(images: int) -> None:
+    """A GPU plans its convolutions for each shape anew, and the clock counts it."""
+    assert {len(batch) for batch in ALONE.batches(torch.arange(images), EVALUATION_BATCH)} == {500}
+    assert images == 500 * count_batches(images, EVALUATION_BATCH)
+
+
+def test_the_last_batch_is_filled_up_to_the_shape_of_the_others() -> None:
+    batches = of_one_shape(ALONE.batches(torch.arange(23), 10))
+    assert [len(batch) for batch in batches] == [8, 8, 8]
+    assert torch.cat(batches)[:23].tolist() == list(range(23))
+    assert batches[-1][-1] == 22
+    for left in (torch.arange(20).split(10), [torch.arange(7)], [torch.arange(4), torch.arange(0)]):
+        assert of_one_shape(list(left)) == list(left)
+
+
+def test_what_fills_up_a_batch_is_not_among_the_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, index = a_model(), torch.arange(23)
+    expected = predict(model, IMAGES.__getitem__, index, batch_size=10)
+    sizes: list[int] = []
+
+    def load(index: Tensor) -> Tensor:
+        sizes.append(len(index))
+        return IMAGES[index]
+
+    monkeypatch.setattr(evaluation, "_plans_by_shape", lambda device: True)
+    found = predict(model, load, index, batch_size=10)
+    assert sizes == [8, 8, 8]
+    assert found.logits.shape == expected.logits.shape
+    torch.testing.assert_close(found.logits, expected.logits)

@@ -114,3 +114,15 @@ def test_a_loop_says_in_how_many_parts_its_batches_were_taken(monkeypatch: pytes
     monkeypatch.setattr(Classifier, "forward", narrow)
     (cost,) = finetune.unlearn(task, task.recipe).loops
     assert cost.parts == 2  # of 32 images
+
+
+def test_where_memory_does_not_hold_one_image_of_a_step_the_loop_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def narrow(self: Classifier, images: Tensor) -> object:
+        raise torch.OutOfMemoryError
+
+    task = trained(TENTH)
+    monkeypatch.setattr(Classifier, "forward", narrow)
+    with pytest.raises(UserError, match="does not hold a step of ft, not even with 32 parts of its batch"):
+        finetune.unlearn(task, task.recipe)

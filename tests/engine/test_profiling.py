@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dau_fast.engine.profiling import OUTSIDE, STEPS, LoopProfile, Profiler, section
+from dau_fast.engine.profiling import OUTSIDE, STEPS, LoopProfile, Profiler, busy_seconds, section
 
 CPU = torch.device("cpu")
 
@@ -80,6 +80,23 @@ def test_a_loop_is_looked_at_once(tmp_path: Path) -> None:
     first = trace.read_bytes()
     assert profiled(tmp_path, "game", 2) is None
     assert trace.read_bytes() == first
+
+
+def test_busy_time_counts_every_kernel_once_and_nothing_that_is_none(tmp_path: Path) -> None:
+    """In microseconds; one kernel and a copy run at once."""
+    events = [
+        {"cat": "kernel", "ts": 100.0, "dur": 50.0},
+        {"cat": "cpu_op", "ts": 90.0, "dur": 5.0},
+        {"cat": "gpu_user_annotation", "ts": 100.0, "dur": 900.0},
+        {"cat": "kernel", "ts": 200.0, "dur": 100.0},
+        {"cat": "gpu_memcpy", "ts": 250.0, "dur": 100.0},
+        {"cat": "gpu_memset", "ts": 400.0, "dur": 10.0},
+        {"cat": "cuda_runtime", "ts": 410.0, "dur": 500.0},
+        {"ph": "M", "name": "process_name"},
+    ]
+    trace = tmp_path / "trace.json"
+    trace.write_text(json.dumps({"traceEvents": events}))
+    assert busy_seconds(trace) == pytest.approx((50 + 150 + 10) / 1e6)
 
 
 def test_without_a_folder_no_profile_is_taken() -> None:

@@ -87,8 +87,9 @@ def test_an_engine_that_is_named_is_taken(name: str) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"engine": "jit"}, "`engine=jit`: expected one of auto, eager, compiled, captured"),
+    ({"engine": "jit"}, "`engine=jit`: expected one of auto, eager, compiled, graphed, captured"),
     ({"engine": "captured"}, "`engine=captured` needs a CUDA device: take eager or compiled here"),
+    ({"engine": "graphed"}, "`engine=graphed` needs a CUDA device: take eager or compiled here"),
     ({"engine": "compiled", "ranks": Ranks(0, 2)}, "`engine=compiled` is for one process, and there are 2"),
     ({"shard": True}, "`shard=True` shares a model out .* there is one: start them with torchrun, or leave"),
     ({"accumulate": 0}, "`accumulate=0`: expected how many parts of a batch, from 1 to 65536"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import time
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ConstantLR
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -22,11 +25,11 @@ from dau_fast.engine import steps
 from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.optimizers import sgd
 from dau_fast.engine.runtime import Runtime
-from dau_fast.engine.steps import Players, prepare
-from dau_fast.engine.training import train
+from dau_fast.engine.steps import Players, Prepared, Step, prepare
+from dau_fast.engine.training import recompute_batchnorm, train
 from dau_fast.errors import UserError
 from dau_fast.methods.dau import game
-from dau_fast.models import Classifier
+from dau_fast.models import Classifier, SmallResNet
 
 SPREAD = DauConfig(label_conditioned=True, alpha=0.5, turns=16, batch_size=32)
 
@@ -200,6 +203,143 @@ def test_on_a_cpu_auto_does_not_compile_and_says_why() -> None:
     assert engines([cost]) == {"training": "eager: compiling takes longer than it saves on a CPU"}
 
 
+class Scripted:
+    """A stopwatch that always reads the same."""
+
+    seconds = 0.0
+
+    def __init__(self, device: torch.device) -> None:
+        assert device.type == "cuda"
+
+    def __enter__(self) -> Scripted:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+
+@pytest.mark.parametrize(
+    ("taken", "seconds", "engine", "reason"),
+    [
+        (20, 0.03, "eager", "20 steps are too few to capture"),
+        (21, 0.03, "graphed", "1 s of work are too few to compile for"),
+        (320, 0.03, "graphed", "10 s of work are too few to compile for"),
+        (32_000, 0.03, "captured", "960 s of work are worth compiling for"),
+        (10, 30.0, "captured", "300 s of work are worth compiling for"),
+    ],
+)
+def test_on_cuda_auto_goes_by_the_number_of_steps_and_by_what_they_take(
+    taken: int, seconds: float, engine: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(steps, "Stopwatch", Scripted)
+    monkeypatch.setattr(Scripted, "seconds", seconds)
+    with FakeTensorMode():
+        inputs = (torch.empty(3, device="cuda"),)
+    runtime = Runtime(torch.device("cuda"), engine="auto")
+    assert steps._choose(lambda *_: None, inputs, taken, runtime, None) == (engine, reason)
+
+
+def no_capture(step: Step, inputs: tuple[Tensor, ...]) -> Step:
+    raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nmore of it")
+
+
+def no_compiler(function: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*_: Any) -> None:
+        raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no ptxas"), None)
+
+    return run
+
+
+def prepared(engine: str, monkeypatch: pytest.MonkeyPatch, asked: str = "auto") -> tuple[Prepared, nn.Module]:
+    """A step of a module whose `auto` takes `engine`, as on CUDA."""
+    model, x = nn.Linear(4, 2), torch.randn(6, 4)
+    optimizer = SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def build(compile: Callable[..., Any], parts: int) -> Step:
+        objective = compile(lambda x: model(x).square().mean())
+
+        def step(x: Tensor) -> None:
+            optimizer.zero_grad()
+            objective(x).backward()
+            optimizer.step()
+
+        return step
+
+    monkeypatch.setattr(steps, "_choose", lambda *_: (engine, "worth it"))
+    runtime = Runtime(engine="auto")
+    object.__setattr__(runtime, "engine", asked)  # the named ones need CUDA
+    twin = copy.deepcopy(model)
+    found = prepare("game", build, (x,), Players((model,), (optimizer,)), 100, runtime)
+    assert_same(model, twin)
+    return found, model
+
+
+def test_what_cannot_be_captured_runs_compiled_or_as_it_is_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(steps, "_capture", no_capture)
+    found, model = prepared("graphed", monkeypatch)
+    assert found.engine == "eager"
+    assert found.reason == (
+        "graphed steps failed (CUDA error: operation not permitted when stream is capturing more of it)"
+    )
+    before = model.weight.detach().clone()
+    found.step(torch.randn(6, 4))
+    assert not torch.equal(model.weight, before)
+
+
+def test_what_cannot_be_compiled_is_captured_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_compile", no_compiler)
+    monkeypatch.setattr(steps, "_capture", lambda step, inputs: step)
+    found, _ = prepared("captured", monkeypatch)
+    assert found.engine == "graphed"
+    assert found.reason.startswith("captured steps failed (")
+    assert "no ptxas" in found.reason
+
+
+def test_an_engine_that_was_asked_for_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(steps, "_capture", no_capture)
+    with pytest.raises(UserError, match=r"steps of game cannot be captured .*not permitted.*`engine=eager`"):
+        prepared("graphed", monkeypatch, asked="graphed")
+
+
+def test_a_graphed_step_is_not_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    captured: list[Step] = []
+
+    def capture(step: Step, inputs: tuple[Tensor, ...]) -> Step:
+        captured.append(step)
+        return step
+
+    monkeypatch.setattr(steps, "_compile", no_compiler)
+    monkeypatch.setattr(steps, "_capture", capture)
+    found, _ = prepared("graphed", monkeypatch)
+    assert (found.engine, found.reason) == ("graphed", "worth it")
+    assert captured == [found.step]
+
+
+def test_a_replay_copies_its_inputs_and_holds_what_was_captured() -> None:
+    class Graph:
+        replays = 0
+
+        def replay(self) -> None:
+            self.replays += 1
+
+    def make_step() -> tuple[Step, weakref.ref[Tensor]]:
+        held = torch.zeros(3)
+        return lambda *_: held.zero_(), weakref.ref(held)
+
+    graph: Any = Graph()
+    step, known = make_step()
+    replay = steps._Replay(step, (torch.zeros(2), torch.zeros(1)), graph)
+    replay(torch.ones(2), torch.full((1,), 5.0))
+    assert graph.replays == 1
+    assert replay.static[0].tolist() == [1, 1]
+    assert replay.static[1].tolist() == [5]
+    del step
+    gc.collect()
+    assert known() is not None
+
+
 # ---- no step waits for the device
 
 
@@ -244,6 +384,17 @@ def test_no_turn_of_the_game_waits() -> None:
             players.play(after_turn)
     assert len(taken) == 21
     assert waits.seen == []
+
+
+def test_no_batch_of_batchnorm_statistics_waits() -> None:
+    model = Classifier(SmallResNet(3, 4))
+    images = torch.randn(40, 3, 8, 8)
+    with Waits() as waits:
+        recompute_batchnorm(model, images.__getitem__, torch.arange(40), batch_size=8)
+    assert waits.seen == []
+    norm = model.network.stem[1]
+    assert norm.num_batches_tracked == 5
+    assert norm.momentum == 0.1
 
 
 def test_no_training_step_waits() -> None:

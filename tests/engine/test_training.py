@@ -164,6 +164,22 @@ def test_statistics_are_the_mean_over_batches_of_one_size_and_hold_nothing_of_wh
     assert torch.equal(*found)
 
 
+def test_a_layer_that_is_used_twice_has_the_mean_over_all_its_calls() -> None:
+    """As PyTorch's own plain mean, bit for bit."""
+    images, found = seeded(12, 5), []
+    for ours in (True, False):
+        norm = nn.BatchNorm1d(5, momentum=0.1 if ours else None)
+        model = nn.Sequential(norm, nn.Tanh(), norm)
+        if ours:
+            recompute_batchnorm(model, images.__getitem__, torch.arange(12), batch_size=4)
+        else:
+            for part in images.split(4):
+                model.train()(part)
+        found.append((norm.running_mean, norm.running_var))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_only_the_named_images_count() -> None:
     images = seeded(12, 5)
     norm = nn.BatchNorm1d(5)

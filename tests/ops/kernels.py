@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +54,12 @@ def build(kernel: Any, arguments: dict[str, Any], capability: int, folder: Path,
     command = [tool, "--dump-resource-usage", str(cubin)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     usage = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
-    return Resources(usage["REG"], usage["STACK"] + usage["LOCAL"])
+    found = Resources(usage["REG"], usage["STACK"] + usage["LOCAL"])
+    if "DAU_FAST_RESOURCES" in os.environ:  # benchmarks/kernels.py keeps what builds take
+        row = {"kernel": kernel.fn.__name__, "capability": capability, **asdict(found)}
+        with Path(os.environ["DAU_FAST_RESOURCES"]).open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    return found
 
 
 def _is_type(given: str) -> bool:
@@ -62,3 +69,26 @@ def _is_type(given: str) -> bool:
 def with_sizes_of_one(arguments: dict[str, Any]) -> dict[str, Any]:
     """`arguments` as a launch with every size and stride 1 has them: Triton makes constants of those."""
     return {n: 1 if isinstance(a, str) and a.startswith("i32") else a for n, a in arguments.items()}
+
+
+class Launches:
+    """Kernels of a module that are not run: `grids` are those they were launched on, by kernel, in order."""
+
+    def __init__(self, module: Any, patch: pytest.MonkeyPatch) -> None:
+        self.grids: list[tuple[str, tuple[int, ...]]] = []
+        for name in [name for name in vars(module) if name.endswith("_kernel")]:
+            patch.setattr(module, name, _Counted(name, self))
+
+    @property
+    def names(self) -> list[str]:
+        """Of the kernels, in the order of their launches."""
+        return [name for name, _ in self.grids]
+
+
+class _Counted:
+    def __init__(self, name: str, launches: Launches) -> None:
+        self.name, self.launches = name, launches
+
+    def __getitem__(self, grid: tuple[int, ...]) -> Any:
+        self.launches.grids.append((self.name, grid))
+        return lambda *_, **__: None

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from contextlib import contextmanager
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import dau_fast.ops
 from dau_fast.ops import _native, apply_masks_, mask_smallest, pack_mask
-from dau_fast.ops._library import PATHS
+from dau_fast.ops._library import PATHS, _on_its_device
 
 FOLDER = Path(dau_fast.ops.__file__).parent
 
@@ -123,3 +125,25 @@ def test_what_a_gpu_runs_is_found_by_its_name() -> None:
         loss, a, b, stats, products, 5e-3, False, "ieee", True, True
     )
     assert [grad.shape for grad in pulled] == [a.shape, b.shape]
+
+
+def test_kernels_are_launched_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tensors of a second GPU while the first one is current: without a GPU, both are pretended."""
+    current = [0]
+
+    @contextmanager
+    def entered(device: torch.device) -> Iterator[None]:
+        before, current[0] = current[0], device.index
+        yield
+        current[0] = before
+
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[0])
+    monkeypatch.setattr(torch.cuda, "device", entered)
+    launch = _on_its_device(lambda kernels, *arguments: current[0])
+    with FakeTensorMode():
+        first, second = (torch.empty(3, device=f"cuda:{index}") for index in range(2))
+        assert launch(None, second) == 1
+        assert launch(None, [second, second], 0.5) == 1
+        assert launch(None, first) == 0
+    assert launch(None, torch.empty(3)) == 0
+    assert current == [0]

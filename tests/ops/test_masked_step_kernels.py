@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import CAPABILITIES, build
+from kernels import CAPABILITIES, Launches, build
 from torch import Tensor
 
 from dau_fast.ops import pack_mask
@@ -182,8 +182,17 @@ def test_tables_that_kernels_write_hold_every_address() -> None:
     from dau_fast.ops import _masked_step_cuda as cuda
 
     rows = tuple((0, 2**63 - 1 - i, 2**33 + 1, 7 * i) for i in range(300))
-    for make in (cuda._written_by_kernels, cuda._table):
-        assert torch.equal(make(rows, torch.device("cpu")), torch.tensor(rows))
+    assert torch.equal(cuda._written_by_kernels(rows, torch.device("cpu")), torch.tensor(rows))
+
+
+def test_a_table_says_what_comes_before_each_tensor() -> None:
+    pytest.importorskip("triton")
+    from dau_fast.ops import _masked_step_cuda as cuda
+
+    columns, counts = ((5, 6, 7), (0, 8, 0)), (2 * cuda.BLOCK + 1, 0, 1)
+    table = cuda._table(columns, counts, torch.device("cpu"))
+    assert table.tolist() == [[5, 0, counts[0], 0], [6, 8, 0, 3], [7, 0, 1, 3]]
+    assert cuda._count_blocks(counts) == 4
 
 
 def test_a_learning_rate_elsewhere_is_refused_in_a_capture(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,3 +231,21 @@ def test_every_kernel_builds_without_spilling(name: str, capability: int, tmp_pa
         found = build(kernel, given | constants, capability, tmp_path, num_warps=cuda.WARPS)
         assert found.spilled == 0, found
         assert found.registers <= 128
+
+
+def test_a_step_is_one_launch_whatever_the_number_of_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from dau_fast.ops import _masked_step_cuda as cuda
+
+    launches = Launches(cuda, monkeypatch)
+    weights, grads, momenta = some(0), some(1), some(2)
+    bits = [pack_mask(mask) for mask in some_masks()]
+    count = len(weights)
+    cuda.apply(weights, bits)
+    cuda.sgd(weights, grads, momenta, bits, [False] * count, 0.1, 0.9, 0.0, 0.1, False, False)
+    steps = [torch.zeros(()) for _ in weights]
+    cuda.adamw(weights, grads, momenta, some(3), steps, bits, 0.1, 0.9, 0.99, 1e-8, 0.1, False)
+    assert launches.names == ["apply_kernel", "sgd_kernel", "adamw_kernel"]
+    # Weights that have had a step and others that have not are a launch each.
+    cuda.sgd(weights, grads, momenta, bits, [True] + [False] * (count - 1), 0.1, 0.9, 0.0, 0.1, False, False)
+    assert launches.names[3:] == ["sgd_kernel"] * 2

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import copy
 import sys
+from collections import Counter
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dau_fast import models
 from dau_fast.ops import input_grad_norms, per_sample_grad_norms
+from dau_fast.ops._layer_gradients import most_numbers, strided_patches
 
 CLASSES = 3
 
@@ -121,7 +126,7 @@ def test_small_pieces_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         x, y = batch_for(shape, batch=7)
         whole = per_sample_grad_norms(model, x, y)
         with monkeypatch.context() as patch:
-            patch.setattr(module, "_CHUNK", 1)
+            patch.setattr(module, "most_numbers", lambda _: 1)
             torch.testing.assert_close(per_sample_grad_norms(model, x, y), whole)
 
 
@@ -332,3 +337,56 @@ def test_a_batchnorm_of_several_processes_counts_as_any_other() -> None:
     synchronised = nn.SyncBatchNorm.convert_sync_batchnorm(network)
     assert type(synchronised[0]) is nn.SyncBatchNorm
     torch.testing.assert_close(per_sample_grad_norms(synchronised, x, targets), expected)
+
+
+# ---- what a GPU is asked for, without one
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dilation", "padding", "stride"),
+    [((3, 3), (1, 1), (1, 1), (1, 1)), ((3, 2), (2, 1), (0, 3), (2, 3)), ((1, 1), (1, 1), (0, 0), (2, 2))],
+)
+def test_one_strided_copy_holds_what_unfold_gives(
+    kernel: tuple[int, int], dilation: tuple[int, int], padding: tuple[int, int], stride: tuple[int, int]
+) -> None:
+    x = torch.randn(3, 4, 9, 8).to(memory_format=torch.channels_last)
+    found = strided_patches(x, kernel, dilation, padding, stride)
+    assert torch.equal(found, nn.functional.unfold(x, kernel, dilation, padding, stride))
+
+
+class Calls(TorchDispatchMode):
+    """Counts operations that are launches: not those that only look at memory in another way."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name
+        if not (func.is_view or name.startswith(("prim::", "aten::promote_types", "aten::empty"))):
+            self.seen[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_on_cuda_a_network_is_some_hundred_launches_and_not_one_a_sample(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ResNet-18 at 256 images, on tensors without numbers that are taken for CUDA's."""
+    memory = SimpleNamespace(total_memory=80 * 2**30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: memory)
+    room = most_numbers.__wrapped__(torch.device("cuda"))
+    module = sys.modules["dau_fast.ops._layer_gradients"]
+    monkeypatch.setattr(module, "most_numbers", lambda _: room)
+    monkeypatch.setattr(module, "on_cuda", lambda _: True)
+    with FakeTensorMode():
+        model = models.build("resnet18", 10, (3, 32, 32)).eval()
+        x = torch.empty(256, 3, 32, 32).to(memory_format=torch.channels_last)
+        y = torch.zeros(256, dtype=torch.int64)
+        with Calls() as calls:
+            found = per_sample_grad_norms(model, x, y)
+    assert found.shape == (256,)
+    assert calls.seen["aten::im2col"] == 0
+    # Twenty convolutions: products of one or another form, each of all samples at once.
+    products = calls.seen["dau_fast::gram_squares"] + calls.seen["aten::bmm"]
+    assert products == 20
+    assert calls.seen.total() < 600

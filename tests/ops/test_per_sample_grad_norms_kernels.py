@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import CAPABILITIES, build
+from kernels import CAPABILITIES, Launches, build
 from torch import Tensor
 
 from dau_fast.ops._layer_gradients import gram_op
@@ -83,7 +83,7 @@ def test_the_kernel_builds_without_spilling(
     for name in ("x_ptr", "g_ptr"):
         given[name] = f"*{view}:16"
     given["parts_ptr"] = "*fp32:16"
-    for name in ("T", "d", "p", "groups"):
+    for name in ("T", "d", "p", "groups", "tiles", "halves"):
         given[name] = "i32"
     for side in ("xb", "xg", "xd", "gb", "gg", "gp"):
         given[f"stride_{side}"] = "i32"
@@ -91,3 +91,14 @@ def test_the_kernel_builds_without_spilling(
     found = build(cuda.gram_kernel, given, capability, tmp_path, num_warps=cuda.WARPS)
     assert found.spilled == 0, found
     assert found.registers <= 255
+
+
+def test_no_number_of_samples_is_too_many_for_a_grid(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    from dau_fast.ops import _per_sample_grad_norms_cuda as cuda
+
+    launches = Launches(cuda, monkeypatch)
+    x, g = (torch.empty(100_000, 2, width, 200, device="meta") for width in (5, 3))
+    cuda.gram_squares(x, g)
+    # Of 4 x 4 tiles, the 10 on and above the diagonal.
+    assert launches.grids == [("gram_kernel", (100_000 * 2 * 10,))]

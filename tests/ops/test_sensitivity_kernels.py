@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from kernels import CAPABILITIES, build, with_sizes_of_one
+from kernels import CAPABILITIES, Launches, build, with_sizes_of_one
 from test_sensitivity_op import defined, sample
 from torch import Tensor
 
@@ -197,7 +197,7 @@ def arguments_of(kernel: Any, view: str, aligned: bool) -> dict[str, Any]:
             found[name] = 1 if aligned else "i32"
         elif name.startswith("stride") or name in ("B", "C", "D"):
             found[name] = f"i32{by_sixteen}"
-        elif name in ("shares", "z_blocks"):
+        elif name in ("shares", "blocks", "z_blocks"):
             found[name] = "i32"
     return {name: given for name, given in found.items() if name in {p.name for p in kernel.params}}
 
@@ -242,3 +242,23 @@ def test_the_build_checks_targets(tmp_path: Path) -> None:
     assert b"__assertfail" in (tmp_path / "kernel.cubin").read_bytes()
     build(kernel, given, 90, tmp_path, num_warps=cuda.WARPS)
     assert b"__assertfail" not in (tmp_path / "kernel.cubin").read_bytes()
+
+
+@pytest.mark.parametrize("classes", [10, 5000])
+def test_no_number_of_rows_is_too_many_for_a_grid(classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond the first axis a grid ends at 65,535."""
+    pytest.importorskip("triton")
+    from dau_fast.ops import _sensitivity_cuda as cuda
+
+    launches, rows = Launches(cuda, monkeypatch), 300_000
+    meta = {"device": "meta"}
+    logits, features = torch.empty(rows, classes, **meta), torch.empty(rows, 7, **meta)
+    targets = torch.empty(rows, dtype=torch.int64, **meta)
+    shown, stats, _ = cuda.forward(logits, features, targets, True, True)
+    cuda.backward(shown, logits, features, targets, stats, True, True, True)
+    assert launches.names == (
+        ["forward_kernel", "backward_kernel"]
+        if classes == 10
+        else ["share_kernel", "finish_kernel", "softmax_kernel", "mean_kernel", "backward_kernel"]
+    )
+    assert all(len(grid) == 1 and grid[0] < 2**31 for _, grid in launches.grids)

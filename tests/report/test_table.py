@@ -258,3 +258,65 @@ def test_the_gap_is_held_against_the_noise_floor(floor: float | None, tone: str,
     found = verdict(single(floor=floor))
     assert found.tone == tone
     assert words in found.details[0]
+
+
+# ---- who is not named
+
+
+def test_what_changes_nothing_is_not_crowned() -> None:
+    report = single(only="original retrain ft", floor=0.72)
+    report["methods"]["ft"].update(avg_gap=3.95, speedup=407.0)
+    assert "closest" not in verdict(report).headline
+    assert "407" not in verdict(report).headline
+
+
+@pytest.mark.parametrize(
+    ("gap", "floor", "named"),
+    [(3.12, 0.72, True), (3.30, 0.72, False), (3.30, None, True), (3.80, None, False)],
+)
+def test_what_beats_the_original_by_less_than_the_noise_is_not_crowned(
+    gap: float, floor: float | None, named: bool
+) -> None:
+    """One image in every rate, where the noise floor is not known: 100/90, twice, 100/808 and 100/540."""
+    report = single(only="original retrain ft", floor=floor)
+    report["run"]["sets"] = {"train": 898, "forget": 90, "retain": 808, "test": 540}
+    report["methods"]["ft"]["avg_gap"] = gap
+    found = verdict(report)
+    assert found.headline.startswith("FT comes closest" if named else "No method brought the model closer")
+    if not named:
+        assert found.tone == "open"
+        assert "by more than the noise" in found.headline
+        noise = "0.72" if floor else "0.63"
+        assert noise in found.details[0]
+
+
+def test_a_control_is_never_crowned() -> None:
+    report = single()
+    report["methods"]["head_only"] = method((5.6, 100.0, 98.3, 11.1), 0.3, 0.01, 13.0)
+    found = verdict(report)
+    assert found.headline.startswith("DAU comes closest")
+    assert "head only" not in " ".join(found.details)
+    assert "Controls, which hide and do not forget: head only 0.01." in found.notes
+    assert "head only 0.01" in printed(report, 120)
+    alone = single(only="original retrain")
+    alone["methods"]["head_only"] = report["methods"]["head_only"]
+    assert "no unlearning method ran" in verdict(alone).headline
+
+
+def test_a_ruined_model_is_named_whatever_its_average_gap() -> None:
+    report = single()
+    report["methods"]["ga"]["avg_gap"] = 0.1
+    assert "Ruined, from 100.0 % of the retain set known before: GA 62.1 %." in verdict(report).notes
+    assert "Ruined" in printed(report, 80)
+    report["methods"]["ga"]["ra"] = 98.1
+    assert verdict(report).notes == ()
+
+
+def test_images_of_earlier_requests_are_told_of() -> None:
+    report = single(only="original retrain dau")
+    report["run"]["sets"] = {"train": 898, "earlier": 1234}
+    for name, wrong in (("original", 4.0), ("retrain", 5.5), ("dau", 4.5)):
+        report["methods"][name]["earlier"] = {"ua": wrong}
+    assert verdict(report).notes == (
+        "Error on 1,234 images of earlier requests: original 4.0 %, retrained 5.5 %, DAU 4.5 %.",
+    )

@@ -42,13 +42,15 @@ def defender_loss(
     """
     retain, forget, validation = sets
     loss = F.cross_entropy(retain.logits, retain_labels)
+    if taught is not None:
+        # No image is of a class that is gone.
+        taught = taught.masked_fill(gone, _GONE)
     if config.anchor and taught is not None:
         loss = loss + config.anchor * _divergence(taught[: len(retain.logits)], retain.logits)
     if alpha:
         loss = loss + alpha * (asked * F.softplus(attacker(u_forget))).mean()
     if config.departure and taught is not None:
-        without = taught[len(retain.logits) :].masked_fill(gone, _GONE)
-        loss = loss + config.departure * _divergence(without, forget.logits)
+        loss = loss + config.departure * _divergence(taught[len(retain.logits) :], forget.logits)
     if config.beta:
         with section("Barlow Twins"):
             alignment = _alignment(forget.features, validation.features, config.lambd, sizes)

@@ -1,16 +1,17 @@
 """The game (Sharma et al. 2024, arXiv 2402.06864), played on a copy of the original.
 
-    the attacker sees   u(x) = what the defender says of x: margin, entropy, label (or the others)    (1)
+    the attacker sees   u(x) = what the defender says of x: margin, entropy, label (or the others),
+                          and how hard x is for a plain model of the retain set                       (1)
     attacker step       maximise E_f log A(u) + E_v log(1 - A(u))                                     (2)
-    defender step       minimise CE(retain) + kappa E_r KL(original || defender)
-                          + alpha E_f[-log(1 - A(u))]
-                          + delta E_f KL(original without the classes that are gone || defender)
+    defender step       minimise CE(retain) + kappa E_r KL(teacher || defender)
+                          + alpha E_f[-log(1 - A(u))] + delta E_f KL(teacher || defender)
                           + beta L_BT(h_f, h_v)                                                       (3)
 
-The attacker first learns on the frozen original. Then both take turns, each on one forward pass, in one
-phase: the learning rate falls to zero over the whole game, so that it forgets first and settles at the
-end. BatchNorm statistics, which still hold the forget set, are taken anew. Where the model was ruined, the
-game is played again from the original, with smaller steps.
+The teacher is the original without the classes that are gone. The attacker first learns on the frozen
+original. Then both take turns, each on one forward pass, in one phase: the learning rate falls to zero over
+the whole game, so that it forgets first and settles at the end. BatchNorm statistics, which still hold the
+forget set, are taken anew. Where the model was ruined, the game is played again from the original, with
+smaller steps.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from dau_fast.methods.dau.attacker import Attacker, attacker_loss, auc
 from dau_fast.methods.dau.defender import defender_loss
 from dau_fast.methods.dau.referee import History, Referee
 from dau_fast.methods.dau.schedule import Schedule
+from dau_fast.methods.dau.shown import Shown, prepare_shown
 from dau_fast.methods.dau.view import View, reveal_turn
 from dau_fast.methods.task import Task, Unlearned
 from dau_fast.models import Classifier
@@ -56,10 +58,11 @@ def unlearn(task: Task, config: DauConfig) -> Unlearned:
     Raises UserError where every game ruined it, also with the smallest steps.
     """
     task, schedule = plan_game(task, config)
+    shown = prepare_shown(task, config)
     loops: tuple[LoopCost, ...] = ()
     for game in range(_GAMES):
         steps = replace(config, lr=config.lr * _SMALLER**game)
-        defender, costs, referee = _play(task, steps, schedule)
+        defender, costs, referee = _play(task, steps, schedule, shown)
         loops += costs
         if not referee.finds_ruin():
             return Unlearned(defender, loops, asdict(referee.history) | {"lr": steps.lr})
@@ -76,21 +79,21 @@ def unlearn(task: Task, config: DauConfig) -> Unlearned:
 def plan_game(task: Task, config: DauConfig) -> tuple[Task, Schedule]:
     """`task` with as much of the retain set as `config` asks for, and how long its game lasts."""
     split, classes = task.split, task.original.head.out_features
-    columns = View(config.label_conditioned, config.sensitivity).count_columns(classes)
+    columns = View(config.label_conditioned, config.sensitivity, config.difficulty).count_columns(classes)
     schedule = Schedule.plan(config, retain=len(split.retain), forget=len(split.forget), columns=columns)
     retain = draw_sample(split.retain, schedule.retain_images, task.generator("retain sample"))
     return replace(task, split=replace(split, retain=retain)), schedule
 
 
 def _play(
-    task: Task, config: DauConfig, schedule: Schedule
+    task: Task, config: DauConfig, schedule: Schedule, shown: Shown
 ) -> tuple[Classifier, tuple[LoopCost, ...], Referee]:
     """A whole game: the changed copy, what its loop cost, and who watched it."""
     defender = copy.deepcopy(task.original)
     with (
         task.teacher() as original,
         task.trainee(defender) as player,
-        Game(player, original, task, config, schedule) as game,
+        Game(player, original, task, config, schedule, shown) as game,
     ):
         game.warm_up()
         loops = game.play(task.progress("dau", schedule.turns))
@@ -102,22 +105,28 @@ class Game:
     """Both players with their optimisers, and the referee; a context, whose batches end with it.
 
     defender: the model that is changed in place. original: what it was, which stays. schedule: of this game,
-    on the retain set of `task`.
+    on the retain set of `task`. shown: to the attacker of every image.
     """
 
     attacker: Attacker
 
     def __init__(
-        self, defender: Classifier, original: Classifier, task: Task, config: DauConfig, schedule: Schedule
+        self,
+        defender: Classifier,
+        original: Classifier,
+        task: Task,
+        config: DauConfig,
+        schedule: Schedule,
+        shown: Shown,
     ) -> None:
         self.defender, self.original = defender, original
-        self.task, self.config, self.schedule = task, config, schedule
+        self.task, self.config, self.schedule, self.shown = task, config, schedule, shown
         self.taken = 0  # turns
         split = task.split
-        self.view = View(config.label_conditioned, config.sensitivity)
+        self.view = View(config.label_conditioned, config.sensitivity, shown.difficulty is not None)
         self.referee = Referee(
             split, task.labels, task.images, exam_share=config.exam_share, look_images=config.look_images,
-            view=self.view, generator=task.generator("exam"), ranks=task.ranks,
+            view=self.view, shown=shown, generator=task.generator("exam"), ranks=task.ranks,
         )  # fmt: skip
         self.gone = torch.zeros(task.original.head.out_features, dtype=torch.bool, device=task.labels.device)
         if split.classwise:
@@ -215,10 +224,12 @@ class Game:
             seed=self.task.derive_seed("game noise"),
         )
 
-    def _show(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Images and labels of all three sets, what the attacker may study, and what is to be forgotten."""
-        asked = self._asked[batch.indices].float()
-        return batch.images, batch.labels, self.referee.grant_study(batch.indices), asked
+    def _show(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Images of all three sets, what the attacker is shown and may study, and what is to be forgotten."""
+        index, asked = batch.indices, self._asked[batch.indices].float()
+        labels, difficulty = self.shown.labels[index], self.shown.rate(index)
+        rated = asked if difficulty is None else difficulty
+        return batch.images, labels, rated, self.referee.grant_study(index), asked
 
     def _build_turn(self, compile: Compile, forward: Forward) -> PartLoss:
         """One turn on a part of a batch: reveal, attacker steps, and the loss of the defender's step."""
@@ -226,10 +237,15 @@ class Game:
         reveal, objective, teach = compile(reveal_turn), compile(defender_loss), compile(_teach)
         learn, judge = self._learner(compile(attacker_loss)), _frozen(self.attacker)
 
-        def turn(part: MicroBatch, images: Tensor, labels: Tensor, study: Tensor, asked: Tensor) -> Tensor:
+        def turn(
+            part: MicroBatch, images: Tensor, labels: Tensor, rated: Tensor, study: Tensor, asked: Tensor
+        ) -> Tensor:
+            limit = config.pull * part.weight / (len(images) // 3)  # gradients are those of a mean
             with section("forward"):
                 # (1)
-                sets, u_forget, u_validation = reveal(forward, self.defender, self.view, images, labels)
+                sets, u_forget, u_validation = reveal(
+                    forward, self.defender, self.view, images, labels, rated, limit
+                )
                 taught = teach(self.original, images, config.taught_sets)
             with section("attacker"):
                 seen = self._gather(u_forget, u_validation, study, part.sizes)

@@ -8,6 +8,7 @@ longer knows its retain set is ruined: nobody is given such a one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,7 @@ from dau_fast.engine.batches import Load
 from dau_fast.engine.profiling import section
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.methods.dau.attacker import Attacker, auc
+from dau_fast.methods.dau.shown import Shown
 from dau_fast.methods.dau.view import View
 from dau_fast.metrics.accuracy import percent
 from dau_fast.models import Classifier
@@ -32,7 +34,8 @@ class History:
     """One entry a look, the first at the original, the last at the finished model.
 
     auc: of the attacker on the exam. forget_accuracy, validation_accuracy, retain_accuracy: percent.
-    exposure: how far the original's margins tell forget from validation, 1 for surely.
+    exposure: how far the original's margins tell forget from validation, 1 for surely. wrong_labels: share of
+    validation that was shown with wrong labels.
     """
 
     step: list[int] = field(default_factory=list)
@@ -41,14 +44,15 @@ class History:
     validation_accuracy: list[float] = field(default_factory=list)
     retain_accuracy: list[float] = field(default_factory=list)
     exposure: float = 1.0
+    wrong_labels: float = 0.0
 
 
 class Referee:
     """Looks at all three sets, images that `load` turns from indices into batches.
 
     exam_share: part of forget and validation that the attacker does not train on; a set too small to spare
-    any is its own exam. look_images: of each set that are looked at, at most. view: what the attacker sees.
-    ranks: the processes that share the looking.
+    any is its own exam. look_images: of each set that are looked at, at most. view: what the attacker sees,
+    of what it is shown. ranks: the processes that share the looking.
     """
 
     def __init__(
@@ -60,11 +64,12 @@ class Referee:
         exam_share: float,
         look_images: int,
         view: View,
+        shown: Shown,
         generator: torch.Generator,
         ranks: Ranks = ALONE,
     ) -> None:
-        self.labels, self.load, self.ranks, self.view = labels, load, ranks, view
-        self.history = History()
+        self.labels, self.load, self.ranks, self.view, self.shown = labels, load, ranks, view, shown
+        self.history = History(wrong_labels=shown.wrong_labels)
         self._exam = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         # Nothing is learned from retain images, which fill up the batches of a small forget set.
         self._exam[split.retain] = True
@@ -82,7 +87,15 @@ class Referee:
 
     def reveal(self, defender: Classifier, index: Tensor) -> Tensor:
         """u [N, U]: what the attacker sees of the images `index` [N]."""
-        return self.view.reveal_all(defender, self.load, index, self.labels, ranks=self.ranks)
+        return self._reveal(defender, index, lambda u, logits, batch: u)
+
+    def _reveal(
+        self, defender: Classifier, index: Tensor, keep: Callable[[Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        labels, difficulty = self.shown.labels, self.shown.difficulty
+        return self.view.reveal_all(
+            defender, self.load, index, labels, keep, difficulty=difficulty, ranks=self.ranks
+        )
 
     def look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
         """Write down where the game stands after `step`; true where the defender is beyond help."""
@@ -90,11 +103,11 @@ class Referee:
             return self._look(defender, attacker, step)
 
     def _look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
-        def judged(u: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-            return torch.stack([attacker(u), (logits.argmax(1) == labels).to(u)], 1)
+        def judged(u: Tensor, logits: Tensor, batch: Tensor) -> Tensor:
+            return torch.stack([attacker(u), (logits.argmax(1) == self.labels[batch]).to(u)], 1)
 
         (forget, forget_right), (validation, validation_right), (_, retain_right) = (
-            self.view.reveal_all(defender, self.load, index, self.labels, judged, ranks=self.ranks).unbind(1)
+            self._reveal(defender, index, judged).unbind(1)
             for index in (self._forget, self._validation, self._retain)
         )
         seen = self.history

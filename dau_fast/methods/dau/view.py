@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,8 @@ _LEFT_OUT = -1e4
 class View:
     """sensitivity: one of SENSITIVITIES, at the label seen; "input" and "full" from a pass of their own.
 
+    difficulty: whether u ends with a column of it.
+
     label_conditioned: u = [log p_y, margin of y, log entropy, one-hot of y]. Otherwise the label is left out
     and u = [log of the two largest of q, log entropy of q] with q the softmax over all other classes; the
     sensitivity is then that at the predicted label.
@@ -44,22 +47,34 @@ class View:
 
     label_conditioned: bool = True
     sensitivity: str = "none"
+    difficulty: bool = False
 
     def count_columns(self, classes: int) -> int:
         """How many numbers the attacker sees of a sample, of a model of as many `classes`."""
         shown = 3 + classes if self.label_conditioned else 1 + min(2, classes - 1)
-        return shown + (self.sensitivity != "none")
+        return shown + (self.sensitivity != "none") + self.difficulty
 
-    def reveal(self, defender: Classifier, images: Tensor, outputs: Outputs, labels: Tensor) -> Tensor:
+    def reveal(
+        self,
+        defender: Classifier,
+        images: Tensor,
+        outputs: Outputs,
+        labels: Tensor,
+        difficulty: Tensor | None = None,
+    ) -> Tensor:
         """u [B, U] of `images` [B, ...] with `labels` [B]; outputs: the defender's, of the same images.
 
-        Differentiable in the defender's parameters where gradients are enabled.
+        difficulty: [B], where the view has it. Differentiable in the defender's parameters where gradients
+        are enabled.
         """
-        u = (_show_label if self.label_conditioned else _show_others)(outputs.logits, labels)
-        if self.sensitivity == "none":
-            return u
-        s = self._measure(defender, images, outputs, labels)
-        return torch.cat([u, torch.log(s + _LEAST_SENSITIVITY).unsqueeze(1).to(u)], 1)
+        columns = [(_show_label if self.label_conditioned else _show_others)(outputs.logits, labels)]
+        if self.sensitivity != "none":
+            s = self._measure(defender, images, outputs, labels)
+            columns.append(torch.log(s + _LEAST_SENSITIVITY).unsqueeze(1))
+        if self.difficulty:
+            assert difficulty is not None
+            columns.append(difficulty.unsqueeze(1))
+        return torch.cat([column.to(columns[0]) for column in columns], 1) if columns[1:] else columns[0]
 
     def _measure(self, defender: Classifier, images: Tensor, outputs: Outputs, labels: Tensor) -> Tensor:
         """The sensitivity [B]."""
@@ -76,19 +91,21 @@ class View:
         load: Load,
         index: Tensor,
         labels: Tensor,
-        keep: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda u, logits, labels: u,
+        keep: Callable[[Tensor, Tensor, Tensor], Tensor] = lambda u, logits, index: u,
         *,
+        difficulty: Tensor | None = None,
         ranks: Ranks = ALONE,
     ) -> Tensor:
-        """u [N, U] of the images `index` [N] in evaluation mode; labels: of all images.
+        """u [N, U] of the images `index` [N] in evaluation mode; labels, difficulty: of all images.
 
-        keep: what is made of u [B, U], logits [B, C] and labels [B] of each batch, [B, ...], where all of u
+        keep: what is made of u [B, U], logits [B, C] and index [B] of each batch, [B, ...], where all of u
         may not fit. ranks: the processes that share the work, each of which has all rows in the end.
         """
 
         def kept(images: Tensor, batch: Tensor) -> tuple[Tensor]:
-            targets, outputs = labels[batch], defender(images)
-            return (keep(self.reveal(defender, images, outputs, targets), outputs.logits, targets),)
+            outputs, rated = defender(images), None if difficulty is None else difficulty[batch]
+            u = self.reveal(defender, images, outputs, labels[batch], rated)
+            return (keep(u, outputs.logits, batch),)
 
         return map_batches(defender, load, index, kept, ranks=ranks)[0]
 
@@ -122,23 +139,44 @@ def _log_entropy(log_p: Tensor) -> Tensor:
 
 
 def reveal_turn(
-    forward: Callable[[Tensor], Outputs], defender: Classifier, view: View, images: Tensor, labels: Tensor
+    forward: Callable[[Tensor], Outputs],
+    defender: Classifier,
+    view: View,
+    images: Tensor,
+    labels: Tensor,
+    difficulty: Tensor,
+    limit: float,
 ) -> tuple[tuple[Outputs, Outputs, Outputs], Tensor, Tensor]:
     """One pass over as many images of retain, forget and validation: outputs, and what the attacker sees.
 
-    forward: how to call the defender. images [3B, ...], labels [3B]; u [B, U] of forget with its
-    graph, of validation without.
+    forward: how to call the defender. images [3B, ...], labels, difficulty [3B]; u [B, U] of forget with its
+    graph, of validation without. limit: of the norm of a row's gradient at the logits through u; 0 for none.
     """
     outputs = forward(images)
     retain, forget, validation = (
         Outputs(*part) for part in zip(*(tensor.chunk(3) for tensor in outputs), strict=True)
     )
-    _, images_forget, images_validation = images.chunk(3)
-    _, labels_forget, labels_validation = labels.chunk(3)
-    u_forget = view.reveal(defender, images_forget, forget, labels_forget)
+    shown = list(zip(images.chunk(3), labels.chunk(3), difficulty.chunk(3), strict=True))
+    seen = forget._replace(logits=_Limit.apply(forget.logits, limit)) if limit else forget
+    u_forget = view.reveal(defender, shown[1][0], seen, *shown[1][1:])
     with torch.no_grad():
-        u_validation = view.reveal(defender, images_validation, validation, labels_validation)
+        u_validation = view.reveal(defender, shown[2][0], validation, *shown[2][1:])
     return (retain, forget, validation), u_forget, u_validation
+
+
+class _Limit(torch.autograd.Function):
+    """Rows [B, C] as they are, whose gradients are scaled down to norm `limit` where they are longer."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, limit: float) -> Tensor:
+        ctx.limit = limit
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        length = torch.linalg.vector_norm(gradient, dim=1, keepdim=True)
+        return gradient * (ctx.limit / length.clamp_min(ctx.limit)), None
 
 
 def _loss(outputs: Outputs, targets: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from dau_fast.data.split import Split
 from dau_fast.methods.dau import referee
 from dau_fast.methods.dau.referee import Referee
+from dau_fast.methods.dau.shown import Shown
 from dau_fast.methods.dau.view import View
 from dau_fast.models import Outputs
 
@@ -56,6 +57,7 @@ class Match:
             exam_share=share,
             look_images=look_images,
             view=View(),
+            shown=Shown(labels),
             generator=torch.Generator().manual_seed(seed),
         )
 

@@ -17,7 +17,7 @@ from dau_fast.config import SENSITIVITIES, DauConfig
 from dau_fast.engine.evaluation import map_batches
 from dau_fast.errors import UserError
 from dau_fast.methods.dau import game, view
-from dau_fast.methods.dau.view import View, check_sensitivity, time_sensitivities
+from dau_fast.methods.dau.view import View, check_sensitivity, reveal_turn, time_sensitivities
 from dau_fast.models import Classifier, Outputs
 from dau_fast.ops import sensitivity
 
@@ -167,9 +167,9 @@ def test_of_a_set_only_what_is_asked_for_is_kept(model: Classifier, monkeypatch:
     seen, widths = View(), []
     whole = seen.reveal_all(model, lambda i: images[i], index, labels)
 
-    def margin_and_label(u: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    def margin_and_label(u: Tensor, logits: Tensor, batch: Tensor) -> Tensor:
         widths.append((u.shape, logits.shape))
-        return torch.stack([u[:, 1], labels.to(u)], 1)
+        return torch.stack([u[:, 1], labels[batch].to(u)], 1)
 
     monkeypatch.setattr(view, "map_batches", partial(map_batches, batch_size=2))
     found = seen.reveal_all(model, lambda i: images[i], index, labels, margin_and_label)
@@ -256,3 +256,34 @@ def test_a_gradient_of_exactly_0_has_a_finite_derivative(model: Classifier) -> N
         assert (u[:, -1] == torch.tensor(1e-3).log()).all()
         grads = torch.autograd.grad(u.sum(), list(model.parameters()), allow_unused=True)
         assert all(g.isfinite().all() for g in grads if g is not None)
+
+
+def test_difficulty_is_a_column_of_its_own(model: Classifier) -> None:
+    images, labels = some_images(5)
+    difficulty, index = torch.tensor([0.1, -0.2, 0.3, 0.0, 0.5]), torch.tensor([4, 1])
+    plain, rated = View(), View(difficulty=True)
+    assert rated.count_columns(3) == plain.count_columns(3) + 1
+    found = rated.reveal_all(model, lambda i: images[i], index, labels, difficulty=difficulty)
+    expected = plain.reveal_all(model, lambda i: images[i], index, labels)
+    torch.testing.assert_close(found, torch.cat([expected, difficulty[index, None]], 1))
+
+
+def turn_of(limit: float) -> tuple[Tensor, Tensor]:
+    """u of the forget set, and the gradient of a steep function of it at the logits."""
+    logits = torch.randn(9, 3, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    labels, model = torch.arange(9) % 3, perceptron(0)
+    outputs = Outputs(torch.zeros(9, 2), logits)
+    _, u, _ = reveal_turn(lambda _: outputs, model, View(), torch.zeros(9, 6), labels, torch.zeros(9), limit)
+    (gradient,) = torch.autograd.grad(
+        (u[:, :3].square().sum(1) * torch.tensor([1e-4, 1.0, 50.0])).sum(), logits
+    )
+    return u.detach(), gradient[3:6]
+
+
+def test_no_forget_image_pulls_harder_than_the_limit_and_none_in_another_direction() -> None:
+    (free_u, free), (held_u, held) = turn_of(0.0), turn_of(0.3)
+    assert torch.equal(free_u, held_u)
+    lengths = free.norm(dim=1)
+    assert lengths[0] < 0.3 < min(lengths[1:])
+    torch.testing.assert_close(held.norm(dim=1), lengths.clamp(max=0.3))
+    torch.testing.assert_close(held, free * (held.norm(dim=1) / lengths).unsqueeze(1))

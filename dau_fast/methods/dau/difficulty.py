@@ -1,0 +1,173 @@
+"""How hard each image is for a model that never saw it, told by a plain model of the retain set.
+
+Sets of images differ by chance, and a forget set may be harder than validation by its nature, as mislabelled
+images are. An attacker that compares images of one difficulty does not take the one for the other. The plain
+model is linear, by ridge regression on features of patches (Coates, Ng and Lee 2011, AISTATS, "An analysis of
+single-layer networks"): it learns from the retain set alone, so that it has memorised nothing of the others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dau_fast.data.split import Split, draw_sample
+from dau_fast.engine.batches import Load, load_each
+from dau_fast.engine.evaluation import map_batches
+from dau_fast.engine.ranks import ALONE, Ranks
+
+# Pixels a side: larger images are averaged down to it, and smaller ones have no patches.
+_SIDE, _LEAST_SIDE = 32, 4
+# Pixels a side of a patch, or half an image's; filters; images that patches are drawn from, and patches.
+_PATCH, _FILTERS, _PATCH_IMAGES, _PATCHES = 5, 64, 200, 20_000
+# Of a patch's standard deviation and of the eigenvalues of whitened ones, in units of normalised pixels.
+_LEAST_SPREAD = 0.1
+_THRESHOLD = 0.5
+# Images of the retain set that are learned from, at most.
+LESSON_IMAGES = 10_000
+# FLOPs of the features of an image, at most.
+IMAGE_FLOPS = 2 * _FILTERS * 3 * _PATCH**2 * (_SIDE - _PATCH + 1) ** 2
+_RIDGE = 0.1  # penalty of a squared weight, by image
+
+
+class PatchFeatures(nn.Module):
+    """Images [B, channels, H, W] -> features [B, 8 filters], in float32 or wider.
+
+    Each patch is normalised and compared with whitened patches drawn from `images` [M, channels, H, W]; what
+    exceeds a threshold, on either side, is averaged over each quarter of the image.
+    """
+
+    filters: Tensor
+    offsets: Tensor
+    box: Tensor
+
+    def __init__(self, images: Tensor, generator: torch.Generator) -> None:
+        super().__init__()
+        images = _shrink(images)
+        channels, size = images.shape[1], max(1, min(_PATCH, min(images.shape[2:]) // 2))
+        numbers = channels * size * size
+        patches = F.unfold(images, size).transpose(1, 2).reshape(-1, numbers)
+        patches = patches[torch.randperm(len(patches), generator=generator, device=images.device)[:_PATCHES]]
+        patches = patches - patches.mean(1, keepdim=True)
+        patches /= patches.square().mean(1, keepdim=True).sqrt() + _LEAST_SPREAD
+        center = patches.mean(0)
+        patches -= center
+        values, vectors = torch.linalg.eigh(patches.T @ patches / len(patches))
+        whiten = vectors * (values.clamp_min(0) + _LEAST_SPREAD).rsqrt() @ vectors.T
+        filters = F.normalize(patches[:_FILTERS] @ whiten) @ whiten
+        self.register_buffer("offsets", filters @ center)
+        # A patch's mean falls out of its product with what sums to zero.
+        filters -= filters.mean(1, keepdim=True)
+        self.register_buffer("filters", filters.view(-1, channels, size, size))
+        self.register_buffer("box", torch.full_like(self.filters[:1], 1 / numbers))
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = _shrink(images)
+        mean = F.conv2d(images, self.box)
+        spread = (F.conv2d(images.square(), self.box) - mean.square()).clamp_min(0).sqrt()
+        found = F.conv2d(images, self.filters) / (spread + _LEAST_SPREAD) - self.offsets[:, None, None]
+        sides = torch.cat([F.relu(found - _THRESHOLD), F.relu(-found - _THRESHOLD)], 1)
+        return F.adaptive_avg_pool2d(sides, 2).flatten(1)
+
+
+class Rows(nn.Module):
+    """Inputs [B, ...] of another shape than images' -> their numbers [B, D], in float32 or wider."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return _widen(images).flatten(1)
+
+
+class PlainModel(nn.Module):
+    """Inputs [B, ...] -> scores of the classes [B, C]: ridge regression of one-hot labels on `features`.
+
+    seen: features [N, D] of what it learns from, with labels [N].
+    """
+
+    center: Tensor
+    spread: Tensor
+    weights: Tensor
+    shares: Tensor
+
+    def __init__(self, features: nn.Module, seen: Tensor, labels: Tensor, classes: int) -> None:
+        super().__init__()
+        self.features = features
+        center, spread = seen.mean(0), seen.std(0, correction=0)
+        self.register_buffer("center", center)
+        # What never varies says nothing, whatever it is divided by.
+        self.register_buffer("spread", torch.where(spread > 0, spread, 1.0))
+        wanted = (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).to(seen)
+        self.register_buffer("shares", wanted.mean(0))
+        inputs = (seen - self.center) / self.spread
+        self.register_buffer("weights", _fit_ridge(inputs, wanted - self.shares))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (self.features(images) - self.center) / self.spread @ self.weights + self.shares
+
+
+def fit_plain_model(
+    load: Load, split: Split, labels: Tensor, classes: int, generator: torch.Generator
+) -> PlainModel | None:
+    """A plain model of split.retain, or of a sample of it; None where inputs are not floating-point numbers.
+
+    load, labels: of all images. Several processes come to the same model, each by itself.
+    """
+    index = draw_sample(split.retain, LESSON_IMAGES, generator)
+    (examples,) = load_each(load, [draw_sample(index, _PATCH_IMAGES, generator)])
+    if not examples.is_floating_point():
+        return None
+    pictures = examples.ndim == 4 and min(examples.shape[2:]) >= _LEAST_SIDE
+    features = PatchFeatures(examples, generator) if pictures else Rows()
+
+    def compute(images: Tensor, _: Tensor) -> tuple[Tensor]:
+        return (features(images),)
+
+    (seen,) = map_batches(features, load, index, compute)
+    return PlainModel(features, seen, labels[index], classes)
+
+
+def rate_difficulty(
+    model: PlainModel, load: Load, index: Tensor, labels: Sequence[Tensor], ranks: Ranks = ALONE
+) -> list[Tensor]:
+    """Score of the label less the best of the others, [n] for each of `labels`; low where an image is hard.
+
+    index: of images [n]. labels: of all images, of which there may be several versions. ranks: the processes
+    that share the pass.
+    """
+
+    def compute(images: Tensor, batch: Tensor) -> tuple[Tensor, ...]:
+        scores = model(images)
+        return tuple(_margins(scores, version[batch]) for version in labels)
+
+    return map_batches(model, load, index, compute, ranks=ranks)
+
+
+def _margins(scores: Tensor, labels: Tensor) -> Tensor:
+    own = labels.unsqueeze(1)
+    return scores.gather(1, own).squeeze(1) - scores.scatter(1, own, -torch.inf).amax(1)
+
+
+def _fit_ridge(inputs: Tensor, wanted: Tensor) -> Tensor:
+    """Weights [D, C] of `wanted` [N, C] on `inputs` [N, D], from the smaller of two systems, in float64."""
+    rows, numbers = inputs.shape
+    x, y = inputs.double(), wanted.double()
+    if rows < numbers:
+        kernel = x @ x.T + _RIDGE * rows * torch.eye(rows, dtype=x.dtype, device=x.device)
+        return (x.T @ torch.linalg.solve(kernel, y)).to(inputs)
+    kernel = x.T @ x + _RIDGE * rows * torch.eye(numbers, dtype=x.dtype, device=x.device)
+    return torch.linalg.solve(kernel, x.T @ y).to(inputs)
+
+
+def _shrink(images: Tensor) -> Tensor:
+    """Images of at most _SIDE pixels a side."""
+    images = _widen(images)
+    height, width = images.shape[2:]
+    if max(height, width) <= _SIDE:
+        return images
+    return F.adaptive_avg_pool2d(images, (min(height, _SIDE), min(width, _SIDE)))
+
+
+def _widen(images: Tensor) -> Tensor:
+    return images.to(torch.promote_types(images.dtype, torch.float32))

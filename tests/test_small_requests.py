@@ -1,0 +1,91 @@
+"""Few images, and networks without BatchNorm: whatever is asked for, the model stays one that can be used."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dau_fast.api import Result, unlearn
+
+# Images a set: training, validation, test.
+SIZES = (800, 300, 500)
+
+
+@cache
+def digits() -> tuple[Tensor, Tensor]:
+    pixels, labels = load_digits(return_X_y=True)
+    order = torch.randperm(len(pixels), generator=torch.Generator().manual_seed(0))
+    return torch.tensor(pixels, dtype=torch.float32).view(-1, 1, 8, 8)[order] / 16, torch.tensor(labels)[
+        order
+    ]
+
+
+def cnn(norm: bool) -> nn.Module:
+    def block(channels: int, out: int) -> list[nn.Module]:
+        middle: list[nn.Module] = [nn.BatchNorm2d(out)] if norm else []
+        return [nn.Conv2d(channels, out, 3, padding=1), *middle, nn.ReLU()]
+
+    layers = [*block(1, 16), *block(16, 32), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(512, 10)]
+    return nn.Sequential(*layers)
+
+
+def transformer() -> nn.Module:
+    from torchvision.models import VisionTransformer
+
+    network = VisionTransformer(8, 2, 2, 2, 32, 64, num_classes=10)
+    network.conv_proj = nn.Conv2d(1, 32, 2, 2)
+    nn.init.normal_(network.heads[0].weight, std=0.02)
+    return network
+
+
+NETWORKS = {"cnn with BatchNorm": lambda: cnn(True), "cnn": lambda: cnn(False), "transformer": transformer}
+
+
+@cache
+def trained(name: str) -> nn.Module:
+    """The network `name`, trained on the training images until it knows nearly all of them."""
+    images, labels = (tensor[: SIZES[0]] for tensor in digits())
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = NETWORKS[name]()
+        optimizer = torch.optim.Adam(network.parameters(), 2e-3)
+        for _ in range(40 if name == "transformer" else 12):
+            for batch in torch.randperm(len(images)).split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(network(images[batch]), labels[batch]).backward()
+                optimizer.step()
+    return network.eval()
+
+
+def forgotten(name: str, asked: list[int], seed: int = 0) -> Result:
+    images, labels = digits()
+    count = sum(SIZES)
+    parts = zip(images[:count].split(SIZES), labels[:count].split(SIZES), strict=True)
+    train, validation, test = parts
+    sets = {"train": train, "validation": validation, "test": test}
+    return unlearn(trained(name), **sets, forget=asked, seed=seed, device="cpu")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_few_images_cost_the_others_nothing(name: str, count: int) -> None:
+    result = forgotten(name, list(range(100, 100 + count)))
+    before, after = result.retain_accuracy
+    assert after > before - 1
+    assert result.before is not None
+    assert result.after is not None
+    assert result.after.ra > result.before.ra - 1
+    assert result.after.ta > result.before.ta - 2
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("name", ["cnn", "transformer"])
+def test_a_network_without_batchnorm_is_not_ruined(name: str, seed: int) -> None:
+    result = forgotten(name, list(range(80)), seed)
+    assert result.retain_accuracy[1] > result.retain_accuracy[0] - 2
+    assert result.validation_accuracy[1] > result.validation_accuracy[0] - 5
