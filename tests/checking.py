@@ -162,7 +162,7 @@ def check_game(game: dict[str, Any]) -> None:
         assert game["none"] is None
         return
     accuracies = ("forget_accuracy", "validation_accuracy", "retain_accuracy")
-    assert set(game) == {"step", "auc", *accuracies, "exposure", "lr"}
+    assert set(game) == {"step", "auc", *accuracies, "exposure", "lr", "wrong_labels"}
     assert game["lr"] > 0
     assert game["step"][0] == 0
     assert game["step"] == sorted(set(game["step"]))
