@@ -209,6 +209,17 @@ def test_a_thousand_changed_bytes_are_found(
     check()
 
 
+def test_a_capital_digit_of_the_salt_is_found(attested: Path, keys: Keys, tmp_path: Path) -> None:
+    """Which opens the commitment as the small one does."""
+    folder = tmp_path / "copy"
+    shutil.copytree(attested, folder)
+    content = (folder / OPENING).read_bytes()
+    salt = json.loads(content)["salt"].encode()
+    assert salt.upper() != salt
+    (folder / OPENING).write_bytes(content.replace(salt, salt.upper()))
+    assert "does not open the commitment" in verified(folder, keys, "--no-measure").stderr
+
+
 def test_numbers_that_are_not_those_of_the_models_are_refuted(
     attested: Path, keys: Keys, tmp_path: Path
 ) -> None:
