@@ -150,7 +150,9 @@ def test_a_part_of_another_run_is_not_taken(
     assert calls == ["run"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "no facts", "half facts", "other tensors"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "changed", "no facts", "half facts", "other facts", "other tensors"]
+)
 def test_a_damaged_part_is_done_again(damage: str, task: Task, tmp_path: Path) -> None:
     calls: list[str] = []
     Keeper(tmp_path).finish("ft", task, None, work(task))
@@ -164,8 +166,10 @@ def test_a_damaged_part_is_done_again(damage: str, task: Task, tmp_path: Path) -
         facts.unlink()
     elif damage == "half facts":
         facts.write_text(facts.read_text()[:40])
+    elif damage == "other facts":
+        facts.write_text(facts.read_text().replace('"loops": [{', '"loops": [{"more": 1, '))
     else:
         save_file({"w": torch.zeros(1)}, weights)
     Keeper(tmp_path).finish("ft", task, None, work(task, calls))
     assert calls == ["run"]
-    assert json.loads(facts.read_text())["seconds"] > 0
+    assert json.loads(facts.read_text().split("\n", 1)[1])["seconds"] > 0
