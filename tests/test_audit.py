@@ -83,6 +83,7 @@ def test_the_report_has_its_shape(trained: Called, once: Called) -> None:
     found = report(trained)
     assert list(found) == [
         "schema", "run", "verdict", "original", "gaps", "information_difference_index", "audits", "skipped",
+        "files",
     ]  # fmt: skip
     check_forget(found["run"]["forget"])
     assert found["run"]["forget"] == once.report["run"]["forget"]

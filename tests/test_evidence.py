@@ -93,7 +93,7 @@ def test_an_honest_folder_is_confirmed(attested: Path, keys: Keys, place: Path) 
     found = verified(attested, keys, "--ledger", place / "ledger.jsonl")
     assert (found.code, found.stderr) == (0, "")
     lines = found.stdout.splitlines()
-    assert len([line for line in lines if line.startswith("confirmed: ")]) == 5
+    assert len([line for line in lines if line.startswith("confirmed: ")]) == 6
     assert "rates of 3 models, measured again, differ by 0.000 points at most" in found.stdout
     assert contents(attested) == before
 
@@ -207,6 +207,17 @@ def test_a_thousand_changed_bytes_are_found(
             check()
         file.write_bytes(content)
     check()
+
+
+def test_a_capital_digit_of_the_salt_is_found(attested: Path, keys: Keys, tmp_path: Path) -> None:
+    """Which opens the commitment as the small one does."""
+    folder = tmp_path / "copy"
+    shutil.copytree(attested, folder)
+    content = (folder / OPENING).read_bytes()
+    salt = json.loads(content)["salt"].encode()
+    assert salt.upper() != salt
+    (folder / OPENING).write_bytes(content.replace(salt, salt.upper()))
+    assert "does not open the commitment" in verified(folder, keys, "--no-measure").stderr
 
 
 def test_numbers_that_are_not_those_of_the_models_are_refuted(

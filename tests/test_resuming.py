@@ -25,8 +25,8 @@ from dau_fast.methods.running import Finished, run_timed
 from dau_fast.methods.task import Task
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that are killed")
-RUN = ("--epochs", 2, "--methods", "ft,ga,retrain", "--seed", 3)
-WEIGHTS = ("original", "retrain", "ft", "ga")
+RUN = ("--epochs", 1, "--methods", "ga,retrain", "--seed", 3)
+WEIGHTS = ("original", "retrain", "ga")
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +62,12 @@ def assert_same(run: Called, undisturbed: Called) -> None:
         assert {key: run.report["methods"][name][key] for key in rates} == {key: entry[key] for key in rates}
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kills", [1, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_random_and_resumed_the_bytes_are_the_same(
     kills: int, tmp_path: Path, undisturbed: Called
 ) -> None:
     chance = random.Random(0)
-    began = time.monotonic()
-    succeed(tmp_path / "first", *RUN)
-    usual = time.monotonic() - began
+    usual = undisturbed.report["run"]["wall_seconds"]
     for number in range(kills):
         out = tmp_path / str(number)
         # Now and then a resumed run is killed too.
@@ -93,7 +91,7 @@ def test_a_resumed_run_says_what_it_took_over(tmp_path: Path, undisturbed: Calle
     assert unfinished.name.startswith(".unfinished-")
     resumed = succeed(tmp_path, *RUN, "--resume")
     assert_same(resumed, undisturbed)
-    assert resumed.report["run"]["resumed"] == ["original", "retrain", "ft", "ga"]
+    assert resumed.report["run"]["resumed"] == ["original", "retrain", "ga"]
     assert "resumed" not in undisturbed.report["run"]
 
 
@@ -152,7 +150,9 @@ def test_a_part_of_another_run_is_not_taken(
     assert calls == ["run"]
 
 
-@pytest.mark.parametrize("damage", ["cut", "changed", "no facts", "half facts", "other tensors"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "changed", "no facts", "half facts", "other facts", "other tensors"]
+)
 def test_a_damaged_part_is_done_again(damage: str, task: Task, tmp_path: Path) -> None:
     calls: list[str] = []
     Keeper(tmp_path).finish("ft", task, None, work(task))
@@ -166,8 +166,10 @@ def test_a_damaged_part_is_done_again(damage: str, task: Task, tmp_path: Path) -
         facts.unlink()
     elif damage == "half facts":
         facts.write_text(facts.read_text()[:40])
+    elif damage == "other facts":
+        facts.write_text(facts.read_text().replace('"loops": [{', '"loops": [{"more": 1, '))
     else:
         save_file({"w": torch.zeros(1)}, weights)
     Keeper(tmp_path).finish("ft", task, None, work(task, calls))
     assert calls == ["run"]
-    assert json.loads(facts.read_text())["seconds"] > 0
+    assert json.loads(facts.read_text().split("\n", 1)[1])["seconds"] > 0

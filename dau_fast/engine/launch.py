@@ -41,8 +41,6 @@ class Launch:
         self.rank = _read("RANK", "0", below=count) if several else 0
         self.local_count = _read("LOCAL_WORLD_SIZE", "1", least=1) if several else 1
         self.local_rank = _read("LOCAL_RANK", "0") if several else None
-        if several:
-            _check_meeting_point()
         self._several = several
         self._word: _FirstWord | None = None
 
@@ -55,6 +53,7 @@ class Launch:
             raise UserError(f"`timeout={seconds}`: expected seconds from 1 to {_MOST_SECONDS:,}")
         if not self._several:
             return ALONE
+        _check_meeting_point()
         if self.rank > 0:
             logging.getLogger("dau_fast").setLevel(logging.CRITICAL)
             warnings.simplefilter("ignore")

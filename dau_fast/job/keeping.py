@@ -74,15 +74,18 @@ class Keeper:
             "files": {file.name: hash_file(file) for file in self._files(key)},
         }
         # Last: a part is there once its facts are.
-        write_synced(self.folder / f"{key}.json", json.dumps(facts).encode())
+        text = json.dumps(facts)
+        write_synced(self.folder / f"{key}.json", f"{_digest_text(text)}\n{text}".encode())
 
     def _recall(self, key: str, original: Classifier | None, task: Task) -> Finished | None:
         try:
-            facts = json.loads((self.folder / f"{key}.json").read_bytes())
-            sound = facts["files"] == {file.name: hash_file(file) for file in self._files(key)}
-        except (OSError, ValueError, KeyError, TypeError):
+            digest, text = (self.folder / f"{key}.json").read_text().split("\n", 1)
+        except (OSError, ValueError):
             return None
-        if not sound:
+        if digest != _digest_text(text):
+            return None
+        facts = json.loads(text)
+        if facts["files"] != {file.name: hash_file(file) for file in self._files(key)}:
             return None
         model = original or copy.deepcopy(task.original)
         model.network.load_state_dict(load_file(self._file(key, "weights")))
@@ -101,6 +104,10 @@ class Keeper:
 
     def _files(self, key: str) -> Iterator[Path]:
         return (file for what in ("weights", "masks") if (file := self._file(key, what)).exists())
+
+
+def _digest_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # What of a runtime may decide a result.

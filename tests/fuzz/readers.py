@@ -25,6 +25,7 @@ from dau_fast.data import arrays, arrow, split
 from dau_fast.data.decoding import FORMATS, decode
 from dau_fast.errors import UserError
 from dau_fast.job.config_file import read_config
+from dau_fast.job.ledger import append_entry, read_entries
 from dau_fast.prune import Masks
 from dau_fast.report.manifest import list_stale
 
@@ -212,6 +213,19 @@ def _stale(content: bytes, folder: Path, _: random.Random) -> Any:
         assert not name.startswith(".")
 
 
+def _ledger() -> list[bytes]:
+    def write(path: Path) -> None:
+        for number in range(3):
+            append_entry(path, {"request": str(number), "subject": {"a": "0" * 64}})
+
+    return [_written(write)]
+
+
+def _read_ledger(content: bytes, folder: Path, _: random.Random) -> Any:
+    (folder / "ledger").write_bytes(content)
+    return read_entries(folder / "ledger")
+
+
 # ---- settings
 
 _VALUES: tuple[Any, ...] = (
@@ -245,6 +259,7 @@ TARGETS: dict[str, Target] = {
     "json": Target(lambda: [json.dumps(_REPORT).encode(), b'{"seed": 3, "settings": {}}'], _config(".json")),
     "toml": Target(lambda: [b'seed = 3\nforget = "class:3"\n[settings.dau]\nlr = 0.1\n'], _config(".toml")),
     "report": Target(lambda: [json.dumps(_REPORT).encode()], _stale),
+    "ledger": Target(_ledger, _read_ledger),
     "settings": Target(lambda: [b""], _settings),
 }
 
