@@ -103,7 +103,7 @@ MISTAKES = [
     ("--device tpu", "--device tpu: expected one of auto, "),
     ("--precision fp8", "--precision fp8: expected one of auto, "),
     ("--retrain-recipe slow", "--retrain-recipe slow: expected one of both, literature, fast"),
-    ("--engine jit", "--engine jit: expected one of auto, eager, compiled, captured"),
+    ("--engine jit", "--engine jit: expected one of auto, eager, compiled, graphed, captured"),
     ("--shard", "--shard shares a model out to several processes, and there is one"),
     ("--engine captured", "--engine captured needs a CUDA device"),
     ("--forget random:0", "'random:0'"),

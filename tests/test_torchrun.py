@@ -30,7 +30,7 @@ SHORT = ["--epochs", "3", "--retrain-recipe", "literature", "--device", "cpu"]
 # What happens to a rank in the middle of its first training, while the others wait for it.
 TROUBLE = """
 import os, sys, time
-from dau_fast import unlearn
+from dau_fast.unlearn import main
 from dau_fast.engine import training
 from dau_fast.errors import UserError
 
@@ -41,13 +41,13 @@ def train(*arguments, **named):
     return RECOMPUTE(*arguments, **named)
 from dau_fast.methods import supervised as _sgd
 _sgd.train = train
-unlearn.main()
+main()
 """
 
 
 # Says on stdout when a process is about to take the first step of a training.
 TRAINING = """
-from dau_fast import unlearn
+from dau_fast.unlearn import main
 from dau_fast.methods import supervised
 
 TRAIN = supervised.train
@@ -55,7 +55,7 @@ def train(*arguments, **named):
     print("training", flush=True)
     return TRAIN(*arguments, **named)
 supervised.train = train
-unlearn.main()
+main()
 """
 
 
@@ -242,7 +242,7 @@ def test_a_signal_to_all_ends_all_and_leaves_nothing(tmp_path: Path, number: int
 IN_TURN = """
 import os, sys, time
 from pathlib import Path
-from dau_fast import unlearn
+import dau_fast.unlearn
 from dau_fast.errors import UserError
 
 def fail(*_):
@@ -250,8 +250,8 @@ def fail(*_):
     while not turn.exists():
         time.sleep(0.01)
     raise UserError(f"process {turn.name} is on fire")
-unlearn.make_experiment = fail
-unlearn.main()
+dau_fast.unlearn.make_experiment = fail
+dau_fast.unlearn.main()
 """
 
 
@@ -376,7 +376,7 @@ def test_processes_without_a_place_to_meet_cost_one_line(
 
 # Says how many processes reading was told of, and how many threads decode.
 READING = """
-from dau_fast import unlearn
+from dau_fast.unlearn import main
 from dau_fast.data import named as data
 LOAD = data.load
 def load(*arguments, processes, **named):
@@ -384,7 +384,7 @@ def load(*arguments, processes, **named):
     print("told", processes, images.source.threads, flush=True)
     return images
 data.load = load
-unlearn.main()
+main()
 """
 
 

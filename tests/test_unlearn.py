@@ -166,9 +166,7 @@ def test_a_profile_says_where_the_time_goes_and_leaves_traces(place: Path) -> No
     called = succeed(place / "profile", "--profile", "--methods", "dau")
     loops = called.report["run"]["profile"]
     assert set(loops) == {"original", "game"}
-    assert {"data", "forward", "attacker", "backward", "optimiser", "referee"} <= set(
-        loops["game"]["seconds"]
-    )
+    assert {"data", "forward", "attacker", "backward", "optimiser"} <= set(loops["game"]["seconds"])
     assert "where the time goes" in called.stdout
     for loop in loops:
         assert json.loads((called.folder / f"profile-{loop}.json").read_text())["traceEvents"]

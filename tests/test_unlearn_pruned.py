@@ -113,7 +113,7 @@ def test_given_weights_are_pruned_and_trained_on(place: Path, once: Called) -> N
         2,
     )
     called = succeed(place / "given", *arguments)
-    check_report(called.report, ["ga"], repeats=2)
+    check_report(called.report, ["ga"], repeats=2, given=True)
     assert "the checkpoint" in called.report["run"]["prune"]["mask_from"]["original"]
     given = once.weights("original")
     expected = omp(_loaded(given), 0.8)
