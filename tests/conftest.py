@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", choices=["cpu", "cuda"], help="where device tests run")
     parser.addoption("--slow", action="store_true", help="also run tests that are marked slow")
     parser.addoption("--only-device", action="store_true", help="only tests that take a device")
+    parser.addoption("--kills", type=int, default=2, help="of runs at random moments, each then resumed")
     parser.addoption("--outcomes", type=Path, help="file that gets a line of JSON a test as it ends")
     parser.addoption("--seconds-a-test", type=int, default=0, help="after which a test fails; 0 for never")
 

@@ -62,10 +62,10 @@ def assert_same(run: Called, undisturbed: Called) -> None:
         assert {key: run.report["methods"][name][key] for key in rates} == {key: entry[key] for key in rates}
 
 
-@pytest.mark.parametrize("kills", [1, pytest.param(200, marks=pytest.mark.slow)])
 def test_killed_at_random_and_resumed_the_bytes_are_the_same(
-    kills: int, tmp_path: Path, undisturbed: Called
+    request: pytest.FixtureRequest, tmp_path: Path, undisturbed: Called
 ) -> None:
+    kills = request.config.getoption("--kills")
     chance = random.Random(0)
     usual = undisturbed.report["run"]["wall_seconds"]
     for number in range(kills):
