@@ -102,8 +102,10 @@ def rates(entry: dict[str, Any]) -> dict[str, float]:
 
 @pytest.mark.parametrize("dataset", ["folder", pytest.param("digits", marks=pytest.mark.slow)])
 def test_three_processes_report_what_one_does(dataset: str, tmp_path: Path, pictures: Path) -> None:
-    """In float64, so that rounding does not send training another way; shards are of unequal size."""
+    """In float64 and few turns, so that rounding sends nothing another way; shards are of unequal size."""
+    (tmp_path / "short.toml").write_text("[settings.dau]\nturns = 32\n")
     exact = [*SHORT, "--precision", "fp64", "--methods", "dau,retrain,ft", "--dataset", dataset]
+    exact += ["--config", str(tmp_path / "short.toml")]
     exact += ["--data", str(pictures)] if dataset == "folder" else []
     command = ["-m", "torch.distributed.run", "--nproc-per-node", "3", "-m", "dau_fast.unlearn"]
     run = subprocess.run(
