@@ -139,7 +139,8 @@ def test_ctrl_c_ends_the_work_on_another_thread(monkeypatch: pytest.MonkeyPatch)
     ended: list[type[BaseException]] = []
     begun = threading.Event()
     interrupt = partial(signal.pthread_kill, threading.get_ident(), signal.SIGINT)
-    threading.Thread(target=lambda: begun.wait(60) and interrupt()).start()
+    # Not while the one thread is still handing over to the other.
+    threading.Thread(target=lambda: begun.wait(60) and (time.sleep(0.3), interrupt())).start()
 
     def work() -> None:
         try:
@@ -157,6 +158,9 @@ def test_ctrl_c_ends_the_work_on_another_thread(monkeypatch: pytest.MonkeyPatch)
             run_flushed(work, CPU)
     finally:
         signal.signal(signal.SIGINT, before)
+    until = time.monotonic() + 10
+    while not ended and time.monotonic() < until:
+        time.sleep(0.01)
     assert ended == [KeyboardInterrupt]
 
 
