@@ -22,17 +22,17 @@ def sync_file(path: Path) -> None:
         for entry in path.iterdir():
             sync_file(entry)
         return
-    number = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    _sync(path)
 
 
 def sync_folder(path: Path) -> None:
     """Return when the names in the folder `path` are on the disk."""
     if os.name == "nt":  # which cannot open a folder, and keeps names in order itself
         return
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
     number = os.open(path, os.O_RDONLY)
     try:
         os.fsync(number)

@@ -369,6 +369,18 @@ def test_a_small_forget_set_is_filled_up_with_retain_images_that_nobody_learns_f
             assert study.chunk(3)[2].sum() == 32
 
 
+def test_in_a_turn_the_attacker_is_shown_the_labels_and_difficulties_that_were_prepared() -> None:
+    task = trained(TENTH)
+    with game_of(task, replace(SPREAD, wrong_labels=1.0)) as players:
+        batch = next(players._batches)
+        _, labels, rated, *_ = players._show(batch)
+    shown, validation = players.shown, batch.indices.chunk(3)[2]
+    assert (labels.chunk(3)[2] != task.labels[validation]).float().mean() > 0.9
+    assert torch.equal(labels.chunk(3)[1], task.labels[batch.indices.chunk(3)[1]])
+    assert shown.difficulty is not None
+    assert torch.equal(rated, shown.difficulty[batch.indices])
+
+
 def test_the_pull_follows_how_far_the_originals_margins_tell_the_sets_apart() -> None:
     task = trained(TENTH)
     same_images = replace(task, split=replace(task.split, validation=task.split.forget))
