@@ -75,6 +75,7 @@ def test_a_crash_and_a_hang_are_found_and_the_cases_after_them_run(monkeypatch: 
 
 
 @properties
+@example({"files": [None]})
 @given(REPORTS)
 def test_any_json_is_options_or_refused(tmp_path: Path, content: Any) -> None:
     file = tmp_path / "report.json"

@@ -35,4 +35,5 @@ def list_stale(report: Path, keep: Collection[str]) -> list[str]:
         named |= {f"{name}{kind}.safetensors" for name in methods for kind in ("", ".sparse")}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return []
-    return sorted(name for name in named - set(keep) if _OURS.fullmatch(name) and name != report.name)
+    texts = {name for name in named if isinstance(name, str)}
+    return sorted(name for name in texts - {report.name, *keep} if _OURS.fullmatch(name))
