@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import io
 import json
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -62,15 +66,20 @@ def _no_constant(name: str) -> None:
 _SILENT = (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning)
 
 
-def call(folder: Path, *arguments: object, start: Callable[[], None] = main) -> Called:
+def call(
+    folder: Path, *arguments: object, turns: int | None = None, start: Callable[[], None] = main
+) -> Called:
     """Run the command line in this process with --out `folder`; an exception that escapes fails the test.
 
-    Short trainings, one retraining, on the CPU, unless `arguments` say otherwise. start: what reads them.
+    Short trainings, one retraining, on the CPU, unless `arguments` say otherwise. turns: of the game, for
+    tests to which its length does not matter. start: what reads the arguments.
 
     stderr holds the warnings that Python would have printed there, too.
     """
     given = ["dau-fast", "--epochs", "3", "--retrain-recipe", "literature", "--device", "cpu"]
     given += ["--out", folder, *arguments]
+    if turns is not None:
+        given += ["--config", short_game(turns)]
     out, err, code = io.StringIO(), io.StringIO(), 0
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *ENDING)}
     with (
@@ -97,8 +106,19 @@ def call(folder: Path, *arguments: object, start: Callable[[], None] = main) -> 
     return Called(code, out.getvalue(), stderr, folder)
 
 
-def succeed(folder: Path, *arguments: object, start: Callable[[], None] = main) -> Called:
-    called = call(folder, *arguments, start=start)
+@functools.cache
+def short_game(turns: int) -> Path:
+    """A file for --config that lets the game end after as many turns."""
+    file = Path(tempfile.mkdtemp(prefix="short-game-")) / "config.toml"
+    file.write_text(f"[settings.dau]\nturns = {turns}\n")
+    atexit.register(shutil.rmtree, file.parent)
+    return file
+
+
+def succeed(
+    folder: Path, *arguments: object, turns: int | None = None, start: Callable[[], None] = main
+) -> Called:
+    called = call(folder, *arguments, turns=turns, start=start)
     assert called.code == 0, called.stderr
     return called
 

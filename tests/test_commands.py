@@ -269,7 +269,7 @@ def net(tmp_path: Path) -> Path:
 
 def test_an_own_network_is_trained_unlearned_and_taken_up_again(tmp_path: Path, net: Path) -> None:
     spec = f"{net}:make"
-    called = succeed(tmp_path / "out", "--model", spec, "--methods", "dau,retrain", "--epochs", 2)
+    called = succeed(tmp_path / "out", "--model", spec, "--methods", "dau,retrain", "--epochs", 2, turns=16)
     assert called.report["run"]["arch"] == spec
     assert "answer.weight" in called.weights("dau")
     torch.save({"epoch": 3, "model": {f"_orig_mod.{k}": v for k, v in called.weights("original").items()}},

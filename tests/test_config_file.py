@@ -65,7 +65,7 @@ def test_a_tuned_run_is_done_again_with_what_was_chosen_and_not_tuned_again(tmp_
 
 @pytest.mark.slow
 def test_a_run_of_all_methods_is_done_again_with_those_that_ran(tmp_path: Path) -> None:
-    first = succeed(tmp_path / "first", "--methods", "all", "--prune", "omp")
+    first = succeed(tmp_path / "first", "--methods", "all", "--prune", "omp", turns=16)
     assert first.report["run"]["options"]["methods"] == ["all"]
     second = again(first, tmp_path / "second")
     assert weights(second) == weights(first)
@@ -75,7 +75,7 @@ def test_a_run_of_all_methods_is_done_again_with_those_that_ran(tmp_path: Path) 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(RUNS)[1:])
 def test_other_runs_are_done_again_too(name: str, tmp_path: Path) -> None:
-    first = succeed(tmp_path / "first", *RUNS[name])
+    first = succeed(tmp_path / "first", *RUNS[name], turns=16)
     assert weights(again(first, tmp_path / "second")) == weights(first)
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from calling import call, environment, succeed
+from calling import call, environment, short_game, succeed
 
 from dau_fast.data.decoding import count_decoder_threads
 from dau_fast.engine.launch import Launch
@@ -100,22 +100,30 @@ def rates(entry: dict[str, Any]) -> dict[str, float]:
     return {key: entry[key] for key in ("ua", "ra", "ta", "mia_efficacy", "avg_gap")}
 
 
-@pytest.mark.parametrize("dataset", ["folder", pytest.param("digits", marks=pytest.mark.slow)])
-def test_three_processes_report_what_one_does(dataset: str, tmp_path: Path, pictures: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "dataset"),
+    [
+        (2, "folder"),
+        pytest.param(3, "folder", marks=pytest.mark.slow),
+        pytest.param(3, "digits", marks=pytest.mark.slow),
+    ],
+)
+def test_several_processes_report_what_one_does(
+    count: int, dataset: str, tmp_path: Path, pictures: Path
+) -> None:
     """In float64 and few turns, so that rounding sends nothing another way; shards are of unequal size."""
-    (tmp_path / "short.toml").write_text("[settings.dau]\nturns = 32\n")
     exact = [*SHORT, "--precision", "fp64", "--methods", "dau,retrain,ft", "--dataset", dataset]
-    exact += ["--config", str(tmp_path / "short.toml")]
+    exact += ["--config", str(short_game(32))]
     exact += ["--data", str(pictures)] if dataset == "folder" else []
-    command = ["-m", "torch.distributed.run", "--nproc-per-node", "3", "-m", "dau_fast.unlearn"]
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", str(count), "-m", "dau_fast.unlearn"]
     run = subprocess.run(
-        [sys.executable, *command, *exact, "--out", tmp_path / "three"],
+        [sys.executable, *command, *exact, "--out", tmp_path / "several"],
         env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     alone = call(tmp_path / "one", *exact)
-    report = json.loads((tmp_path / "three" / "report.json").read_text())
-    assert report["run"]["processes"] == 3
+    report = json.loads((tmp_path / "several" / "report.json").read_text())
+    assert report["run"]["processes"] == count
     assert alone.report["run"]["processes"] == 1
     assert report["run"]["forget"] == alone.report["run"]["forget"]
     assert report["game"]["step"] == alone.report["game"]["step"]
@@ -126,7 +134,7 @@ def test_three_processes_report_what_one_does(dataset: str, tmp_path: Path, pict
         border = 2 * 100 / 90 + 1e-6 if dataset == "digits" else 1e-6
         assert found["attacks"] == pytest.approx(entry["attacks"], abs=border), name
     assert run.stdout.count("images forgotten") == 1
-    assert sorted(p.name for p in (tmp_path / "three").iterdir()) == sorted(
+    assert sorted(p.name for p in (tmp_path / "several").iterdir()) == sorted(
         p.name for p in (tmp_path / "one").iterdir()
     )
 
@@ -183,6 +191,7 @@ def test_one_line_for_bad_input(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_processes_that_share_a_model_report_what_one_does(tmp_path: Path) -> None:
     arguments = [*SHORT, "--precision", "fp64", "--methods", "dau", "--retain-sample", "2", "--epochs", "1"]
+    arguments += ["--config", str(short_game(16))]
     command = ["-m", "dau_fast.unlearn", *arguments, "--shard", "--out", str(tmp_path / "two")]
     found = ended(start(2, command))
     assert [code for code, _, _ in found] == [0, 0], found
@@ -200,6 +209,7 @@ def test_two_processes_that_share_a_model_report_what_one_does(tmp_path: Path) -
 @pytest.mark.slow
 def test_two_processes_are_profiled_as_one_is(tmp_path: Path) -> None:
     arguments = [*SHORT, "--epochs", "1", "--methods", "dau", "--profile", "--timeout", "20"]
+    arguments += ["--config", str(short_game(16))]
     found = ended(start(2, ["-m", "dau_fast.unlearn", *arguments, "--out", str(tmp_path)]))
     assert [code for code, _, _ in found] == [0, 0], found
     report = json.loads((tmp_path / "report.json").read_text())

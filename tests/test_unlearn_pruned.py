@@ -19,7 +19,7 @@ from dau_fast.report.page import render
 def pruned(place: Path) -> Called:
     """The game and both references on a model that was pruned by magnitude, to the usual sparsity."""
     methods = "dau,retrain,retrain_clean"
-    return succeed(place / "pruned", "--prune", "omp", "--methods", methods, "--epochs", 1)
+    return succeed(place / "pruned", "--prune", "omp", "--methods", methods, "--epochs", 1, turns=16)
 
 
 def zeros(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -134,7 +134,7 @@ def test_a_sparse_or_dense_file_of_a_pruned_model_stays_sparse(place: Path, prun
     weights = []
     for form in ("sparse.safetensors", "safetensors"):
         original = pruned.folder / f"original.{form}"
-        called = succeed(place / form, "--checkpoint", original, "--methods", "dau")
+        called = succeed(place / form, "--checkpoint", original, "--methods", "dau", turns=16)
         check_report(called.report, ["dau"], given=True)
         assert called.report["run"]["prune"]["method"] == "checkpoint"
         assert same_tensors(called.weights("original"), pruned.weights("original"))

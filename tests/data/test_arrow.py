@@ -314,10 +314,10 @@ def test_without_pyarrow_the_message_says_how_to_get_it(
 def test_runs_on_arrow_files_give_the_numbers_of_the_folder(tmp_path: Path, pictures: Path) -> None:
     write_as(tmp_path / "data", pictures, "struct")
     arguments = ("--epochs", 3, "--methods", "dau,ft", "--forget", "class:green")
-    folder = succeed(tmp_path / "folder", "--dataset", "folder", "--data", pictures, *arguments)
+    folder = succeed(tmp_path / "folder", "--dataset", "folder", "--data", pictures, *arguments, turns=16)
     for stream in ("on", "off"):
         given = ("--dataset", "arrow", "--data", tmp_path / "data", "--stream", stream, *arguments)
-        called = succeed(tmp_path / stream, *given)
+        called = succeed(tmp_path / stream, *given, turns=16)
         assert called.report["run"]["dataset"] == "arrow"
         assert called.report["run"]["streamed"] == (stream == "on")
         for method in ("original", "dau", "ft"):

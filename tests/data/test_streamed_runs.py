@@ -24,7 +24,7 @@ def test_a_streamed_run_gives_the_numbers_of_one_in_memory(
 ) -> None:
     folder = {"folder": pictures, "arrays": arrays}[name]
     arguments = ("--dataset", name, "--data", folder, "--epochs", 5, "--methods", "dau,retrain,ft")
-    held, streamed = (succeed(tmp_path / s, *arguments, "--stream", s) for s in ("off", "on"))
+    held, streamed = (succeed(tmp_path / s, *arguments, "--stream", s, turns=16) for s in ("off", "on"))
     for called, expected in ((held, False), (streamed, True)):
         check_report(called.report, ["dau", "retrain", "ft"])
         assert called.report["run"]["streamed"] == expected
