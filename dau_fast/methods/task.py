@@ -98,21 +98,21 @@ class Task:
             yield part.eval()
 
     def feed(
-        self, purpose: str, batch_size: int, *sets: Tensor, paired: bool = False
+        self, purpose: str, batch_size: int, *sets: Tensor, paired_by: Tensor | None = None
     ) -> Generator[Batch, None, None]:
         """Training batches for ever: `batch_size` augmented images of each of `sets`, one after the other.
 
-        paired: each image of the last set is of the class of that at its place in the set before, where there
-        is one of it. What is drawn depends on the task's seed and `purpose` alone. Several processes hold a
+        paired_by: labels [N] of all images by which each image of the last set is of the class of that at its
+        place in the set before, where there is one of it. What is drawn depends on the task's seed and `purpose` alone. Several processes hold a
         part each of every set's images.
         """
         order, chance = self.generator(purpose), self.generator(f"{purpose} augmentation")
         streams = [index_stream(index, batch_size, order) for index in sets]
         rows: Iterator[tuple[Tensor, ...]] = zip(*streams, strict=True)
-        if paired:
+        if paired_by is not None:
             pairing = self.generator(f"{purpose} pairs")
             rows = (
-                (*others, match_labels(self.labels[others[-1]], sets[-1], self.labels, pairing))
+                (*others, match_labels(paired_by[others[-1]], sets[-1], paired_by, pairing))
                 for *others, _ in rows
             )
         own = self.ranks.own_positions(batch_size, len(sets), self.images.device)

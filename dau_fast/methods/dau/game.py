@@ -10,8 +10,8 @@
 The teacher is the original without the classes that are gone. The attacker first learns on the frozen
 original. Then both take turns, each on one forward pass, in one phase: the learning rate falls to zero over
 the whole game, so that it forgets first and settles at the end. BatchNorm statistics, which still hold the
-forget set, are taken anew. Where the model was ruined, the game is played again from the original, with
-smaller steps.
+forget set, are taken anew. Where the model was ruined, the game is played again from the original: longer, or
+with smaller steps where little was left of it.
 """
 
 from __future__ import annotations
@@ -48,31 +48,36 @@ from dau_fast.models import Classifier
 
 # What margins do not show an attacker may still see.
 _LEAST_EXPOSURE = 0.05
-# Games at most, each with steps a quarter as large as the one before.
-_GAMES, _SMALLER = 4, 0.25
+# Games at most, and how many times as many turns or as large steps the next one has.
+_GAMES, _LONGER, _SMALLER = 4, 2, 0.25
 
 
 def unlearn(task: Task, config: DauConfig) -> Unlearned:
     """Make a copy of the original forget task.split.forget.
 
-    Raises UserError where every game ruined it, also with the smallest steps.
+    Raises UserError where every game ruined it.
     """
-    task, schedule = plan_game(task, config)
+    task, _ = plan_game(task, config)
     shown = prepare_shown(task, config)
     loops: tuple[LoopCost, ...] = ()
-    for game in range(_GAMES):
-        steps = replace(config, lr=config.lr * _SMALLER**game)
-        defender, costs, referee = _play(task, steps, schedule, shown)
+    for _ in range(_GAMES):
+        defender, costs, referee = _play(task, config, shown)
         loops += costs
         if not referee.finds_ruin():
-            return Unlearned(defender, loops, asdict(referee.history) | {"lr": steps.lr})
-        known = referee.history.retain_accuracy
+            played = {"lr": config.lr, "turns": config.turns}
+            return Unlearned(defender, loops, asdict(referee.history) | played)
+        known, last = referee.history.retain_accuracy, config
         logging.getLogger("dau_fast").warning(
-            "the game with lr %g ruined the model: it knew %.1f %% of the retain set, and then %.1f %%",
-            steps.lr, known[0], known[-1],
+            "a game of %d turns with lr %g ruined the model: it knew %.1f %% of the retain set, and then %.1f %%",
+            config.turns, config.lr, known[0], known[-1],
         )  # fmt: skip
+        if referee.finds_collapse():
+            config = replace(config, lr=config.lr * _SMALLER)
+        else:
+            config = replace(config, turns=config.turns * _LONGER)
     raise UserError(
-        f"every game ruined the model, down to `lr={steps.lr:g}`: take a smaller `alpha` or more `turns`"
+        f"every game ruined the model, the last of {last.turns} turns with `lr={last.lr:g}`: take a smaller "
+        "`alpha` or `lr`, or more `turns`"
     )
 
 
@@ -86,9 +91,10 @@ def plan_game(task: Task, config: DauConfig) -> tuple[Task, Schedule]:
 
 
 def _play(
-    task: Task, config: DauConfig, schedule: Schedule, shown: Shown
+    task: Task, config: DauConfig, shown: Shown
 ) -> tuple[Classifier, tuple[LoopCost, ...], Referee]:
     """A whole game: the changed copy, what its loop cost, and who watched it."""
+    _, schedule = plan_game(task, config)  # a sample's sample is all of it
     defender = copy.deepcopy(task.original)
     with (
         task.teacher() as original,
@@ -141,7 +147,8 @@ class Game:
         forget = torch.cat([split.forget, filler])
         sets = split.retain, forget, split.validation
         # Of two unrelated images Barlow Twins says nothing: see docs/method.md.
-        self._batches = task.feed("game", config.batch_size, *sets, paired=config.beta > 0)
+        pairs = shown.labels if config.beta else None
+        self._batches = task.feed("game", config.batch_size, *sets, paired_by=pairs)
 
     def __enter__(self) -> Game:
         return self

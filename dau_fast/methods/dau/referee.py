@@ -24,9 +24,9 @@ from dau_fast.methods.dau.view import View
 from dau_fast.metrics.accuracy import percent
 from dau_fast.models import Classifier
 
-# Points of retain accuracy that a finished game may cost, and the share of it that must be left in the middle
-# of one, where the learning rate is still high.
-_LOSS, _LEFT = 2.0, 0.5
+# Points of retain accuracy that a finished game may cost, and more than which a longer one would not win back;
+# the share of it that must be left in the middle of one, where the learning rate is still high.
+_LOSS, _COLLAPSE, _LEFT = 2.0, 10.0, 0.5
 
 
 @dataclass
@@ -70,6 +70,7 @@ class Referee:
     ) -> None:
         self.labels, self.load, self.ranks, self.view, self.shown = labels, load, ranks, view, shown
         self.history = History(wrong_labels=shown.wrong_labels)
+        self._ended = False  # before all turns were taken
         self._exam = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         # Nothing is learned from retain images, which fill up the batches of a small forget set.
         self._exam[split.retain] = True
@@ -100,7 +101,9 @@ class Referee:
     def look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
         """Write down where the game stands after `step`; true where the defender is beyond help."""
         with section("referee"):
-            return self._look(defender, attacker, step)
+            lost = self._look(defender, attacker, step)
+        self._ended = self._ended or lost
+        return lost
 
     def _look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
         def judged(u: Tensor, logits: Tensor, batch: Tensor) -> Tensor:
@@ -124,9 +127,16 @@ class Referee:
 
         Clearly: beyond what is allowed by two standard errors, as a few images more or less tell nothing.
         """
+        return self._ended or self._lost_more_than(_LOSS)
+
+    def finds_collapse(self) -> bool:
+        """Whether it knows so much less that more turns of the same size would not win it back."""
+        return self._ended or self._lost_more_than(_COLLAPSE)
+
+    def _lost_more_than(self, points: float) -> bool:
         before, after = self.history.retain_accuracy[0], self.history.retain_accuracy[-1]
         error = math.sqrt(before * (100 - before) / len(self._retain))
-        return self.ranks.agree(after < before - _LOSS - 2 * error, self.labels.device)
+        return self.ranks.agree(after < before - points - 2 * error, self.labels.device)
 
     def _tested(self, scores: Tensor, index: Tensor) -> Tensor:
         """Those of the exam, from `scores` of the images `index` [N]."""

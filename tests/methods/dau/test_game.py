@@ -97,12 +97,12 @@ def test_the_usual_settings_exist_for_every_size_of_the_retain_set(retain: int, 
     assert (config.departure > 0) == classwise
 
 
-def test_the_usual_game_makes_four_passes_over_a_small_set_and_part_of_one_over_a_large_one() -> None:
+def test_the_usual_game_makes_six_passes_over_a_middling_set_and_part_of_one_over_a_large_one() -> None:
     small, middle, large = (
         DauConfig.default(classwise=False, retain_images=count, forget_images=400)
-        for count in (200, 3600, 1_000_000)
+        for count in (200, 2400, 1_000_000)
     )
-    assert (small.turns, middle.turns) == (128, 4 * 3600 // 64)
+    assert (small.turns, middle.turns) == (128, 6 * 2400 // 64)
     assert middle.turns < large.turns < 1_000_000 // 64
 
 
@@ -217,9 +217,9 @@ def played_with(task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch) 
     seen: set[int] = set()
     feed = Task.feed
 
-    def noted(self: Task, purpose: str, batch_size: int, *sets: Tensor, paired: bool) -> Iterator[Batch]:
+    def noted(self: Task, purpose: str, batch_size: int, *sets: Tensor, **named: Any) -> Iterator[Batch]:
         seen.update(sets[0].tolist())
-        return feed(self, purpose, batch_size, *sets, paired=paired)
+        return feed(self, purpose, batch_size, *sets, **named)
 
     monkeypatch.setattr(Task, "feed", noted)
     game.unlearn(task, config)
@@ -245,7 +245,7 @@ def test_the_length_follows_the_sample() -> None:
         DauConfig.default(classwise=False, retain_images=45_000, forget_images=320, retain_sample=times)
         for times in (None, 10.0)
     )
-    assert sampled.turns == 4 * 3200 // 64 < whole.turns
+    assert sampled.turns == 6 * 3200 // 64 < whole.turns
 
 
 # ---- its course
@@ -314,7 +314,7 @@ def test_batchnorm_sees_the_retain_set_alone_as_training_does(monkeypatch: pytes
 # ---- a model is never ruined
 
 
-def test_a_game_whose_steps_are_too_large_is_played_again_with_smaller_ones(
+def test_a_game_that_leaves_little_is_played_again_with_smaller_steps(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     task = trained(ONE_CLASS)
@@ -323,13 +323,28 @@ def test_a_game_whose_steps_are_too_large_is_played_again_with_smaller_ones(
     assert result.history["lr"] < 3.0
     assert percent_right(task, result.model, task.split.retain) >= 90
     assert len(result.loops) == len(caplog.messages) + 1 > 1
-    assert caplog.messages[0].startswith("the game with lr 3 ruined the model: it knew ")
+    assert caplog.messages[0].startswith("a game of 20 turns with lr 3 ruined the model: it knew ")
+
+
+def test_a_game_that_costs_some_points_is_played_again_with_more_turns(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Referee.finds_ruin
+    verdicts = iter([True, True, False])
+    monkeypatch.setattr(Referee, "finds_ruin", lambda self: found(self) or next(verdicts))
+    result = game.unlearn(trained(TENTH), SPREAD)
+    assert result.history is not None
+    assert (result.history["turns"], result.history["lr"]) == (4 * SPREAD.turns, SPREAD.lr)
+    assert result.history["step"][-1] == 4 * SPREAD.turns
+    assert [message.split(" ruined")[0] for message in caplog.messages] == [
+        f"a game of {turns} turns with lr {SPREAD.lr:g}" for turns in (SPREAD.turns, 2 * SPREAD.turns)
+    ]
 
 
 def test_a_model_that_every_game_ruins_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Referee, "finds_ruin", lambda self: True)
     with pytest.raises(
-        UserError, match=r"every game ruined the model, down to `lr=0.0003125`: take a smaller"
+        UserError, match=r"every game ruined the model, the last of 240 turns with `lr=0.02`: take a smaller"
     ):
         game.unlearn(trained(TENTH), SPREAD)
 

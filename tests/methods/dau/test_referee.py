@@ -184,6 +184,14 @@ def test_a_model_that_lost_more_than_two_points_of_its_retain_set_is_ruined() ->
     assert match.referee.finds_ruin()
 
 
+def test_a_model_that_lost_more_than_ten_points_has_collapsed() -> None:
+    match = Match()
+    match.look(20, 20)
+    for after, collapsed in ((90.1, False), (89.9, True)):
+        match.referee.history.retain_accuracy[:] = [100.0, after]
+        assert match.referee.finds_collapse() == collapsed
+
+
 def test_of_a_few_images_known_half_two_standard_errors_more_are_no_ruin() -> None:
     match = Match()  # 8 retain images: a standard error of 17.7 points
     match.look(20, 20)
@@ -198,6 +206,10 @@ def test_in_the_middle_of_a_game_less_than_half_of_it_left_is_beyond_help() -> N
     assert not match.look(20, 20)
     assert not match.look(20, 20, retain_right=4)
     assert match.look(20, 20, retain_right=3)
+    # What ended unfinished is not given to anybody, whatever it knows once statistics are taken anew.
+    assert not match.look(20, 20)
+    assert match.referee.finds_ruin()
+    assert match.referee.finds_collapse()
 
 
 def test_outputs_that_are_no_numbers_are_beyond_help() -> None:
