@@ -239,14 +239,14 @@ class DauConfig:
     ) -> DauConfig:
         """The settings for forgetting whole classes, or images spread over classes.
 
-        The number of steps counts, and not how often each image is seen: some passes over a small retain
-        set, a part of one over a large one. Where whole classes are forgotten, validation has none of their
+        The number of steps counts, and not how often each image is seen: six passes over a small retain
+        set, or twelve over a forget set that is large beside it, a part of one over large sets. Where whole classes are forgotten, validation has none of their
         images; the label is then left out of what the attacker compares, and the original's other outputs
         lead.
         """
         played_with = sample_size(retain_images, forget_images, retain_sample)
         batch_size = 64 if played_with >= 2000 else 32
-        turns = min(320, max(128, round(6 * played_with / 64)))
+        turns = min(320, max(128, round(6 * max(played_with, 2 * forget_images) / 64)))
         alpha, departure = (0.2, 1.0) if classwise else (4.0, 0.0)
         return cls(
             not classwise, alpha, turns, batch_size, departure,

@@ -104,6 +104,8 @@ def test_the_usual_game_makes_six_passes_over_a_middling_set_and_part_of_one_ove
     )
     assert (small.turns, middle.turns) == (128, 6 * 2400 // 64)
     assert middle.turns < large.turns < 1_000_000 // 64
+    half = DauConfig.default(classwise=False, retain_images=1200, forget_images=1200)
+    assert half.turns == middle.turns
 
 
 def test_the_history_has_one_entry_a_look_from_the_original_to_the_finished_model() -> None:
