@@ -1,4 +1,4 @@
-"""What is given to others: a source distribution, the wheel that is built from it, and a clean install of that.
+"""What others are given: a source distribution, a wheel that is built from it, and a clean install of that.
 
 No network: the build runs in this interpreter, unisolated, and the clean install borrows its libraries.
 """

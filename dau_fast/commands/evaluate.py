@@ -34,9 +34,8 @@ class _Evaluate(GroupedCommand):
 
 def make_evaluate(unlearning: Sequence[click.Parameter]) -> click.Command:
     """The command. unlearning: the options of the command that unlearns, of which it takes SHARED."""
-    shared = [
-        parameter for parameter in unlearning if parameter.name in SHARED and parameter.name != "epochs"
-    ]
+    taken = {*SHARED, "plugin"} - {"epochs"}
+    shared = [parameter for parameter in unlearning if parameter.name in taken]
     own: list[click.Parameter] = [
         click.Argument(["measured"], metavar="CHECKPOINT...", nargs=-1, required=True, type=Path),
         click.Option(["--original"], type=Path, required=True, help="The model from before unlearning."),

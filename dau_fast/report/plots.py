@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 
 from dau_fast.report.drawing import MUTED, SETS, choose_look, house_style, note, page_wide, to_svg
 from dau_fast.report.reading import (
-    ATTACKS,
     MEASURES,
     Report,
+    attack_labels,
     difference,
     is_reference,
     known,
@@ -45,7 +45,7 @@ def comparison(report: Report) -> str:
 
 
 def attacks(report: Report) -> str:
-    """Share of the forget set that each of the five attacks calls non-member, for every method."""
+    """Share of the forget set that each of the attacks calls non-member, for every method."""
     methods = method_order(report)
     with house_style():
         figure = page_wide(3.6)
@@ -53,15 +53,16 @@ def attacks(report: Report) -> str:
         for place, method in enumerate(methods):
             _attack_bars(axes, report, method, (place - (len(methods) - 1) / 2) * 0.84 / len(methods))
         _attack_references(axes, report)
-        axes.set_xticks(range(len(ATTACKS)), list(ATTACKS.values()), fontsize=10)
+        labels = attack_labels(report)
+        axes.set_xticks(range(len(labels)), list(labels.values()), fontsize=10)
         axes.tick_params(axis="x", length=0)
         axes.set_ylabel("forget set called non-member (%)")
         axes.grid(axis="y")
-        axes.set_xlim(-0.5, len(ATTACKS) - 0.5)
+        axes.set_xlim(-0.5, len(labels) - 0.5)
         axes.set_ylim(0, max(1.0, axes.dataLim.y1 * 1.1))
         figure.legend(loc="outside upper left", ncols=min(len(methods), 6))
         names = ", ".join(method_name(report, name) for name in methods)
-        return to_svg(figure, "attacks", f"Bar chart of five membership-inference attacks on {names}")
+        return to_svg(figure, "attacks", f"Bar chart of {len(labels)} membership attacks on {names}")
 
 
 def confidences(report: Report) -> str:
@@ -207,12 +208,12 @@ def _subtitle(axes: Axes, text: str) -> None:
 
 
 def _attack_bars(axes: Axes, report: Report, method: str, offset: float) -> None:
-    methods = report["methods"]
-    values = [methods[method]["attacks"].get(name) for name in ATTACKS]
+    methods, names = report["methods"], attack_labels(report)
+    values = [methods[method]["attacks"].get(name) for name in names]
     heights = [value if known(value) else math.nan for value in values]
     deviations = methods[method].get("spread", {}).get("attacks", {})
-    errors = [deviations.get(name) or 0 for name in ATTACKS]
-    places = [place + offset for place in range(len(ATTACKS))]
+    errors = [deviations.get(name) or 0 for name in names]
+    places = [place + offset for place in range(len(names))]
     color, width = choose_look(report, method)[0], 0.84 / len(methods)
     axes.bar(places, heights, width, color=color, edgecolor="white", label=method_name(report, method))
     if any(errors):
@@ -228,7 +229,7 @@ def _attack_bars(axes: Axes, report: Report, method: str, offset: float) -> None
 def _attack_references(axes: Axes, report: Report) -> None:
     """The retrained's level across each group, so that every bar has it beside it."""
     levels = report["methods"].get("retrain", {}).get("attacks", {})
-    for place, name in enumerate(ATTACKS):
+    for place, name in enumerate(attack_labels(report)):
         if known(levels.get(name)):
             axes.hlines(levels[name], place - 0.46, place + 0.46, color="#555555", lw=1, zorder=0.9)
 
