@@ -205,6 +205,19 @@ def test_a_mistake_costs_one_line_and_leaves_nothing(
         assert_one_line(called, 2, "error: ")
 
 
+def test_a_training_that_breaks_costs_one_line_and_leaves_what_was_there(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("older")
+    (tmp_path / "config.toml").write_text("[settings.ft]\nlr = 1000\nepochs = 30\n")
+    before = contents(tmp_path)
+    good = files / "good.safetensors"
+    called = call(tmp_path, "--checkpoint", good, "--methods", "ft", "--config", tmp_path / "config.toml")
+    assert contents(tmp_path) == before
+    told = (
+        r"error: ft diverged, the loss of ft is NaN or infinite in step \d+ of \d+, first in layer 'blocks.*"
+    )
+    assert_one_line(called, 2, told)
+
+
 @pytest.mark.parametrize("out", ["file", "file/below/it", LONG])
 def test_an_output_folder_that_cannot_be_costs_one_line(tmp_path: Path, out: str) -> None:
     (tmp_path / "file").write_text("mine")

@@ -90,9 +90,7 @@ def plan_game(task: Task, config: DauConfig) -> tuple[Task, Schedule]:
     return replace(task, split=replace(split, retain=retain)), schedule
 
 
-def _play(
-    task: Task, config: DauConfig, shown: Shown
-) -> tuple[Classifier, tuple[LoopCost, ...], Referee]:
+def _play(task: Task, config: DauConfig, shown: Shown) -> tuple[Classifier, tuple[LoopCost, ...], Referee]:
     """A whole game: the changed copy, what its loop cost, and who watched it."""
     _, schedule = plan_game(task, config)  # a sample's sample is all of it
     defender = copy.deepcopy(task.original)
