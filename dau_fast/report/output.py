@@ -50,9 +50,9 @@ class OutputFolder:
     another process writes there; one that died does not hold the folder.
 
     report: the file that names the others, see `dau_fast.report.manifest`; those that only the earlier one
-    names are removed with it; with new results goes an audit of the earlier ones, but not the retrained models
-    that it kept. resume: take over what a killed run has left in staging / KEPT, and leave it if
-    this one ends early too.
+    names are removed with it. With new results goes an audit of the earlier ones, but not the retrained
+    models that it kept. resume: take over what a killed run has left in staging / KEPT, and leave it if this
+    one ends early too.
     """
 
     def __init__(self, path: Path, report: str = "report.json", *, resume: bool = False) -> None:
@@ -136,7 +136,7 @@ class OutputFolder:
         names = sorted(name for name in every if (complete / name).exists())
         report = next((name for name in (self.report, *_REPORTS) if name in names), None)
         earlier = complete / _EARLIER
-        # The earlier report, page and audit go first. Once the new report is in its place nothing is left to do.
+        # Earlier report, page and audit go first. Once the new report is in its place nothing is left to do.
         if report is not None:
             if (self.path / report).exists():
                 os.replace(self.path / report, earlier)
