@@ -268,9 +268,13 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path, name: str
             torch.OutOfMemoryError("CUDA out of memory. Tried"),
             "memory is short (CUDA out of memory. Tried): ",
         ),
+        (
+            ImportError("libx.so: failed to map segment from shared object"),
+            "memory is short (libx.so: failed",
+        ),
         (OSError(errno.EIO, "Input/output error", "disk/images"), "the system refused: "),
     ],
-    ids=["none", "CPU", "GPU", "disk"],
+    ids=["none", "CPU", "GPU", "library", "disk"],
 )
 def test_what_the_machine_cannot_do_costs_one_line(
     error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
