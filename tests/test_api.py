@@ -417,6 +417,14 @@ def test_a_model_that_gives_nothing_finite_is_refused(network: nn.Module) -> Non
         unlearn(network, **some_sets())
 
 
+def test_images_without_a_pixel_are_refused(network: nn.Module) -> None:
+    sets = {name: (images[:, :0], labels) for name, (images, labels) in some_sets().items()}
+    with pytest.raises(
+        UserError, match=r"images of the forget set have shape \[0\]: expected no side of length 0"
+    ):
+        unlearn(network, **sets)
+
+
 class Overflowing(nn.Module):
     """A layer that gives infinity for one image, and for that alone."""
 
