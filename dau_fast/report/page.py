@@ -138,7 +138,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("retraining epochs", _each(report, run.get("retrain_epochs", {}))),
         *_pruning_facts(report),
         ("sensitivity", sensitivity and _explained(sensitivity)),
-        ("learning rate of the game", _learning_rate(report.get("game"))),
+        ("game", _last_game(report.get("game"))),
         ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
         ("tuning", _tuning(report)),
         ("retain images", _sample(run.get("retain_sample"))),
@@ -160,9 +160,13 @@ def _normalisation(found: dict[str, Any] | None) -> str | None:
     return f"mean {mean}, standard deviation {std} of pixels / 255, from {found['from']}"
 
 
-def _learning_rate(game: dict[str, Any] | None) -> str | None:
-    """That of the game which was played to its end: smaller than asked for where it was played again."""
-    return None if not game or "lr" not in game else f"{game['lr']:g} at its start, falling to 0"
+def _last_game(game: dict[str, Any] | None) -> str | None:
+    """How the game was played that ruined nothing: longer or with smaller steps than the first."""
+    if not game or "turns" not in game:
+        return None
+    *ruined, turns = game["turns"]
+    again = f"; {len(ruined)} before it ruined the model" if ruined else ""
+    return f"{turns} turns, learning rate {game['lr']:g} at its start, falling to 0{again}"
 
 
 def _processes(run: dict[str, Any]) -> str:

@@ -67,6 +67,7 @@ def full() -> dict[str, Any]:
         "game": {
             "step": [0, 2, 4], "auc": [0.74, 0.6, 0.51], "forget_accuracy": [100, 98.0, 94.4],
             "validation_accuracy": [98.1, 97.5, 96.9], "retain_accuracy": [100, 99.5, 99.8], "lr": 0.005,
+            "turns": [2, 4],
         },
         "noise_floor": None,
     }  # fmt: skip
@@ -176,7 +177,7 @@ def test_full_report() -> None:
     assert "The game between model and attacker" in page.headings
     for fact in ("ab" * 32, "torch 2.15.0", "classifier: norm of", "random:0.1, 90 images"):
         assert fact in html
-    assert "0.005 at its start, falling to 0" in html
+    assert "4 turns, learning rate 0.005 at its start, falling to 0; 1 before it ruined the model" in html
     assert "not a proof that data was\ndeleted" in html
 
 
