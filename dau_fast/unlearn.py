@@ -247,7 +247,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str]) -> 
         sys.exit(_fail(launch, "stopped: nothing was written", 128 + stopped.number))
     except OSError as error:
         sys.exit(_fail(launch, f"error: the system refused: {error}", 1))
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError, ImportError) as error:
         told = _explain(launch, error)
         if told is None:
             raise
@@ -270,12 +270,16 @@ class _OneLine(logging.Formatter):
         return printable(super().format(record))
 
 
-def _explain(launch: Launch | None, error: MemoryError | RuntimeError) -> str | None:
+# Of what asks for memory, and of the system's loader of libraries, some of which are loaded when needed.
+_SHORT = ("allocate memory", "failed to map segment")
+
+
+def _explain(launch: Launch | None, error: MemoryError | RuntimeError | ImportError) -> str | None:
     """Why the run ends with `error`, where that is not a fault of this program."""
     reason = lost_contact(error) if isinstance(error, RuntimeError) else None
     if reason is not None and launch is not None:
         return f"process {launch.rank} lost contact with another, which failed or hangs: {reason}"
-    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in _SHORT):
         return (
             f"memory is short ({str(error).splitlines()[0] if str(error) else 'none is left'}): stream the "
             "images, take smaller ones or fewer at a time, or a machine with more memory"

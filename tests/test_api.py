@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from dau_fast.api import Result, unlearn
 from dau_fast.config import DauConfig
-from dau_fast.errors import UserError
+from dau_fast.errors import Diverged, UserError
 from dau_fast.prune import Masks, omp
 
 Pair = tuple[Tensor, Tensor]
@@ -417,6 +417,14 @@ def test_a_model_that_gives_nothing_finite_is_refused(network: nn.Module) -> Non
         unlearn(network, **some_sets())
 
 
+def test_images_without_a_pixel_are_refused(network: nn.Module) -> None:
+    sets = {name: (images[:, :0], labels) for name, (images, labels) in some_sets().items()}
+    with pytest.raises(
+        UserError, match=r"images of the forget set have shape \[0\]: expected no side of length 0"
+    ):
+        unlearn(network, **sets)
+
+
 class Overflowing(nn.Module):
     """A layer that gives infinity for one image, and for that alone."""
 
@@ -448,6 +456,18 @@ def test_the_test_image_that_gives_nothing_finite_is_named(network: nn.Module) -
     model = nn.Sequential(Overflowing(sets["test"][0][7]), network)
     with pytest.raises(UserError, match=r"gives NaN or infinity for image \d of the test set"):
         unlearn(model, **sets, method="ft")
+
+
+@pytest.mark.parametrize("method", ["ft", "ga", "neggrad"])
+def test_a_training_that_breaks_is_told_and_leaves_the_model_alone(method: str, network: nn.Module) -> None:
+    before = weights(network)
+    told = (
+        rf"^{method} diverged, the loss of {method}.* is NaN or infinite in step \d+ of \d+[, ][^:]*: leave"
+    )
+    with pytest.raises(Diverged, match=told):
+        unlearn(network, **some_sets(), method=method, config={"lr": 1000, "epochs": 60})
+    assert same(weights(network), before)
+    assert not network.training
 
 
 def test_every_mistake_is_a_value_error(network: nn.Module) -> None:

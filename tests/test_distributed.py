@@ -15,12 +15,13 @@ import torch.distributed as dist
 from ranks import together
 from torch.optim import SGD
 from torch.optim.lr_scheduler import ConstantLR
-from toys import ONE_CLASS, TENTH, batches_of, game_of, trained
+from toys import ONE_CLASS, TENTH, batches_of, blobs, game_of, perceptron, trained
 
 from dau_fast.api import unlearn
 from dau_fast.config import SENSITIVITIES, DauConfig, PruneConfig, TrainingRecipe
 from dau_fast.data.images import Images
 from dau_fast.data.split import Forget, hold_out, make_split
+from dau_fast.engine.losses import BrokenLoss
 from dau_fast.engine.ranks import Ranks
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.training import train
@@ -282,3 +283,30 @@ def checkpointed_training(rank: int) -> None:
 
 def test_activation_checkpointing() -> None:
     together(2, checkpointed_training)
+
+
+# ---- a broken loss
+
+
+def break_on_one(rank: int) -> None:
+    ranks = Ranks.from_group()
+    images, model = blobs(96), perceptron(0)
+    model.network = ranks.prepare(model.network)
+    pixels = images.pixels.clone()
+    pixels[5 * 8 + 6] = float("nan")  # the second process's
+    rows = [part[ranks.own_rows(8)] for part in torch.arange(len(pixels)).split(8)]
+    optimizer = SGD(model.network.parameters(), lr=0.05)
+    with pytest.raises(BrokenLoss, match=r"the loss of lesson is NaN or infinite in step 6 of 12$"):
+        train(
+            model,
+            batches_of(replace(images, pixels=pixels), rows),
+            steps=12,
+            optimizer=optimizer,
+            scheduler=ConstantLR(optimizer, 1.0),
+            runtime=Runtime(ranks=ranks),
+            name="lesson",
+        )
+
+
+def test_all_processes_end_where_one_has_a_broken_loss() -> None:
+    together(2, break_on_one)

@@ -205,6 +205,19 @@ def test_a_mistake_costs_one_line_and_leaves_nothing(
         assert_one_line(called, 2, "error: ")
 
 
+def test_a_training_that_breaks_costs_one_line_and_leaves_what_was_there(files: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text("older")
+    (tmp_path / "config.toml").write_text("[settings.ft]\nlr = 1000\nepochs = 30\n")
+    before = contents(tmp_path)
+    good = files / "good.safetensors"
+    called = call(tmp_path, "--checkpoint", good, "--methods", "ft", "--config", tmp_path / "config.toml")
+    assert contents(tmp_path) == before
+    told = (
+        r"error: ft diverged, the loss of ft is NaN or infinite in step \d+ of \d+, first in layer 'blocks.*"
+    )
+    assert_one_line(called, 2, told)
+
+
 @pytest.mark.parametrize("out", ["file", "file/below/it", LONG])
 def test_an_output_folder_that_cannot_be_costs_one_line(tmp_path: Path, out: str) -> None:
     (tmp_path / "file").write_text("mine")
@@ -255,9 +268,13 @@ def test_a_malicious_checkpoint_is_refused_and_not_run(tmp_path: Path, name: str
             torch.OutOfMemoryError("CUDA out of memory. Tried"),
             "memory is short (CUDA out of memory. Tried): ",
         ),
+        (
+            ImportError("libx.so: failed to map segment from shared object"),
+            "memory is short (libx.so: failed",
+        ),
         (OSError(errno.EIO, "Input/output error", "disk/images"), "the system refused: "),
     ],
-    ids=["none", "CPU", "GPU", "disk"],
+    ids=["none", "CPU", "GPU", "library", "disk"],
 )
 def test_what_the_machine_cannot_do_costs_one_line(
     error: Exception, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -20,6 +20,7 @@ from toys import TENTH, trained
 from dau_fast.config import FINE_TUNE, TrainingRecipe
 from dau_fast.job import keeping
 from dau_fast.job.keeping import Keeper
+from dau_fast.job.tuning import Trial, Tuned, Tuning
 from dau_fast.methods.finetune import unlearn
 from dau_fast.methods.running import Finished, run_timed
 from dau_fast.methods.task import Task
@@ -77,22 +78,48 @@ def test_killed_at_random_and_resumed_the_bytes_are_the_same(
         assert_same(succeed(out, *RUN, "--resume"), undisturbed)
 
 
-def test_a_resumed_run_says_what_it_took_over(tmp_path: Path, undisturbed: Called) -> None:
+def die_at_the_end(folder: Path, *arguments: object) -> None:
+    """Run the command line into `folder` in a process that dies where it would write its results."""
+
     def dying(*_: object) -> None:
         os._exit(9)
 
     def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("dau_fast.unlearn._write", dying)
-            call(tmp_path, *RUN)
+            call(folder, *arguments)
 
     assert not kill_after(60, run)
+
+
+def test_a_resumed_run_says_what_it_took_over(tmp_path: Path, undisturbed: Called) -> None:
+    die_at_the_end(tmp_path, *RUN)
     (unfinished,) = tmp_path.iterdir()
     assert unfinished.name.startswith(".unfinished-")
     resumed = succeed(tmp_path, *RUN, "--resume")
     assert_same(resumed, undisturbed)
     assert resumed.report["run"]["resumed"] == ["original", "retrain", "ga"]
     assert "resumed" not in undisturbed.report["run"]
+
+
+def test_a_tuned_run_goes_on_from_the_methods_that_were_tuned(tmp_path: Path) -> None:
+    tuned = ("--epochs", 1, "--methods", "ga,head_only", "--tune", 3, "--seed", 3)
+    undisturbed = succeed(tmp_path / "undisturbed", *tuned)
+    out = tmp_path / "out"
+    die_at_the_end(out, *tuned)
+    resumed = succeed(out, *tuned, "--resume")
+    assert resumed.report["run"]["resumed"] == ["original", "ga", "head_only"]
+    for name in ("original", "ga", "head_only"):
+        file = f"{name}.safetensors"
+        assert (out / file).read_bytes() == (undisturbed.folder / file).read_bytes()
+    for name, found in undisturbed.report["tuning"].items():
+        again = resumed.report["tuning"][name]
+        assert again["chosen"] == found["chosen"]
+        for key in ("settings", "score", "terms", "failure"):
+            assert [trial.get(key) for trial in again["trials"]] == [
+                trial.get(key) for trial in found["trials"]
+            ]
+    assert resumed.report["run"]["settings"] == undisturbed.report["run"]["settings"]
 
 
 def test_without_asking_nothing_is_taken_over(tmp_path: Path, undisturbed: Called) -> None:
@@ -130,6 +157,23 @@ def test_a_part_comes_back_as_it_was(task: Task, tmp_path: Path) -> None:
     states = first.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
     assert again.model is not task.original
+
+
+def test_trials_come_back_and_those_of_another_plan_do_not(task: Task, tmp_path: Path) -> None:
+    plan, calls = [TrainingRecipe(epochs=1, lr=0.01), TrainingRecipe(epochs=1, lr=0.02)], []
+    trials = (Trial({"lr": 0.01}, failure="ft diverged"), Trial({"lr": 0.02}, 1.5, {"a": 1.5}, 2.0))
+
+    def tune() -> Tuned:
+        return Tuned(work(task, calls)(), plan[1], Tuning(trials, 1, 3.0))
+
+    first = Keeper(tmp_path).finish_tuned("ft", task, plan, tune)
+    again = Keeper(tmp_path).finish_tuned("ft", task, plan, tune)
+    assert calls == ["run"]
+    assert (
+        (first.settings, first.tuning) == (again.settings, again.tuning) == (plan[1], Tuning(trials, 1, 3.0))
+    )
+    Keeper(tmp_path).finish_tuned("ft", task, plan[::-1], tune)
+    assert calls == ["run", "run"]
 
 
 @pytest.mark.parametrize("change", ["name", "settings", "seed", "weights", "labels", "code"])

@@ -189,6 +189,15 @@ def test_one_line_for_bad_input(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_several_processes_refuse_to_resume(tmp_path: Path) -> None:
+    found = ended(start(2, ["-m", "dau_fast.unlearn", *SHORT, "--resume", "--out", str(tmp_path)]))
+    assert [code for code, _, _ in found] == [2, 2]
+    (line,) = "".join(err for _, _, err in found).splitlines()
+    assert line == "error: --resume is for one process: leave it out, or start without torchrun"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
 def test_two_processes_that_share_a_model_report_what_one_does(tmp_path: Path) -> None:
     arguments = [*SHORT, "--precision", "fp64", "--methods", "dau", "--retain-sample", "2", "--epochs", "1"]
     arguments += ["--config", str(short_game(16))]

@@ -81,6 +81,9 @@ class Rows:
                 f"the {name} set has {shown} images and {len(self.labels)} labels: expected as many of "
                 "both, at least one"
             )
+        if empty := [tensor for tensor in _tensors(self.inputs) if not tensor.numel()]:
+            shape = list(empty[0].shape[1:])
+            raise UserError(f"the images of the {name} set have shape {shape}: expected no side of length 0")
 
     def __len__(self) -> int:
         return len(self.labels)

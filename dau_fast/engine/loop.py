@@ -6,6 +6,7 @@ the same for all loops and live here.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from dau_fast.engine.activation_checkpointing import checkpointed, require_block
 from dau_fast.engine.batches import Batch
 from dau_fast.engine.chance import seeded
 from dau_fast.engine.device import fastest_convolutions
+from dau_fast.engine.losses import BrokenLoss, Losses, describe_loss, find_broken_layer, name_images
 from dau_fast.engine.profiling import LoopProfile, Profiler, optimizer_section, section
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.steps import Compile, Players, Prepared, Step, prepare
@@ -40,7 +42,8 @@ class Loop:
 
     name: what reports call it. batches: all of one size, of `sets` sets one after the other. loss: from a
     compiler for pure functions and a way to call the model makes what is minimised. inputs: what the loss
-    is given of a batch, tensors of its rows. partners, their_optimizers: what else a step changes.
+    is given of a batch, tensors of its rows. partners, their_optimizers: what else a step changes: a game,
+    whose `after` judges what becomes of the model; a loss that is not finite is then told and not raised.
     after: called with the number of steps taken so far; true ends the loop. compilable: why its steps
     cannot be compiled, if so. seed: of what the model itself draws, such as dropout. before_step: called
     when a batch's gradients are complete, which it may change; it waits for nothing.
@@ -84,7 +87,9 @@ class LoopCost:
 def run_loop(loop: Loop, runtime: Runtime) -> tuple[LoopCost, ...]:
     """Take the loop's steps; what they cost, nothing where there are none.
 
-    No more batches are taken than steps. PyTorch's global generators are as before afterwards.
+    No more batches are taken than steps. PyTorch's global generators are as before afterwards. Raises
+    BrokenLoss where a loss is NaN or infinite: on a CPU before that step changes anything, on other devices
+    some steps later.
     """
     return run_in_turns((loop,), [0] * loop.steps, runtime)
 
@@ -108,6 +113,8 @@ def run_in_turns(loops: Sequence[Loop], turns: Sequence[int], runtime: Runtime) 
         for turn in turns:
             if runs[turn].take_step(profiler):
                 break
+        for run in runs:
+            run.check_losses(last=True)
     profiles = {first.name: profiler.found}
     return tuple(run.cost(profiles.get(run.loop.name)) for run in runs if run.prepared)
 
@@ -118,18 +125,46 @@ class _Run:
     def __init__(self, loop: Loop, runtime: Runtime) -> None:
         self.loop, self.runtime = loop, runtime
         self.waiting, self.steps = Waiting(runtime.device), 0
+        self.losses = Losses(runtime.device, runtime.ranks, at_once=not loop.partners)
         self.prepared: Prepared | None = None
+        self.told = False  # that a loss is broken
 
     def take_step(self, profiler: Profiler) -> bool:
         """One step; whether it was the last."""
-        inputs = self.loop.inputs(self.waiting.take(self.loop.batches))
-        if self.prepared is None:
-            self.prepared = prepare_loop(self.loop, inputs, self.runtime)
-        with fastest_convolutions(self.runtime.device):
-            profiler.run(partial(self.prepared.step, *inputs))
+        batch = self.waiting.take(self.loop.batches)
+        self.losses.keep(self.steps + 1, batch)
+        inputs = self.loop.inputs(batch)
+        try:
+            if self.prepared is None:
+                self.prepared = prepare_loop(self.loop, inputs, self.runtime, self.losses)
+            with fastest_convolutions(self.runtime.device):
+                profiler.run(partial(self.prepared.step, *inputs))
+        except BrokenLoss as error:
+            raise self._describe(self.steps + 1, batch) from error
         self.waiting.finish()
         self.steps += 1
+        self.check_losses()
         return bool(self.loop.after(self.steps))
+
+    def check_losses(self, *, last: bool = False) -> None:
+        """Raise BrokenLoss, or tell, where a loss is known by now to be NaN or infinite."""
+        broken = self.losses.find_broken(self.steps, last=last) if self.steps and not self.told else None
+        if broken is None:
+            return
+        found = self._describe(broken)
+        if not self.loop.partners:
+            raise found
+        self.told = True
+        logging.getLogger("dau_fast").warning("%s", found)
+
+    def _describe(self, step: int, batch: Batch | None = None) -> BrokenLoss:
+        """batch: of that step, where it changed nothing yet."""
+        told = describe_loss(self.loop.name, step, self.loop.steps)
+        found = batch and find_broken_layer(self.loop.model, batch.images)
+        if batch is None or found is None:
+            return BrokenLoss(told + self.losses.describe_batch(step))
+        where, rows = found
+        return BrokenLoss(f"{told}, first in {where} for {name_images(batch.indices[rows])}")
 
     def cost(self, profile: LoopProfile | None) -> LoopCost:
         """What it cost so far, of a step at least."""
@@ -146,8 +181,14 @@ class _Run:
         )
 
 
-def prepare_loop(loop: Loop, inputs: tuple[Tensor, ...], runtime: Runtime) -> Prepared:
-    """The loop's step, ready to be called with tensors like `inputs`; nothing is changed by it."""
+def prepare_loop(
+    loop: Loop, inputs: tuple[Tensor, ...], runtime: Runtime, losses: Losses | None = None
+) -> Prepared:
+    """The loop's step, ready to be called with tensors like `inputs`; nothing is changed by it.
+
+    losses: that its steps note, None for nobody to look at.
+    """
+    watched = losses or Losses(runtime.device, runtime.ranks)
     ranks = runtime.ranks
     rows = ranks.sizes(len(inputs[0]) // loop.sets, inputs[0].device)
     called = ranks.parallel(loop.model)
@@ -163,8 +204,10 @@ def prepare_loop(loop: Loop, inputs: tuple[Tensor, ...], runtime: Runtime) -> Pr
             for part in parts:
                 with ranks.sharing(called, part is parts[-1]):
                     value = loss(part, *(_take_rows(tensor, part.rows, loop.sets) for tensor in inputs))
+                    watched.note(value)
                     with section("backward"):
                         (value if part.weight == 1 else part.weight * value).backward()
+            watched.end_step()
             with section(optimizer_section(loop.optimizer)):
                 loop.before_step()
                 loop.optimizer.step()
@@ -172,7 +215,9 @@ def prepare_loop(loop: Loop, inputs: tuple[Tensor, ...], runtime: Runtime) -> Pr
         return step
 
     players = Players((loop.model, *loop.partners), (loop.optimizer, *loop.their_optimizers))
-    return prepare(loop.name, build, inputs, players, loop.steps, runtime, compilable=loop.compilable)
+    made = prepare(loop.name, build, inputs, players, loop.steps, runtime, compilable=loop.compilable)
+    watched.reset()
+    return made
 
 
 def _take_rows(tensor: Tensor, rows: slice, sets: int) -> Tensor:

@@ -120,8 +120,8 @@ def carry_out(
     asked: settings by method, whole or some fields; see Method.resolve. make_original: trains or prunes the
     original in place before all others. trials: of every method that has a space of settings, the best of
     which is its result; 0 for none. skip_unfit: leave out methods that do not go with the task, after a
-    line that says why. keeper: of finished parts, to go on from where a run is killed; what is tuned is not
-    kept. Raises UserError for what does not go together before anything runs.
+    line that says why. keeper: of finished parts, to go on from where a run is killed; all trials of a method
+    are one part. Raises UserError for what does not go together before anything runs.
     """
     work = partial(_carry_out, task, methods, asked, make_original, trials, skip_unfit, keeper)
     return run_flushed(work, task.runtime.device)
@@ -194,7 +194,8 @@ def _run_all(
     for method in methods:
         name = method.name
         if judge and name in plans:
-            tuned = run_trials(method, task, plans[name], judge)
+            search = partial(run_trials, method, task, plans[name], judge)
+            tuned = keeper.finish_tuned(name, task, plans[name], search) if keeper else search()
             outcome.finished[name], outcome.settings[name] = tuned.finished, tuned.settings
             outcome.tunings[name] = tuned.tuning
         else:

@@ -11,7 +11,7 @@ import functools
 import hashlib
 import json
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from dau_fast.engine.loop import LoopCost
 from dau_fast.job.loading import list_loaded
 from dau_fast.job.saving import hash_file, write_synced
+from dau_fast.job.tuning import Trial, Tuned, Tuning
 from dau_fast.methods.running import Finished
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
@@ -45,6 +46,29 @@ class Keeper:
 
         in_place: whether the model that comes of it is the task's original itself, and no copy.
         """
+        return self._finish(name, task, settings, lambda: (work(), None), in_place=in_place)[0]
+
+    def finish_tuned(self, name: str, task: Task, plan: Sequence[Any], work: Callable[[], Tuned]) -> Tuned:
+        """What `work` gives, or gave to a run that was killed, of the trials of `plan`; as `finish`."""
+
+        def run() -> tuple[Finished, dict[str, Any]]:
+            tuned = work()
+            return tuned.finished, asdict(tuned.tuning)
+
+        finished, told = self._finish(name, task, plan, run)
+        trials = tuple(Trial(**trial) for trial in told["trials"])
+        return Tuned(finished, plan[told["chosen"]], Tuning(trials, told["chosen"], told["seconds"]))
+
+    def _finish(
+        self,
+        name: str,
+        task: Task,
+        settings: Any,
+        work: Callable[[], tuple[Finished, Any]],
+        *,
+        in_place: bool = False,
+    ) -> tuple[Finished, Any]:
+        """A finished part and what else is to be kept of it."""
         if not task.ranks.alone or task.runtime.traces is not None:
             return work()
         # Taken once: many images take a while.
@@ -55,11 +79,11 @@ class Keeper:
         if found is not None:
             self.recalled.append(name)
             return found
-        finished = work()
-        self._keep(key, finished)
-        return finished
+        finished, more = work()
+        self._keep(key, finished, more)
+        return finished, more
 
-    def _keep(self, key: str, finished: Finished) -> None:
+    def _keep(self, key: str, finished: Finished, more: Any) -> None:
         self.folder.mkdir(exist_ok=True)
         state = finished.model.network.state_dict()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
@@ -71,13 +95,14 @@ class Keeper:
             "compile_seconds": finished.compile_seconds,
             "loops": [asdict(loop) for loop in finished.loops],
             "history": finished.history,
+            "more": more,
             "files": {file.name: hash_file(file) for file in self._files(key)},
         }
         # Last: a part is there once its facts are.
         text = json.dumps(facts)
         write_synced(self.folder / f"{key}.json", f"{_digest_text(text)}\n{text}".encode())
 
-    def _recall(self, key: str, original: Classifier | None, task: Task) -> Finished | None:
+    def _recall(self, key: str, original: Classifier | None, task: Task) -> tuple[Finished, Any] | None:
         try:
             digest, text = (self.folder / f"{key}.json").read_text().split("\n", 1)
         except (OSError, ValueError):
@@ -90,7 +115,7 @@ class Keeper:
         model = original or copy.deepcopy(task.original)
         model.network.load_state_dict(load_file(self._file(key, "weights")))
         masks = self._file(key, "masks")
-        return Finished(
+        finished = Finished(
             model.eval(),
             facts["seconds"],
             facts["compile_seconds"],
@@ -98,6 +123,7 @@ class Keeper:
             facts["history"],
             Masks.load(masks).to(task.images.device) if masks.exists() else None,
         )
+        return finished, facts["more"]
 
     def _file(self, key: str, what: str) -> Path:
         return self.folder / f"{key}.{what}.safetensors"
@@ -120,7 +146,9 @@ def _digest_part(name: str, task: Task, settings: Any, images: str) -> str:
     sets = {name: getattr(split, name) for name in ("train", "validation", "test", "forget", "retain")}
     facts = {
         "name": name,
-        "settings": settings and asdict(settings),
+        "settings": list(map(asdict, settings))
+        if isinstance(settings, Sequence)
+        else settings and asdict(settings),
         "seed": task.seed,
         "recipe": asdict(task.recipe),
         "pruning": task.pruning and asdict(task.pruning),

@@ -24,7 +24,9 @@ from dau_fast.config import check_numbers
 from dau_fast.data.split import draw_sample
 from dau_fast.engine.batches import index_stream, steps_for
 from dau_fast.engine.evaluation import predict
+from dau_fast.engine.losses import Losses
 from dau_fast.engine.optimizers import adam
+from dau_fast.engine.ranks import ALONE
 from dau_fast.errors import UserError
 from dau_fast.methods.method import Method, recipe_chooser
 from dau_fast.methods.sample_gradients import check_whole
@@ -84,6 +86,7 @@ def _match(
     features, targets: of the retain and of the forget set.
     """
     optimizer = adam(head, lr=config.lr)
+    losses = Losses(head.weight.device, ALONE)  # every process takes the same steps
     streams = [
         index_stream(torch.arange(len(rows), device=rows.device), config.batch_size, chance)
         for rows in features
@@ -99,10 +102,14 @@ def _match(
             )
             for rows, target, batch in zip(features, targets, map(next, streams), strict=True)
         )
+        loss = retain + config.weight * forget
+        losses.note(loss)
+        losses.end_step()
         optimizer.zero_grad(set_to_none=True)
-        (retain + config.weight * forget).backward()
+        loss.backward()
         optimizer.step()
         advance()
+    losses.require_sound("head_only", steps)
 
 
 def without_classes(log_p: Tensor, gone: Tensor) -> Tensor:

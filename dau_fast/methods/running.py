@@ -9,6 +9,7 @@ from typing import Any
 
 from dau_fast.engine.device import Stopwatch
 from dau_fast.engine.loop import LoopCost
+from dau_fast.engine.losses import BrokenLoss
 from dau_fast.errors import Diverged, UserError
 from dau_fast.methods.task import Task, Unlearned
 from dau_fast.metrics.finite import find_broken_output, find_broken_weights
@@ -41,6 +42,8 @@ def run_timed(name: str, work: Callable[[Task], Unlearned], task: Task) -> Finis
     with Stopwatch(task.images.device) as watch:
         try:
             result = work(task)
+        except BrokenLoss as error:
+            raise Diverged(f"{name} diverged, {error}: {_reason(task, name)}") from error
         except UserError as error:
             found = _find_broken_output(task)
             if found is None:
@@ -52,7 +55,7 @@ def run_timed(name: str, work: Callable[[Task], Unlearned], task: Task) -> Finis
         result.model.to("cpu")
     broken = find_broken_weights(result.model.network)
     if broken:
-        raise Diverged(f"{name} diverged, {_describe(broken)} no longer finite: {_reason(task)}")
+        raise Diverged(f"{name} diverged, {_describe(broken)} no longer finite: {_reason(task, name)}")
     masks = task.masks if result.masks is None else result.masks
     seconds = watch.seconds - compile_seconds
     return Finished(result.model.eval(), seconds, compile_seconds, result.loops, result.history, masks)
@@ -66,8 +69,10 @@ def _describe(broken: list[str]) -> str:
 _REPAIR = "repair that image, or the model"
 
 
-def _reason(task: Task) -> str:
+def _reason(task: Task, name: str) -> str:
     """Why, where the original itself gives no finite outputs, and what to do."""
+    if name == "original":  # which is the one that is trained
+        return "lower its learning rate, or repair its images"
     found = _find_broken_output(task)
     if found:
         return f"the original itself gives {found}: {_REPAIR}"

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from dau_fast.data.images import Images
 from dau_fast.engine.evaluation import predict_each
+from dau_fast.engine.losses import find_broken_layer
 from dau_fast.engine.modes import evaluating
 
 
@@ -31,36 +30,12 @@ def find_broken_output(model: nn.Module, images: Images, sets: Mapping[str, Tens
         finite = predict_each(model, images, index, is_finite)
         if not bool(finite.all()):
             place = int(finite.logical_not().nonzero()[0])
-            layer = _first_broken_layer(model, images.batch(index[place : place + 1]))
+            with evaluating(model):
+                found = find_broken_layer(model, images.batch(index[place : place + 1]))
+            layer = found[0] if found else "its outputs"
             many = int(finite.logical_not().sum())
             return (
                 f"NaN or infinity for image {place} of the {name} set ({many} such), first in {layer} (image "
                 f"{int(index[place])} of all)"
             )
     return None
-
-
-@torch.no_grad()
-def _first_broken_layer(model: nn.Module, image: Tensor) -> str:
-    """The layer of the network that gives NaN or infinity for `image` [1, ...] before any other."""
-    if not bool(image.isfinite().all()):
-        return "the image itself"
-    broken: list[str] = []
-
-    def note(name: str) -> Any:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            if isinstance(output, Tensor) and not bool(output.isfinite().all()):
-                broken.append(name)
-
-        return hook
-
-    layers = {name.removeprefix("network").removeprefix("."): layer for name, layer in model.named_modules()}
-    hooks = [layer.register_forward_hook(note(name)) for name, layer in layers.items()]
-    try:
-        with evaluating(model):
-            model(image)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    found = next(iter(broken), "")
-    return f"layer '{found}'" if found else "its outputs"

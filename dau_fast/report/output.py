@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
 import os
 import shutil
 import signal
@@ -33,7 +34,8 @@ except ImportError:  # Windows
 _UNFINISHED, _COMPLETE = ".unfinished-", ".complete-"
 # What finished parts of a run are kept in, for a later one that resumes it; never moved out.
 KEPT = "kept"
-_REPORTS = ("report.json", "audit.json")
+_AUDIT = "audit.json"
+_REPORTS = ("report.json", _AUDIT)
 # In a complete folder: the list of its results, and the report that was there before.
 _NAMES, _EARLIER = ".names", ".earlier"
 # Errors of a device and not of the program.
@@ -48,8 +50,9 @@ class OutputFolder:
     another process writes there; one that died does not hold the folder.
 
     report: the file that names the others, see `dau_fast.report.manifest`; those that only the earlier one
-    names are removed with it. resume: take over what a killed run has left in staging / KEPT, and leave it if
-    this one ends early too.
+    names are removed with it. With new results goes an audit of the earlier ones, but not the retrained
+    models that it kept. resume: take over what a killed run has left in staging / KEPT, and leave it if this
+    one ends early too.
     """
 
     def __init__(self, path: Path, report: str = "report.json", *, resume: bool = False) -> None:
@@ -133,12 +136,17 @@ class OutputFolder:
         names = sorted(name for name in every if (complete / name).exists())
         report = next((name for name in (self.report, *_REPORTS) if name in names), None)
         earlier = complete / _EARLIER
-        # The earlier report and page go first. Once the new report is in its place nothing is left to do.
+        # Earlier report, page and audit go first. Once the new report is in its place nothing is left to do.
         if report is not None:
             if (self.path / report).exists():
                 os.replace(self.path / report, earlier)
                 sync_folder(self.path)
             stale = list_stale(earlier, keep=every) if earlier.exists() else []
+            if report != _AUDIT and _AUDIT not in every and (self.path / _AUDIT).exists():
+                stale.append(_AUDIT)
+                logging.getLogger("dau_fast").warning(
+                    "%s of the results that were there before is removed: audit again", _AUDIT
+                )
             for name in [*(name for name in names if name.endswith(".html")), *stale]:
                 (self.path / name).unlink(missing_ok=True)
         for name in sorted(names, key=lambda name: (name == report, name)):

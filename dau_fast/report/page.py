@@ -12,6 +12,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from dau_fast.errors import printable
 from dau_fast.report import plots
 from dau_fast.report.drawing import method_color
 from dau_fast.report.reading import (
@@ -45,6 +46,7 @@ def render(report: Report) -> str:
         autoescape=True,
         undefined=StrictUndefined,
     )
+    report = _write_out(report)
     game, floor = plots.game(report), report.get("noise_floor")
     return environment.get_template(_TEMPLATE).render(
         repeats=report["run"].get("repeats", 1),
@@ -60,6 +62,15 @@ def render(report: Report) -> str:
         game=Markup(game) if game else None,
         facts=_facts(report),
     )
+
+
+def _write_out(value: Any) -> Any:
+    """`value` with every text in it as `printable` has it: pages and pictures hold no half characters."""
+    if isinstance(value, dict):
+        return {_write_out(name): _write_out(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_write_out(inner) for inner in value]
+    return printable(value) if isinstance(value, str) else value
 
 
 # ---- the table

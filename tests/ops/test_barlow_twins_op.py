@@ -293,6 +293,24 @@ def test_on_the_device(device: torch.device, precision: str, n: int, d: int, dty
     torch.testing.assert_close(found[0].double(), expected[0], rtol=8e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize(("n", "d"), [(2, 8), (2, 128), (3, 128), (4, 128)])
+def test_batches_of_few_rows_lose_no_more_digits_than_the_definition(n: int, d: int) -> None:
+    """Columns of two rows are +1 and -1 whatever they hold: the gradient is nearly 0, and float32 coarse."""
+
+    def coarse(a: Tensor, b: Tensor) -> Tensor:
+        return barlow_twins_reference(a, b, 5e-3, 1e-5)
+
+    worst = {barlow_twins_loss: 0.0, coarse: 0.0}
+    for seed in range(10):
+        a, b = views(n, d, torch.float32, seed=seed)
+        exact = value_and_gradients(defined, a.double(), b.double())
+        for function in worst:
+            found = value_and_gradients(function, a, b)
+            errors = [relative_error(one, other) for one, other in zip(found[1:], exact[1:], strict=True)]
+            worst[function] = max(worst[function], *errors)
+    assert worst[barlow_twins_loss] < 8 * worst[coarse] + 1e-6
+
+
 def test_captured_in_a_cuda_graph(device: torch.device) -> None:
     if device.type != "cuda":
         pytest.skip("needs --device cuda")

@@ -190,6 +190,7 @@ def test_mistakes_are_named() -> None:
         ({"flip": windows["flip"][:6]}, r"flip is bool of shape \[6\]: expected bool or integers"),
         ({"flip": windows["flip"].to("meta")}, "flip is on meta, pixels on cpu: expected one device"),
         ({"pad": -1}, "pad is -1: expected 0 or more"),
+        ({"pad": 2**62}, "pad is 4611686018427387904: expected 0 or more, and at most"),
         ({"dtype": torch.int32}, "dtype is torch.int32: expected one of floating point"),
     ]  # fmt: skip
     for changed, message in wrong:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -155,6 +157,18 @@ def test_targets_that_are_no_class_are_refused() -> None:
         for function in (sensitivity, attack_features):
             with pytest.raises(ValueError, match=rf"targets lie in .*{wrong}.*: expected 0 to 9"):
                 function(z, h, targets)
+
+
+@pytest.mark.usefixtures("_path")
+@pytest.mark.parametrize("function", [sensitivity, attack_features])
+def test_targets_that_are_changed_behind_autograds_back_are_refused(function: Callable[..., Any]) -> None:
+    z, h, y = sample(4, 10, 3)
+    for change in (lambda: y.data.fill_(10**9), lambda: y.numpy().fill(-(10**9))):
+        y.fill_(1)
+        found = function(z.clone().requires_grad_(), h, y)
+        change()
+        with pytest.raises(ValueError, match=r"targets lie in .*000.*: expected 0 to 9"):
+            sum(part.sum() for part in (found if isinstance(found, tuple) else (found,))).backward()
 
 
 def test_mistakes_are_named() -> None:

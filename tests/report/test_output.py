@@ -242,6 +242,20 @@ def test_weights_of_methods_that_an_older_report_without_a_list_names_go_too(tmp
     assert names(tmp_path) == ["mine.safetensors", "original.safetensors", "report.html", "report.json"]
 
 
+def test_an_audit_goes_with_the_results_that_it_is_of_and_its_models_stay(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_run(tmp_path, "old", ["dau.safetensors"])
+    with OutputFolder(tmp_path, "audit.json") as staging:
+        (staging / "reference_0.safetensors").touch()
+        (staging / "audit.json").write_text(json.dumps({"files": {"reference_0.safetensors": {}}}))
+    assert {"audit.json", "report.json"} < set(names(tmp_path)), "an audit leaves the results"
+    assert caplog.messages == []
+    write_run(tmp_path, "new", ["dau.safetensors"])
+    assert names(tmp_path) == ["dau.safetensors", "reference_0.safetensors", "report.html", "report.json"]
+    assert caplog.messages == ["audit.json of the results that were there before is removed: audit again"]
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -288,6 +302,7 @@ def consistent(path: Path, old: list[str], new: list[str]) -> str | None:
         return None
     report = json.loads((path / "report.json").read_text())
     assert report["files"].keys() == set(old if report["run"] == "old" else new)
+    assert report["run"] == "old" or not (path / "audit.json").exists()
     for name in (*report["files"], "report.html"):
         assert (path / name).read_text() == report["run"], name
     return str(report["run"])
@@ -299,6 +314,7 @@ def test_killed_at_any_moment_the_folder_never_holds_a_mixture(tmp_path: Path) -
     for step in range(60):
         path = tmp_path / str(step)
         write_run(path, "old", old)
+        (path / "audit.json").write_text("old")
 
         def work(path: Path = path, step: int = step) -> None:
             with dying_at(step):
