@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -159,6 +160,7 @@ def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) ->
     with OutputFolder(out, resume=resume) as folder, progress_bars() as bars:
         runtime = _make_runtime(device, ranks, computing, parts, folder if profiled else None)
         report, result = _run(request, runtime, bars, Keeper(folder / KEPT))
+        report["run"]["command"] = context.meta["command"]
         _write(folder, report, result)
     _print(report, result, out)
 
@@ -233,6 +235,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str]) -> 
         launch = Launch()
         # Not `command()`, which would print an empty line at Ctrl-C, once a process.
         with command.make_context(name, list(arguments), obj=launch) as context:
+            context.meta["command"] = printable(f"{name} {shlex.join(arguments)}".strip())
             command.invoke(context)
         launch.leave()
     except click.exceptions.Exit as done:

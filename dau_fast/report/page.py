@@ -6,15 +6,17 @@ pictures. The page asks for nothing from outside, so it can be mailed, archived 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from dau_fast.report import plots
-from dau_fast.report.drawing import method_color
+from dau_fast.report import curves, plots
+from dau_fast.report.drawing import css_color, method_color, write_colors
 from dau_fast.report.reading import (
+    ATTACKS,
     MEASURES,
     Report,
     difference,
@@ -45,7 +47,7 @@ def render(report: Report) -> str:
         autoescape=True,
         undefined=StrictUndefined,
     )
-    game, floor = plots.game(report), report.get("noise_floor")
+    floor = report.get("noise_floor")
     return environment.get_template(_TEMPLATE).render(
         repeats=report["run"].get("repeats", 1),
         subject=_subject(report["run"]),
@@ -54,15 +56,41 @@ def render(report: Report) -> str:
         has_reference="retrain" in report["methods"],
         has_spread=any("spread" in measured for measured in report["methods"].values()),
         noise_floor=number_text(floor, 2) if known(floor) else None,
-        comparison=Markup(plots.comparison(report)),
-        attacks=Markup(plots.attacks(report)),
-        confidences=Markup(plots.confidences(report)),
-        game=Markup(game) if game else None,
+        pictures={name: _both_widths(draw, report) for name, draw in PICTURES.items()},
+        attacks=_attack_rows(report),
+        attack_names=list(ATTACKS.values()),
+        colors=Markup(write_colors()),
+        dark_colors=Markup(write_colors(dark=True)),
+        command=report["run"].get("command"),
         facts=_facts(report),
     )
 
 
-# ---- the table
+PICTURES: dict[str, Callable[..., str | None]] = {
+    "comparison": plots.comparison,
+    "cost": curves.gap_against_time,
+    "attacks": plots.attacks,
+    "confidences": plots.confidences,
+    "game": plots.game,
+}
+
+
+def _both_widths(draw: Callable[..., str | None], report: Report) -> tuple[Markup, Markup] | None:
+    """The picture for a page and for a telephone, of which the style sheet shows one; None of nothing."""
+    wide = draw(report)
+    return None if wide is None else (Markup(wide), Markup(draw(report, narrow=True)))
+
+
+# ---- the tables
+
+
+def _attack_rows(report: Report) -> list[tuple[str, list[str]]]:
+    """What each attack calls non-member, in percent, by method."""
+    shares = {name: report["methods"][name]["attacks"] for name in method_order(report)}
+    return [
+        (method_name(report, name), [number_text(found.get(attack)) for attack in ATTACKS])
+        for name, found in shares.items()
+    ]
 
 
 def _row(report: Report, method: str) -> dict[str, Any]:
@@ -81,7 +109,7 @@ def _row(report: Report, method: str) -> dict[str, Any]:
     return {
         "name": method_name(report, method),
         "about": method_about(report, method),
-        "color": method_color(report, method),
+        "color": css_color(method_color(report, method)),
         "is_reference": is_reference,
         "cells": cells,
         "gap": None if is_reference else number_text(gap, 2),
