@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from dau_fast.config import DauConfig as DauConfig
     from dau_fast.errors import UserError as UserError
     from dau_fast.methods.plugins import method as method
+    from dau_fast.report.progress import progress_bars as progress_bars
 
 __version__ = "0.1.0"
 
@@ -21,6 +22,7 @@ _PLACES = {
     "DauConfig": "dau_fast.config",
     "UserError": "dau_fast.errors",
     "method": "dau_fast.methods.plugins",
+    "progress_bars": "dau_fast.report.progress",
 }
 _MODULES = ("api", "config", "nn", "ops", "optim", "prune")
 
