@@ -14,6 +14,7 @@ from dau_fast.engine.evaluation import predict_each
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.metrics.accuracy import percent
 from dau_fast.metrics.mia import ATTACKS, Answers, Attacks, confidence, correctness
+from dau_fast.metrics.roc import FALSE_ALARMS, MARGIN_EDGES, count_margins, margin, true_alarms
 
 _BINS = 20
 # Logits of members, and of non-members, that attacks are fitted to at most: half a GB in float32.
@@ -26,7 +27,9 @@ class Measures:
 
     attacks: share of the forget set that each attack calls non-member. confidence: histograms of
     the true label's probability, by set, in percent a bin; "edges" holds the bins' borders. earlier: "ua" and
-    the attacks, of what requests before this one forgot; None where there was none.
+    the attacks, of what requests before this one forgot; None where there was none. roc: the share of the
+    forget set that a threshold on the margin calls member at each share of the test set that it calls so too;
+    "false" and "true". margins: histograms as those of confidence, "edges" in nats.
     """
 
     ua: float
@@ -35,6 +38,8 @@ class Measures:
     attacks: dict[str, float]
     confidence: dict[str, list[float]]
     earlier: dict[str, float] | None = None
+    roc: dict[str, list[float]] | None = None
+    margins: dict[str, list[float]] | None = None
 
     @property
     def mia_efficacy(self) -> float:
@@ -93,12 +98,19 @@ def measure(
             "test": _histogram(test[:, 1]),
         },
         earlier=passes.measure_earlier(split.earlier, attacks) if len(split.earlier) else None,
+        roc={"false": list(FALSE_ALARMS), "true": true_alarms(forget[:, 2], test[:, 2])},
+        margins={
+            "edges": list(MARGIN_EDGES),
+            "forget": count_margins(forget[:, 2]),
+            "validation": count_margins(validation[:, 2]),
+            "test": count_margins(test[:, 2]),
+        },
     )
 
 
 @dataclass(frozen=True)
 class _Passes:
-    """Passes of one model over sets, of which summaries stay: right answers and confidence, [N, 2]."""
+    """Passes of one model over sets, of which summaries stay: right answers, confidence, margin, [N, 3]."""
 
     model: nn.Module
     load: Load
@@ -127,7 +139,7 @@ class _Passes:
             answers = Answers(logits, self.labels[batch])
             return torch.cat([_summary(answers), attacks.non_members(answers).to(logits)], 1)
 
-        summary, verdicts = self._over(index, attacked).split([2, len(ATTACKS)], 1)
+        summary, verdicts = self._over(index, attacked).split([3, len(ATTACKS)], 1)
         return summary, verdicts
 
     def measure_earlier(self, index: Tensor, attacks: Attacks) -> dict[str, float]:
@@ -138,8 +150,9 @@ class _Passes:
 
 
 def _summary(answers: Answers) -> Tensor:
-    """1 for a right answer and else 0, and the confidence in the true label; float64 [B, 2]."""
-    parts = [torch.cat([correctness(part), confidence(part)], 1) for part in answers.parts()]
+    """1 for a right answer and else 0, confidence in the true label, and its margin; float64 [B, 3]."""
+    scores = (correctness, confidence, margin)
+    parts = [torch.cat([score(part) for score in scores], 1) for part in answers.parts()]
     return torch.cat(parts)
 
 

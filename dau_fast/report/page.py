@@ -70,7 +70,9 @@ PICTURES: dict[str, Callable[..., str | None]] = {
     "comparison": plots.comparison,
     "cost": curves.gap_against_time,
     "attacks": plots.attacks,
+    "roc": curves.roc,
     "confidences": plots.confidences,
+    "margins": curves.margins,
     "game": plots.game,
 }
 

@@ -27,6 +27,11 @@ def method(
             "edges": [round(0.05 * i, 2) for i in range(21)],
             "forget": sure, "validation": [0.5] * 10 + [9.5] * 10, "test": [5.0] * 20,
         },
+        "roc": {"false": [0.1, 1.0, 10.0, 100.0], "true": [0.0, 2.0, 12.0 + ua, 100.0]},
+        "margins": {
+            "edges": [-20.0, -10.0, 0.0, 10.0, 20.0],
+            "forget": [0.0, ua, 100 - ua, 0.0], "validation": [5.0, 15.0, 75.0, 5.0], "test": [25.0] * 4,
+        },
     }  # fmt: skip
 
 
@@ -70,7 +75,7 @@ def repeated() -> dict[str, Any]:
 class Page(HTMLParser):
     """Ids, table rows, headings and text of a page; fails where tags do not close in order."""
 
-    VOID = frozenset({"meta", "br"})
+    VOID = frozenset({"meta", "br", "wbr"})
 
     def __init__(self, html: str) -> None:
         super().__init__()

@@ -59,7 +59,7 @@ def test_full_report() -> None:
     assert found.rows[2][0].endswith("(the reference)")
     assert found.rows[2][1:6] == ["5.6", "100.0", "98.3", "11.1", "reference"]
     assert found.scopes == ["col"] * 8 + ["row"] * 5 + ["col"] * 6 + ["row"] * 5
-    assert html.count('<svg role="img" aria-label="') == 2 * 5
+    assert html.count('<svg role="img" aria-label="') == 2 * 7
     assert found.headings[-1] == "What this page does not show"
     assert "The game between model and attacker" in found.headings
     for fact in ("ab" * 32, "torch 2.15.0", "classifier: norm of", "random:0.1, 90 images"):

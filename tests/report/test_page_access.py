@@ -86,7 +86,7 @@ class Tags(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attributes), list(self.open)))
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
@@ -140,3 +140,10 @@ def test_closeness_against_time_needs_two_methods() -> None:
         measured["avg_gap"] = None
     assert curves.gap_against_time(report) is None
     assert "Closeness against time" not in render(report)
+
+
+def test_a_report_from_before_the_curve_has_no_picture_of_it() -> None:
+    report = full()
+    for measured in report["methods"].values():
+        del measured["roc"], measured["margins"]
+    assert curves.roc(report) is curves.margins(report) is None

@@ -101,7 +101,7 @@ def test_nothing_is_cut_off_and_all_texts_are_readable(tmp_path: Path, width: in
     found = look(tmp_path, repeated(), width, scheme)
     assert found["wide"] <= width
     assert found["cut"] == []
-    assert found["svgs"] == 5
+    assert found["svgs"] == 7
     assert found["reached"] == 2  # the table, and the numbers that can be unfolded
     dark = contrast(found["texts"][0][2], "rgb(0, 0, 0)") < 2
     assert dark == (scheme == "dark")
