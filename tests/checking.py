@@ -19,7 +19,7 @@ TIMES = ("seconds", "compile_seconds", "speedup")
 
 def check_report(report: Report, methods: list[str], *, repeats: int = 1, given: bool = False) -> None:
     """Assert that `report` has the promised shape. given: the original came from a checkpoint."""
-    assert list(report) == ["schema", "run", "methods", "game", "noise_floor", "runs", "files"]
+    assert list(report) == ["schema", "run", "methods", "game", "noise_floor", "runs", "at_risk", "files"]
     assert report["schema"] == 1
     check_files(report, methods)
     assert ("checkpoint" in report["run"]) == given

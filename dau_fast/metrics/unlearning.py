@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,8 @@ class Measures:
     the true label's probability, by set, in percent a bin; "edges" holds the bins' borders. earlier: "ua" and
     the attacks, of what requests before this one forgot; None where there was none. roc: the share of the
     forget set that a threshold on the margin calls member at each share of the test set that it calls so too;
-    "false" and "true". margins: histograms as those of confidence, "edges" in nats.
+    "false" and "true". margins: histograms as those of confidence, "edges" in nats. forget_margins: of each
+    image of the forget set, in nats.
     """
 
     ua: float
@@ -40,6 +41,7 @@ class Measures:
     earlier: dict[str, float] | None = None
     roc: dict[str, list[float]] | None = None
     margins: dict[str, list[float]] | None = None
+    forget_margins: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def mia_efficacy(self) -> float:
@@ -86,25 +88,19 @@ def measure(
     attacks = Attacks(members, non_members, reference=asked_about)
     forget, verdicts = passes.attack(split.forget, attacks)
     validation = passes.summarise(split.validation)
+    sets = {"forget": forget, "validation": validation, "test": test}
+    edges = [bin / _BINS for bin in range(_BINS + 1)]
     return Measures(
         ua=100 - percent(forget[:, 0]),
         ra=percent(retain[:, 0]),
         ta=percent(test[:, 0]),
         attacks=dict(zip(ATTACKS, map(percent, verdicts.unbind(1)), strict=True)),
-        confidence={
-            "edges": [bin / _BINS for bin in range(_BINS + 1)],
-            "forget": _histogram(forget[:, 1]),
-            "validation": _histogram(validation[:, 1]),
-            "test": _histogram(test[:, 1]),
-        },
+        confidence={"edges": edges} | {name: _histogram(some[:, 1]) for name, some in sets.items()},
         earlier=passes.measure_earlier(split.earlier, attacks) if len(split.earlier) else None,
         roc={"false": list(FALSE_ALARMS), "true": true_alarms(forget[:, 2], test[:, 2])},
-        margins={
-            "edges": list(MARGIN_EDGES),
-            "forget": count_margins(forget[:, 2]),
-            "validation": count_margins(validation[:, 2]),
-            "test": count_margins(test[:, 2]),
-        },
+        margins={"edges": list(MARGIN_EDGES)}
+        | {name: count_margins(some[:, 2]) for name, some in sets.items()},
+        forget_margins=tuple(forget[:, 2].tolist()),
     )
 
 

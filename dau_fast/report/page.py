@@ -6,6 +6,7 @@ pictures. The page asks for nothing from outside, so it can be mailed, archived 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -61,6 +62,7 @@ def render(report: Report) -> str:
         attack_names=list(ATTACKS.values()),
         colors=Markup(write_colors()),
         dark_colors=Markup(write_colors(dark=True)),
+        at_risk=_at_risk(report),
         command=report["run"].get("command"),
         facts=_facts(report),
     )
@@ -93,6 +95,29 @@ def _attack_rows(report: Report) -> list[tuple[str, list[str]]]:
         (method_name(report, name), [number_text(found.get(attack)) for attack in ATTACKS])
         for name, found in shares.items()
     ]
+
+
+def _at_risk(report: Report) -> dict[str, Any] | None:
+    """The forgotten images that are still known best; their pictures are shown if they are PNGs."""
+    found = report.get("at_risk")
+    if not found or not found["images"]:
+        return None
+    rows = [
+        {
+            "index": entry["index"],
+            "label": entry.get("label"),
+            "margin": number_text(entry["margin"]),
+            "retrained": number_text(entry.get("retrained")),
+            "thumbnail": picture if _THUMBNAIL.fullmatch(picture := entry.get("thumbnail") or "") else None,
+        }
+        for entry in found["images"]
+    ]
+    shown = any(row["thumbnail"] for row in rows)
+    return {"method": method_name(report, found["method"]), "rows": rows, "shown": shown}
+
+
+# What a page takes for a picture: nothing that is loaded or run.
+_THUMBNAIL = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]{1,30000}")
 
 
 def _row(report: Report, method: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def repeated() -> dict[str, Any]:
 class Page(HTMLParser):
     """Ids, table rows, headings and text of a page; fails where tags do not close in order."""
 
-    VOID = frozenset({"meta", "br", "wbr"})
+    VOID = frozenset({"meta", "br", "wbr", "img"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
