@@ -63,7 +63,7 @@ PARTS = (
     Entry("pull without a limit", asked={"pull": 0.0}, kinds=_SPREAD),
     Entry("sensitivity in sight", asked={"sensitivity": "classifier"}, kinds=_OTHERS),
     Entry("Barlow Twins, beta 1e-3", asked={"beta": 1e-3}, kinds=_OTHERS),
-    Entry("half as many turns", asked={"turns": 112}, kinds=_OTHERS),
+    Entry("half as many turns", asked={"turns": 160}, kinds=_OTHERS),
 )
 
 

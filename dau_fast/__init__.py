@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from dau_fast.config import DauConfig as DauConfig
     from dau_fast.errors import UserError as UserError
     from dau_fast.methods.plugins import method as method
+    from dau_fast.metrics.plugins import attack as attack
+    from dau_fast.prune.plugins import pruner as pruner
     from dau_fast.report.progress import progress_bars as progress_bars
 
 __version__ = "0.1.0"
@@ -23,6 +25,8 @@ _PLACES = {
     "UserError": "dau_fast.errors",
     "method": "dau_fast.methods.plugins",
     "progress_bars": "dau_fast.report.progress",
+    "pruner": "dau_fast.prune.plugins",
+    "attack": "dau_fast.metrics.plugins",
 }
 _MODULES = ("api", "config", "nn", "ops", "optim", "prune")
 

@@ -1,5 +1,6 @@
 """`dau_fast` and `python -m dau_fast`: commands by their names, and unlearning without one."""
 
+import os
 import sys
 from typing import Any
 
@@ -25,6 +26,10 @@ def main() -> None:
 
         print(f"dau_fast {__version__}")
         return
+    if instruction := os.environ.get("_DAU_FAST_COMPLETE"):
+        from dau_fast.commands.completion import complete
+
+        sys.exit(complete(instruction))
     from dau_fast.unlearn import run_command, unlearn
 
     if name in _COMMANDS:

@@ -240,9 +240,9 @@ class DauConfig:
         """The settings for forgetting whole classes, or images spread over classes.
 
         The number of steps counts, and not how often each image is seen: six passes over a small retain
-        set, or twelve over a forget set that is large beside it, a part of one over large sets. Where whole classes are forgotten, validation has none of their
-        images; the label is then left out of what the attacker compares, and the original's other outputs
-        lead.
+        set, or twelve over a forget set that is large beside it, a part of one over large sets. Where whole
+        classes are forgotten, validation has none of their images; the label is then left out of what the
+        attacker compares, and the original's other outputs lead.
         """
         played_with = sample_size(retain_images, forget_images, retain_sample)
         batch_size = 64 if played_with >= 2000 else 32

@@ -116,7 +116,7 @@ class _Unlearn(GroupedCommand):
 @click.option("--methods", default="dau,retrain", help=f"all, or some of {_listed(find_methods())}.")
 @click.option(
     "--plugin", multiple=True, is_eager=True, callback=_load_plugins, metavar="FILE.py",
-    help="Python that registers methods of yours (dau_fast.method); also an installed module.",
+    help="Python that registers methods, pruners or attacks of yours; also an installed module.",
 )  # fmt: skip
 @click.option("--retrain-recipe", default="both", help=f"One of {_listed(RETRAIN_RECIPES)}.")
 @click.option("--prune", default="none", help=f"Prune the original: none, {_listed(find_pruners())}.")

@@ -165,8 +165,9 @@ def check_game(game: dict[str, Any]) -> None:
         assert game["none"] is None
         return
     accuracies = ("forget_accuracy", "validation_accuracy", "retain_accuracy")
-    assert set(game) == {"step", "auc", *accuracies, "exposure", "wrong_labels", "lr"}
+    assert set(game) == {"step", "auc", *accuracies, "exposure", "wrong_labels", "lr", "turns"}
     assert game["lr"] > 0
+    assert game["turns"][-1] == game["step"][-1]
     assert game["step"][0] == 0
     assert game["step"] == sorted(set(game["step"]))
     for key, top in (("auc", 1), *((name, 100) for name in accuracies)):

@@ -23,7 +23,8 @@ from safetensors.torch import load_file, save_file
 from dau_fast import checkpoints
 from dau_fast.__main__ import main
 from dau_fast.audits.catalogue import find_audits
-from dau_fast.commands.audit import SHARED, make_audit
+from dau_fast.commands.audit import make_audit
+from dau_fast.commands.help import SHARED
 from dau_fast.config import AuditConfig
 from dau_fast.data.split import encode_roles
 from dau_fast.unlearn import unlearn
@@ -172,8 +173,8 @@ def test_the_original_is_told_apart_where_a_class_is_forgotten(place: Path, once
 def test_its_options_are_those_of_unlearning() -> None:
     named = {parameter.name: parameter for parameter in unlearn.params}
     own = {parameter.name: parameter for parameter in make_audit(unlearn.params).params}
-    assert all(own[name] is named[name] for name in SHARED)
-    assert set(own) - set(SHARED) == {"audited", "original", "references", "train_references"}
+    assert all(own[name] is named[name] for name in SHARED["audit"])
+    assert set(own) - SHARED["audit"] == {"audited", "original", "references", "train_references"}
 
 
 def test_help_names_its_options_and_where_it_is_found(tmp_path: Path) -> None:

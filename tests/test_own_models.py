@@ -483,6 +483,22 @@ def test_what_is_not_in_the_training_set_cannot_be_asked_for(forget: Any, messag
         unlearn(Net(nn.Linear(6, 8), 8), train=Named(*whole()), forget=forget, device="cpu")
 
 
+@pytest.mark.parametrize(("name", "other"), [("train", 41), ("validation", 2)])
+def test_a_copy_that_stays_of_an_image_to_be_forgotten_is_remarked(
+    name: str, other: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    sets = {name: make_sets(ROWS)[name] for name in ("validation", "test")} | {"train": whole()}
+    sets[name][0][other] = sets["train"][0][17]
+    network = seeded(lambda: Net(nn.Linear(6, 8), 8))
+    unlearn(network, **sets, forget=[3, 17], method="ga", device="cpu")
+    (told,) = [line for line in caplog.messages if "stay equal" in line]
+    assert f"image 17 of `train` is image {other} of the {name} set" in told
+    caplog.clear()
+    if name == "train":
+        unlearn(network, **sets, forget=[3, 17, 41], method="ga", device="cpu")
+        assert not [line for line in caplog.messages if "stay equal" in line]
+
+
 def test_retain_or_train_must_be_given_and_not_both() -> None:
     network, sets = Net(nn.Linear(6, 8), 8), make_sets(ROWS)
     with pytest.raises(UserError, match="neither `retain` nor `train`"):

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from dau_fast import checkpoints
-from dau_fast.commands.help import GroupedCommand
+from dau_fast.commands.help import SHARED, GroupedCommand
 from dau_fast.engine.launch import Launch
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError, printable
@@ -25,12 +25,6 @@ from dau_fast.report.output import OutputFolder
 from dau_fast.report.progress import progress_bars
 from dau_fast.report.terminal import terminal
 
-# Options of unlearning that say which data, models and images are meant, and how to compute.
-SHARED = (
-    "dataset", "data", "download", "image_size", "mean", "std", "stream", "arch", "model", "epochs", "forget",
-    "seed", "device", "precision", "out",
-)  # fmt: skip
-
 
 class _Audit(GroupedCommand):
     examples = (
@@ -41,7 +35,7 @@ class _Audit(GroupedCommand):
 
 def make_audit(unlearning: Sequence[click.Parameter]) -> click.Command:
     """The command. unlearning: the options of the command that unlearns, of which it takes SHARED."""
-    shared = [parameter for parameter in unlearning if parameter.name in SHARED]
+    shared = [parameter for parameter in unlearning if parameter.name in SHARED["audit"]]
     own: list[click.Parameter] = [
         click.Argument(["audited"], metavar="CHECKPOINT...", nargs=-1, required=True, type=Path),
         click.Option(["--original"], type=Path, required=True, help="The model from before unlearning."),

@@ -10,8 +10,7 @@ from typing import Any
 
 import click
 
-from dau_fast.commands.audit import SHARED
-from dau_fast.commands.help import GroupedCommand
+from dau_fast.commands.help import SHARED, GroupedCommand
 from dau_fast.engine.launch import Launch
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError, printable
@@ -34,9 +33,7 @@ class _Evaluate(GroupedCommand):
 
 def make_evaluate(unlearning: Sequence[click.Parameter]) -> click.Command:
     """The command. unlearning: the options of the command that unlearns, of which it takes SHARED."""
-    shared = [
-        parameter for parameter in unlearning if parameter.name in SHARED and parameter.name != "epochs"
-    ]
+    shared = [parameter for parameter in unlearning if parameter.name in SHARED["evaluate"]]
     own: list[click.Parameter] = [
         click.Argument(["measured"], metavar="CHECKPOINT...", nargs=-1, required=True, type=Path),
         click.Option(["--original"], type=Path, required=True, help="The model from before unlearning."),

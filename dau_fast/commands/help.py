@@ -17,6 +17,13 @@ GROUPS = {
     "Files": ("config", "resume", "thumbnails", "out"),
 }  # fmt: skip
 
+_MEANT = (
+    "dataset", "data", "download", "image_size", "mean", "std", "stream", "arch", "model", "forget", "seed",
+    "device", "precision", "out",
+)  # fmt: skip
+# Options of unlearning that others take: which data, models and images are meant, and how to compute.
+SHARED = {"audit": {*_MEANT, "epochs"}, "evaluate": {*_MEANT, "plugin"}}
+
 COMMANDS = {
     "unlearn": "forget, retrain and compare; the name may be left out",
     "evaluate": "measure checkpoints, and train nothing",

@@ -1,4 +1,4 @@
-"""Whether an image that is to be forgotten also stands in another set, or twice in its own."""
+"""Whether an image that is to be forgotten also stands in another set, or a second time in its own."""
 
 from __future__ import annotations
 
@@ -29,6 +29,16 @@ def check_disjoint(sets: Mapping[str, Tensor]) -> None:
             if found is None or (name == "forget" and found == place):
                 continue
             raise _overlap(found, place, name)
+
+
+def find_copies(images: Tensor, places: Sequence[int]) -> list[tuple[int, int]]:
+    """Pairs of one of `places` and another place whose images, of `images` [N, ...], are equal bit by bit."""
+    at = torch.tensor(places, dtype=torch.int64, device=images.device)
+    first = {key: places[place] for key, place in _first_places(images[at]).items()}
+    asked = set(places)
+    candidates = _candidates(images, {key for key, _ in first})
+    copies = [(first.get((key, _digest(images[i]))), i) for i, key in candidates if i not in asked]
+    return [(place, other) for place, other in copies if place is not None]
 
 
 def check_subsets(sets: Mapping[str, Any]) -> None:

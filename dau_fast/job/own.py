@@ -17,6 +17,7 @@ from torch.utils.data import Dataset, Subset
 from dau_fast.config import SplitConfig, TrainingRecipe
 from dau_fast.data.images import Images
 from dau_fast.data.inputs import Inputs, Layout
+from dau_fast.data.overlap import find_copies
 from dau_fast.data.progress import Progress
 from dau_fast.data.requests import Entry, find_images, read_request
 from dau_fast.data.sets import Joined, join_sets
@@ -134,6 +135,8 @@ def prepare(
         raise UserError("a label is negative: labels count from 0")
     asked = _list_asked(given, joined)
     roles, drawn = _give_roles(given, joined, asked, seed)
+    if given.train is not None:
+        _tell_of_copies(joined, asked, roles)
     original = _wrap(model, joined.images, joined.layout, runtime, classifier)
     if masks is not None:
         masks = masks.to(runtime.device)
@@ -271,6 +274,24 @@ def _give_roles(
         len(drawn),
     )
     return roles, tuple(drawn.tolist())
+
+
+def _tell_of_copies(joined: Joined, asked: tuple[int, ...], roles: np.ndarray) -> None:
+    """Warn where an image to forget stands in the sets again, and stays; of images in memory alone."""
+    pixels = joined.images.pixels
+    if len(pixels) != len(roles):
+        return
+    copies = [pair for pair in find_copies(pixels, asked) if roles[pair[1]] != FORGOTTEN]
+    if not copies:
+        return
+    place, other = copies[0]
+    starts = np.cumsum([0, *joined.counts.values()])
+    at = int(np.searchsorted(starts, other, side="right")) - 1
+    logging.getLogger("dau_fast").warning(
+        "%d images that stay equal some that are to be forgotten (image %d of `train` is image %d of the %s "
+        "set): what they show is kept; name them in `forget` too, or leave them out",
+        len(copies), place, other - starts[at], list(joined.counts)[at],
+    )  # fmt: skip
 
 
 def _role_of(name: str) -> int:

@@ -10,11 +10,8 @@ def shrink(task):
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass
-from functools import cache
-from importlib import metadata
 from typing import Any, TypeVar
 
 from torch import nn
@@ -23,6 +20,7 @@ from dau_fast.errors import UserError
 from dau_fast.methods.method import Method, recipe_chooser
 from dau_fast.methods.task import Task, Unlearned
 from dau_fast.models import Classifier
+from dau_fast.plugins.entry_points import load_entry_points
 
 # Installed packages name their decorated functions there.
 ENTRY_POINTS = "dau_fast.methods"
@@ -114,22 +112,8 @@ def _finish(name: str, task: Task, made: Any) -> Unlearned:
 
 def find_plugins() -> dict[str, Method[Any]]:
     """The methods that were registered, and those of installed packages, by name."""
-    _load_entry_points()
+    load_entry_points(ENTRY_POINTS)
     return dict(_ROWS)
-
-
-@cache
-def _load_entry_points() -> None:
-    """What cannot be loaded is left out, after a line that says why."""
-    for point in metadata.entry_points(group=ENTRY_POINTS):
-        try:
-            point.load()
-        except Exception as error:  # whatever a stranger's package raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            logging.getLogger("dau_fast").warning(
-                "the method '%s' of an installed package (%s) cannot be loaded: %s",
-                point.name, point.value, reason,
-            )  # fmt: skip
 
 
 def row_of(function: Callable[..., Any]) -> Method[Any]:

@@ -102,9 +102,9 @@ class Task:
     ) -> Generator[Batch, None, None]:
         """Training batches for ever: `batch_size` augmented images of each of `sets`, one after the other.
 
-        paired_by: labels [N] of all images by which each image of the last set is of the class of that at its
-        place in the set before, where there is one of it. What is drawn depends on the task's seed and `purpose` alone. Several processes hold a
-        part each of every set's images.
+        paired_by: labels [N] of all images: by them each image of the last set is of the class of that at its
+        place in the set before, where there is one of it. What is drawn depends on the task's seed and
+        `purpose` alone. Several processes hold a part each of every set's images.
         """
         order, chance = self.generator(purpose), self.generator(f"{purpose} augmentation")
         streams = [index_stream(index, batch_size, order) for index in sets]

@@ -96,7 +96,10 @@ def probability(answers: Answers) -> Tensor:
     return answers.p
 
 
-ATTACKS: dict[str, Callable[[Answers], Tensor]] = {
+# Of answers [B], numbers [B, K] by which members are told from non-members.
+Score = Callable[[Answers], Tensor]
+
+ATTACKS: dict[str, Score] = {
     "correctness": correctness,
     "confidence": confidence,
     "entropy": entropy,
@@ -106,25 +109,32 @@ ATTACKS: dict[str, Callable[[Answers], Tensor]] = {
 
 
 class Attacks:
-    """The five attacks, each a machine that tells `members` from `non_members`, of which there are as many.
+    """Attacks, each a machine that tells `members` from `non_members`, of which there are as many.
 
     The SVM is the reference implementation's, SVC(C=3, gamma="auto", kernel="rbf"); svm.fit tells how
     near. reference: the labels [N] of all images that will be asked about, for the reference implementation's
-    wrong modified entropy, which older tables show; None for Song and Mittal's.
+    wrong modified entropy, which older tables show; None for Song and Mittal's. scores: the attacks by name.
     Raises UserError for outputs that are not finite, here and when asked about such.
     """
 
-    def __init__(self, members: Answers, non_members: Answers, *, reference: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        members: Answers,
+        non_members: Answers,
+        *,
+        reference: Tensor | None = None,
+        scores: Mapping[str, Score] = ATTACKS,
+    ) -> None:
+        self.scores, self.reference = scores, reference
         inside, outside = (
-            _score_all(side, _attacks_on(None if reference is None else side.labels, side))
+            _score_all(side, self._scores_on(None if reference is None else side.labels, side))
             for side in (members, non_members)
         )
-        self.reference = reference
-        self.machines = {name: svm.fit(inside.pop(name), outside.pop(name)) for name in ATTACKS}
+        self.machines = {name: svm.fit(inside.pop(name), outside.pop(name)) for name in scores}
 
     def non_members(self, answers: Answers) -> Tensor:
-        """What each attack calls non-member, bool [B, 5] on the CPU, in the order of ATTACKS."""
-        attacks = _attacks_on(self.reference, answers)
+        """What each attack calls non-member, bool [B, A] on the CPU, in the order of `scores`."""
+        attacks = self._scores_on(self.reference, answers)
         return torch.cat(
             [
                 torch.stack([self.machines[name](score(part)).cpu() for name, score in attacks.items()], 1)
@@ -132,17 +142,14 @@ class Attacks:
             ]
         )
 
-
-Score = Callable[[Answers], Tensor]
-
-
-def _attacks_on(labels: Tensor | None, answers: Answers) -> dict[str, Score]:
-    """ATTACKS; with the reference's modified entropy on a set of those `labels` [N], where they are given."""
-    if labels is None:
-        return ATTACKS
-    present = torch.zeros(answers.logits.shape[1], dtype=torch.bool, device=answers.logits.device)
-    present[labels] = True
-    return ATTACKS | {"modified_entropy": lambda some: reference_modified_entropy(some, present)}
+    def _scores_on(self, labels: Tensor | None, answers: Answers) -> dict[str, Score]:
+        """With the reference's modified entropy on a set of those `labels` [N], where they are given."""
+        if labels is None:
+            return dict(self.scores)
+        present = torch.zeros(answers.logits.shape[1], dtype=torch.bool, device=answers.logits.device)
+        present[labels] = True
+        wrong = {"modified_entropy": lambda some: reference_modified_entropy(some, present)}
+        return {**self.scores, **wrong}
 
 
 def _score_all(answers: Answers, attacks: Mapping[str, Score]) -> dict[str, Tensor]:

@@ -13,7 +13,8 @@ from dau_fast.engine.batches import Load
 from dau_fast.engine.evaluation import predict_each
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.metrics.accuracy import percent
-from dau_fast.metrics.mia import ATTACKS, Answers, Attacks, confidence, correctness
+from dau_fast.metrics.mia import Answers, Attacks, confidence, correctness
+from dau_fast.metrics.plugins import find_attacks
 from dau_fast.metrics.roc import FALSE_ALARMS, MARGIN_EDGES, count_margins, margin, true_alarms
 
 _BINS = 20
@@ -85,7 +86,7 @@ def measure(
     members, retain = passes.sample(split.retain, size, generator)
     non_members, test = passes.sample(split.test, size, generator)
     asked_about = labels[split.forget] if reference else None
-    attacks = Attacks(members, non_members, reference=asked_about)
+    attacks = Attacks(members, non_members, reference=asked_about, scores=find_attacks())
     forget, verdicts = passes.attack(split.forget, attacks)
     validation = passes.summarise(split.validation)
     sets = {"forget": forget, "validation": validation, "test": test}
@@ -94,7 +95,7 @@ def measure(
         ua=100 - percent(forget[:, 0]),
         ra=percent(retain[:, 0]),
         ta=percent(test[:, 0]),
-        attacks=dict(zip(ATTACKS, map(percent, verdicts.unbind(1)), strict=True)),
+        attacks=dict(zip(attacks.scores, map(percent, verdicts.unbind(1)), strict=True)),
         confidence={"edges": edges} | {name: _histogram(some[:, 1]) for name, some in sets.items()},
         earlier=passes.measure_earlier(split.earlier, attacks) if len(split.earlier) else None,
         roc={"false": list(FALSE_ALARMS), "true": true_alarms(forget[:, 2], test[:, 2])},
@@ -129,19 +130,19 @@ class _Passes:
         return answers, torch.cat([_summary(answers), *rest])
 
     def attack(self, index: Tensor, attacks: Attacks) -> tuple[Tensor, Tensor]:
-        """The summary, and what each attack calls non-member, [N, 5]."""
+        """The summary, and what each attack calls non-member, [N, A]."""
 
         def attacked(logits: Tensor, batch: Tensor) -> Tensor:
             answers = Answers(logits, self.labels[batch])
             return torch.cat([_summary(answers), attacks.non_members(answers).to(logits)], 1)
 
-        summary, verdicts = self._over(index, attacked).split([3, len(ATTACKS)], 1)
+        summary, verdicts = self._over(index, attacked).split([3, len(attacks.scores)], 1)
         return summary, verdicts
 
     def measure_earlier(self, index: Tensor, attacks: Attacks) -> dict[str, float]:
         """Error, and the share that each attack calls non-member, in percent."""
         summary, verdicts = self.attack(index, attacks)
-        shares = dict(zip(ATTACKS, map(percent, verdicts.unbind(1)), strict=True))
+        shares = dict(zip(attacks.scores, map(percent, verdicts.unbind(1)), strict=True))
         return {"ua": 100 - percent(summary[:, 0]), **shares}
 
 

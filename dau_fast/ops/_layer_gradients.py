@@ -250,7 +250,7 @@ def _scale_and_shift(layer: Any, scaled: Tensor, g: Tensor, over: tuple[int, ...
             yield Sum(parameter, value.sum(over) if over else value)
 
 
-# A layer's rule, by its exact type: a subclass may compute something else.
+# A layer's rule, by its type.
 Rule = Callable[..., Iterator[Sum | Product | Lookup]]
 RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: _linear,
@@ -265,3 +265,21 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.BatchNorm3d: _batch_norm,
     nn.SyncBatchNorm: _batch_norm,
 }
+
+
+# What a subclass may say anew and still compute what its parent does.
+_HARMLESS = {"__init__", "__repr__", "extra_repr", "reset_parameters"}
+
+
+def find_rule(layer: nn.Module) -> Rule | None:
+    """The rule of the layer's type, or of the one that it is a subclass of without computing otherwise."""
+    for place, kind in enumerate(type(layer).__mro__):
+        if kind in RULES:
+            between = type(layer).__mro__[:place]
+            said = {name for one in between for name, value in vars(one).items() if _computes(value)}
+            return None if said - _HARMLESS or hasattr(layer, "parametrizations") else RULES[kind]
+    return None
+
+
+def _computes(value: Any) -> bool:
+    return callable(value) or isinstance(value, property | staticmethod | classmethod)

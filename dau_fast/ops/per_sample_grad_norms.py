@@ -6,10 +6,12 @@ the formulas of _layer_gradients.py; the two hold all that a parameter's per-sam
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, overload
 
 import torch
@@ -17,7 +19,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional as F
 
-from dau_fast.ops._layer_gradients import RULES, Rule, Sum, square_sums, wide
+from dau_fast.ops._layer_gradients import RULES, Rule, Sum, find_rule, square_sums, wide
+from dau_fast.ops._whole_gradients import whole_squares
 
 LossFunction = Callable[..., Tensor]
 
@@ -63,34 +66,36 @@ def per_sample_grad_norms(
     do, or returns one loss a sample, [B]. per_layer: a dictionary instead, from the names of layers
     to norms [B]. create_graph: makes the result differentiable.
     Layers: Linear, Conv1d to 3d, Embedding, LayerNorm, GroupNorm, BatchNorm1d to 3d and SyncBatchNorm, and
-    what `register_layer` was told of; also used more than once, and with shared parameters. Under autocast
-    and in half precision, squares are summed in float32. Raises ValueError for trainable parameters of
-    any other layer, by name; with strict=False those are left out and a warning says so. Raises
-    ValueError for a parameter that is used outside its layer, as in x @ embedding.weight.T.
+    what `register_layer` was told of; also used more than once, and with shared parameters. Parameters of any
+    other layer, as of attention or an LSTM, take a pass of the whole model under vmap, which is slower,
+    or one of every sample where vmap cannot; a line says so once. With strict=False they are left out and a
+    warning says so. Under autocast and in half precision, squares are summed in float32. Raises ValueError
+    for a parameter that is used outside its layer, as in x @ embedding.weight.T, and for other layers where
+    the model draws at random, as dropout in training does.
     The model is left as it was: no gradients, no hooks, the same mode.
     """
     layers, unknown = _layers(model, strict)
+    losses = functools.partial(sample_losses, loss_fn)
     squares = _Squares(layers)
-    handles = [
-        layer.register_forward_hook(squares.watch(name), with_kwargs=True) for name, layer in layers.items()
-    ]
-    try:
-        with torch.enable_grad():
-            loss = sample_losses(loss_fn, model(inputs), targets).sum()
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not squares.edges or loss.grad_fn is None:
+    with squares.watching(), torch.enable_grad():
+        loss = losses(model(inputs), targets).sum()
+    apart = _find_apart(model, loss, squares.uses, unknown)
+    if loss.grad_fn is None or not (squares.edges or (strict and apart)):
         raise ValueError(
             "no layer with trainable parameters took part: check requires_grad, and give the model as it "
             "was before torch.compile"
         )
-    _refuse_other_uses(model, loss, squares.uses, leave_out=unknown)
+    squares.left_out = {id(parameter) for parameter in apart.values()}
     # Only the layers that come first need be asked for: the others lie on the way to them. Not so
     # where parameters of unknown layers, or the inputs, want gradients too.
     certain = not unknown and not inputs.requires_grad
     asked = [edge for edge, first in squares.edges if first or not certain]
-    torch.autograd.grad(loss, asked, create_graph=create_graph, allow_unused=True)
+    if asked:
+        torch.autograd.grad(loss, asked, create_graph=create_graph, allow_unused=True)
+    if strict and apart and len(inputs):
+        _tell_of_apart(", ".join(sorted({type(layer).__name__ for layer in unknown.values()})))
+        for name, total in whole_squares(model, apart, inputs, targets, losses, create_graph).items():
+            squares.add(name.rpartition(".")[0], total)
     with torch.set_grad_enabled(create_graph):
         totals = squares.by_layer(loss.new_zeros(len(inputs), dtype=wide(loss)))
         if per_layer:
@@ -123,7 +128,7 @@ def register_layer(
     *,
     like: type[nn.Module] | None = None,
 ) -> None:
-    """Teach `per_sample_grad_norms` the layers of type `layer`, subclasses not included.
+    """Teach `per_sample_grad_norms` the layers of type `layer`, and subclasses that only look different.
 
     rule(layer, x, g): yields pairs of a parameter and its gradient for every sample, [B, *parameter.shape],
     from the layer's input x and the gradient g with respect to its output, both [B, ...]; of x[b] and g[b]
@@ -181,12 +186,26 @@ class _Squares:
 
     def __init__(self, layers: dict[str, nn.Module]) -> None:
         self.edges: list[tuple[GradientEdge, bool]] = []  # and whether the layer is a first one
+        self.left_out: set[int] = set()  # parameters, by their ids, that are not to be added up
         self._layers = layers
         self.uses: Counter[int] = Counter()  # of each parameter, by its id
         self._totals: dict[str, Tensor] = {}
         self._shared: dict[int, tuple[str, Tensor]] = {}
 
-    def watch(self, name: str) -> Callable[..., None]:
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Meanwhile the layers are watched as they are called."""
+        handles = [
+            layer.register_forward_hook(self._watch(name), with_kwargs=True)
+            for name, layer in self._layers.items()
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _watch(self, name: str) -> Callable[..., None]:
         """A forward hook for the layer `name`."""
 
         def seen(layer: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> None:
@@ -206,19 +225,23 @@ class _Squares:
         if x.is_floating_point():
             x = x.to(pull.dtype)  # as autocast did for the layer
         with torch.autocast(pull.device.type, enabled=False):
-            for unit in RULES[type(layer)](layer, x, pull):
+            for unit in _get_rule(layer)(layer, x, pull):
                 key = id(unit.parameter)
-                if not unit.parameter.requires_grad:
+                if not unit.parameter.requires_grad or key in self.left_out:
                     continue
                 if self.uses[key] == 1:
-                    self._totals[name] = self._totals.get(name, 0) + unit.squares()
+                    self.add(name, unit.squares())
                 else:
                     first, total = self._shared.get(key, (name, 0))
                     self._shared[key] = first, total + unit.gradients()
 
+    def add(self, name: str, squares: Tensor) -> None:
+        """Add `squares` [B] to the layer `name`."""
+        self._totals[name] = self._totals.get(name, 0) + squares
+
     def by_layer(self, nothing: Tensor) -> dict[str, Tensor]:
         """Layers in the model's order; nothing: zeros [B], for layers that do not touch the loss."""
-        totals = {name: self._totals.get(name, nothing) for name in self._layers}
+        totals = {name: self._totals.get(name, nothing) for name in self._layers} | self._totals
         for name, gradients in self._shared.values():
             totals[name] = totals[name] + square_sums(gradients)
         return totals
@@ -231,14 +254,9 @@ def _layers(model: nn.Module, strict: bool) -> tuple[dict[str, nn.Module], dict[
     unknown: dict[str, nn.Module] = {}
     for name, layer in model.named_modules():
         if any(parameter.requires_grad for parameter in layer.parameters(recurse=False)):
-            (known if type(layer) in RULES else unknown)[name] = layer
-    if unknown:
+            (known if find_rule(layer) else unknown)[name] = layer
+    if unknown and not strict:
         named = ", ".join(f"{name or 'the model itself'} ({type(m).__name__})" for name, m in unknown.items())
-        if strict:
-            raise ValueError(
-                f"no per-sample gradient is known for {named}: freeze these parameters, or leave them "
-                "out with strict=False"
-            )
         logging.getLogger("dau_fast").warning("per-sample gradient norms leave out %s", named)
     return known, unknown
 
@@ -254,28 +272,57 @@ def _refuse_mixing(model: nn.Module) -> None:
             )
 
 
-def _refuse_other_uses(
-    model: nn.Module, loss: Tensor, uses: Counter[int], leave_out: dict[str, nn.Module]
-) -> None:
-    """ValueError where a parameter enters the loss in more places than its layers were called in."""
+def _get_rule(layer: nn.Module) -> Rule:
+    rule = find_rule(layer)
+    assert rule is not None
+    return rule
+
+
+@functools.cache
+def _tell_of_apart(kinds: str) -> None:
+    logging.getLogger("dau_fast").warning(
+        "per-sample gradients of %s take a pass of the whole model, as no rule is known for them", kinds
+    )
+
+
+def _find_apart(
+    model: nn.Module, loss: Tensor, uses: Counter[int], unknown: dict[str, nn.Module]
+) -> dict[str, nn.Parameter]:
+    """The parameters of `unknown` layers, and those that these use of layers inside them without a call.
+
+    ValueError where another parameter enters the loss in more places than its layers were called in.
+    """
+    found = _count_uses(loss)
+    own = {id(p) for layer in unknown.values() for p in layer.parameters(recurse=False)}
+    inside = {id(p) for layer in unknown.values() if layer is not model for p in layer.parameters()}
+    apart = {}
+    for name, parameter in model.named_parameters():
+        key = id(parameter)
+        outside = found[key] > uses[key]
+        if parameter.requires_grad and (key in own or (outside and key in inside)):
+            apart[name] = parameter
+        elif outside:
+            raise ValueError(
+                f"{name} is used outside its layer, where its per-sample gradient cannot be seen: call the "
+                "layer itself, or freeze the parameter"
+            )
+    return apart
+
+
+def _count_uses(loss: Tensor) -> Counter[int]:
+    """In how many places each parameter, by its id, enters the loss."""
     seen: set[Any] = set()
     found: Counter[int] = Counter()
-    waiting = [loss.grad_fn]
+    waiting = [loss.grad_fn] if loss.grad_fn is not None else []
     while waiting:
-        for node, _ in waiting.pop().next_functions:  # type: ignore[union-attr]
+        for node, _ in waiting.pop().next_functions:
             leaf = getattr(node, "variable", None)
             if leaf is not None:
                 found[id(leaf)] += 1
             elif node is not None and node not in seen:
                 seen.add(node)
                 waiting.append(node)
-    known = {id(p) for layer in leave_out.values() for p in layer.parameters(recurse=False)}
-    for name, parameter in model.named_parameters():
-        if found[id(parameter)] > uses[id(parameter)] and id(parameter) not in known:
-            raise ValueError(
-                f"{name} is used outside its layer, where its per-sample gradient cannot be seen: call the "
-                "layer itself, or freeze the parameter"
-            )
+    return found
 
 
 def _root(squares: Tensor) -> Tensor:

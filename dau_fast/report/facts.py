@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime
 from importlib import metadata
 from typing import Any
@@ -99,8 +99,9 @@ def describe_costs(result: SeedResult) -> Equivalents | None:
     settings, model = outcome.settings, outcome.task.original
     if "dau" not in settings:
         return None
+    played = sum(result.history["turns"]) if result.history else settings["dau"].turns
     return count_equivalents(
-        settings["dau"],
+        replace(settings["dau"], turns=played),
         {name: settings[name] for name in _RETRAINED if name in settings},
         forget=len(split.forget),
         retain=len(split.retain),

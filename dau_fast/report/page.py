@@ -17,9 +17,9 @@ from markupsafe import Markup
 from dau_fast.report import curves, plots
 from dau_fast.report.drawing import css_color, method_color, write_colors
 from dau_fast.report.reading import (
-    ATTACKS,
     MEASURES,
     Report,
+    attack_labels,
     difference,
     factor_text,
     known,
@@ -59,7 +59,7 @@ def render(report: Report) -> str:
         noise_floor=number_text(floor, 2) if known(floor) else None,
         pictures={name: _both_widths(draw, report) for name, draw in PICTURES.items()},
         attacks=_attack_rows(report),
-        attack_names=list(ATTACKS.values()),
+        attack_names=list(attack_labels(report).values()),
         colors=Markup(write_colors()),
         dark_colors=Markup(write_colors(dark=True)),
         at_risk=_at_risk(report),
@@ -92,7 +92,7 @@ def _attack_rows(report: Report) -> list[tuple[str, list[str]]]:
     """What each attack calls non-member, in percent, by method."""
     shares = {name: report["methods"][name]["attacks"] for name in method_order(report)}
     return [
-        (method_name(report, name), [number_text(found.get(attack)) for attack in ATTACKS])
+        (method_name(report, name), [number_text(found.get(attack)) for attack in attack_labels(report)])
         for name, found in shares.items()
     ]
 
@@ -182,7 +182,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("retraining epochs", _each(report, run.get("retrain_epochs", {}))),
         *_pruning_facts(report),
         ("sensitivity", sensitivity and _explained(sensitivity)),
-        ("learning rate of the game", _learning_rate(report.get("game"))),
+        ("game", _last_game(report.get("game"))),
         ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
         ("tuning", _tuning(report)),
         ("retain images", _sample(run.get("retain_sample"))),
@@ -204,9 +204,13 @@ def _normalisation(found: dict[str, Any] | None) -> str | None:
     return f"mean {mean}, standard deviation {std} of pixels / 255, from {found['from']}"
 
 
-def _learning_rate(game: dict[str, Any] | None) -> str | None:
-    """That of the game which was played to its end: smaller than asked for where it was played again."""
-    return None if not game or "lr" not in game else f"{game['lr']:g} at its start, falling to 0"
+def _last_game(game: dict[str, Any] | None) -> str | None:
+    """How the game was played that ruined nothing: longer or with smaller steps than the first."""
+    if not game or "turns" not in game:
+        return None
+    *ruined, turns = game["turns"]
+    again = f"; {len(ruined)} before it ruined the model" if ruined else ""
+    return f"{turns} turns, learning rate {game['lr']:g} at its start, falling to 0{again}"
 
 
 def _processes(run: dict[str, Any]) -> str:

@@ -26,9 +26,9 @@ from dau_fast.report.drawing import (
     to_svg,
 )
 from dau_fast.report.reading import (
-    ATTACKS,
     MEASURES,
     Report,
+    attack_labels,
     difference,
     is_reference,
     known,
@@ -62,7 +62,7 @@ def comparison(report: Report, *, narrow: bool = False) -> str:
 
 
 def attacks(report: Report, *, narrow: bool = False) -> str:
-    """Share of the forget set that each of the five attacks calls non-member, for every method."""
+    """Share of the forget set that each of the attacks calls non-member, for every method."""
     methods = method_order(report)
     with house_style():
         figure = page_wide(1.4 + 0.75 * len(methods) if narrow else 3.6, narrow=narrow)
@@ -71,19 +71,20 @@ def attacks(report: Report, *, narrow: bool = False) -> str:
             offset = (place - (len(methods) - 1) / 2) * 0.84 / len(methods)
             _attack_bars(axes, report, method, offset, lying=narrow)
         _attack_references(axes, report, lying=narrow)
+        labels = attack_labels(report)
         across, along = (axes.yaxis, axes.xaxis) if narrow else (axes.xaxis, axes.yaxis)
-        across.set_ticks(range(len(ATTACKS)), [name.replace(" ", "\n") for name in ATTACKS.values()])
+        across.set_ticks(range(len(labels)), [name.replace(" ", "\n") for name in labels.values()])
         across.set_tick_params(length=0, labelsize=10)
         along.set_label_text("forget set called non-member (%)")
         along.grid(True)
-        ends, highest = (-0.5, len(ATTACKS) - 0.5), axes.dataLim.x1 if narrow else axes.dataLim.y1
+        ends, highest = (-0.5, len(labels) - 0.5), axes.dataLim.x1 if narrow else axes.dataLim.y1
         limits = ends, (0, max(1.0, highest * (1.18 if narrow else 1.1)))
         axes.set(**dict(zip(("ylim", "xlim") if narrow else ("xlim", "ylim"), limits, strict=True)))
         if narrow:
             axes.invert_yaxis()
         figure.legend(loc="outside upper left", ncols=min(len(methods), 2 if narrow else 6))
         names = ", ".join(method_name(report, name) for name in methods)
-        text = f"Bar chart of five membership-inference attacks on {names}"
+        text = f"Bar chart of {len(labels)} membership attacks on {names}"
         return to_svg(figure, suffixed("attacks", narrow), text)
 
 
@@ -232,12 +233,12 @@ def _subtitle(axes: Axes, text: str) -> None:
 
 
 def _attack_bars(axes: Axes, report: Report, method: str, offset: float, *, lying: bool) -> None:
-    methods = report["methods"]
-    values = [methods[method]["attacks"].get(name) for name in ATTACKS]
+    methods, names = report["methods"], attack_labels(report)
+    values = [methods[method]["attacks"].get(name) for name in names]
     heights = [value if known(value) else math.nan for value in values]
     deviations = methods[method].get("spread", {}).get("attacks", {})
-    errors = [deviations.get(name) or 0 for name in ATTACKS]
-    places = [place + offset for place in range(len(ATTACKS))]
+    errors = [deviations.get(name) or 0 for name in names]
+    places = [place + offset for place in range(len(names))]
     color, width = choose_look(report, method)[0], 0.84 / len(methods)
     draw = axes.barh if lying else axes.bar
     draw(places, heights, width, color=color, edgecolor=PAPER, label=method_name(report, method))
@@ -260,7 +261,7 @@ def _attack_bars(axes: Axes, report: Report, method: str, offset: float, *, lyin
 def _attack_references(axes: Axes, report: Report, *, lying: bool) -> None:
     """The retrained's level across each group, so that every bar has it beside it."""
     levels = report["methods"].get("retrain", {}).get("attacks", {})
-    for place, name in enumerate(ATTACKS):
+    for place, name in enumerate(attack_labels(report)):
         if known(levels.get(name)):
             draw = axes.vlines if lying else axes.hlines
             draw(levels[name], place - 0.46, place + 0.46, color=MUTED, lw=1, zorder=0.9)

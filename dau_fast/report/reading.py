@@ -16,6 +16,13 @@ ATTACKS = {
     "probability": "probability",
 }
 
+
+def attack_labels(report: Report) -> dict[str, str]:
+    """The five attacks, and those of others that some method of the report has, by name."""
+    measured = [name for entry in report["methods"].values() for name in entry.get("attacks") or ()]
+    return ATTACKS | {name: name.replace("_", " ") for name in measured if name not in ATTACKS}
+
+
 _UNKNOWN = "\u2013"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -10,7 +11,7 @@ from rich.text import Text
 
 from dau_fast.engine.profiling import OUTSIDE, WAITING
 from dau_fast.errors import printable
-from dau_fast.report.reading import method_name, seconds_text
+from dau_fast.report.reading import ATTACKS, attack_labels, method_name, seconds_text
 from dau_fast.report.verdict import verdict
 
 # The share of waiting from which the table speaks of it.
@@ -35,22 +36,26 @@ def table(report: dict[str, Any]) -> Table:
         padding=(0, 1, 0, 0),
     )
     rows.add_column("method", no_wrap=True)
-    for heading in ("UA", "RA", "TA", "MIA-efficacy", "avg gap", "seconds", "speedup"):
+    others = {name: label for name, label in attack_labels(report).items() if name not in ATTACKS}
+    for heading in ("UA", "RA", "TA", "MIA-efficacy", *others.values(), "avg gap", "seconds", "speedup"):
         rows.add_column(heading, justify="right", no_wrap=True)
     for name, entry in report["methods"].items():
-        rows.add_row(method_name(report, name), *_cells(name, entry), style=_style(name))
+        rows.add_row(method_name(report, name), *_cells(name, entry, others), style=_style(name))
     return rows
 
 
-def _cells(name: str, entry: dict[str, Any]) -> list[str]:
+def _cells(name: str, entry: dict[str, Any], attacks: Iterable[str]) -> list[str]:
+    others = {f"attack_{attack}": (entry.get("attacks") or {}).get(attack) for attack in attacks}
+    shown = entry | others
+
     def cell(key: str, decimals: int = 1, unit: str = "") -> str:
-        value = entry[key]
+        value = shown[key]
         return "-" if value is None else f"{value:.{decimals}f}{unit}"
 
     # Spread beside every number does not fit a terminal; the page has it.
     spread = (entry.get("spread") or {}).get("avg_gap")
     gap = cell("avg_gap", 2) + (f" ± {spread:.2f}" if spread is not None else "")
-    rates = [cell(key) for key in ("ua", "ra", "ta", "mia_efficacy")]
+    rates = [cell(key) for key in ("ua", "ra", "ta", "mia_efficacy", *others)]
     return [*rates, "reference" if name == "retrain" else gap, cell("seconds", 2), cell("speedup", 1, "x")]
 
 

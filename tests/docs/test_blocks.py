@@ -18,6 +18,8 @@ from torch.nn import functional as F
 
 from dau_fast.data.requests import read_request
 from dau_fast.methods import plugins
+from dau_fast.metrics import plugins as attack_plugins
+from dau_fast.prune import plugins as prune_plugins
 
 DOCS = Path(__file__).parents[2] / "docs"
 PAGES = ("own-model.md", "own-data.md", "own-method.md")
@@ -116,12 +118,18 @@ def test_own_model(
 def test_own_method(names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    for room in (prune_plugins, attack_plugins):
+        monkeypatch.setattr(room, "_ROWS", {})
     execute("own-method.md", names)
     assert names["result"].method == "shrink"
     plugins._ROWS.clear()
-    (tmp_path / "mine.py").write_text(blocks("own-method.md", "python")[0])
+    prune_plugins._ROWS.clear()
+    attack_plugins._ROWS.clear()
+    shrink, _, others = blocks("own-method.md", "python")
+    (tmp_path / "mine.py").write_text(f"{shrink}\n{others}")
     told = run_all(blocks("own-method.md", "sh"), ("--epochs", 1, "--device", "cpu"))
     assert "Shrunk" in told[0]
+    assert all("top margin" in shown for shown in told)
     (toml,) = blocks("own-method.md", "toml")
     assert list(tomllib.loads(toml)["project"]["entry-points"]) == [plugins.ENTRY_POINTS]
 

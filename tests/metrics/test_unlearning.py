@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -113,8 +113,8 @@ class Watched(Attacks):
 
     seen: ClassVar[list[list[list[float]]]] = []
 
-    def __init__(self, *fitted: Answers, reference: Tensor | None = None) -> None:
-        super().__init__(*fitted, reference=reference)
+    def __init__(self, *fitted: Answers, **named: Any) -> None:
+        super().__init__(*fitted, **named)
         self.seen.append([part.logits[:, 0].tolist() for part in fitted] + [[]])
         assert all(len(part.logits) == len(part.labels) for part in fitted)
 

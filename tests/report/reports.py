@@ -56,6 +56,7 @@ def full() -> dict[str, Any]:
         "game": {
             "step": [0, 2, 4], "auc": [0.74, 0.6, 0.51], "forget_accuracy": [100, 98.0, 94.4],
             "validation_accuracy": [98.1, 97.5, 96.9], "retain_accuracy": [100, 99.5, 99.8], "lr": 0.005,
+            "turns": [2, 4],
         },
         "noise_floor": None,
     }  # fmt: skip

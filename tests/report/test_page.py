@@ -64,7 +64,7 @@ def test_full_report() -> None:
     assert "The game between model and attacker" in found.headings
     for fact in ("ab" * 32, "torch 2.15.0", "classifier: norm of", "random:0.1, 90 images"):
         assert fact in html
-    assert "0.005 at its start, falling to 0" in html
+    assert "4 turns, learning rate 0.005 at its start, falling to 0; 1 before it ruined the model" in html
     assert "not a proof that data was\ndeleted" in html
 
 

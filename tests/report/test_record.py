@@ -208,7 +208,7 @@ def result(seed: int, gap: float | None) -> Any:
         seed=seed,
         split=Split(index, index, index, index[seed:], index[:seed], False),
         entries={"dau": entry(float(seed))},
-        history={"lr": float(seed)},
+        history={"lr": float(seed), "turns": [9]},
         tunings={},
         retraining_gap=gap,
     )
@@ -245,7 +245,7 @@ def test_several_runs_stand_in_the_report_one_by_one() -> None:
     found = build_report({"forget": {"spec": "random:0.5"}}, [result(1, 0.5), result(2, 1.5)])
     assert found["schema"] == 1
     assert found["methods"]["dau"]["ua"] == 1.5
-    assert found["game"] == {"lr": 1.0}
+    assert found["game"] == {"lr": 1.0, "turns": [9]}
     assert [run["seed"] for run in found["runs"]] == [1, 2]
     assert [run["methods"]["dau"]["ua"] for run in found["runs"]] == [1.0, 2.0]
     assert [run["retraining_gap"] for run in found["runs"]] == [0.5, 1.5]

@@ -60,16 +60,17 @@ def unlearn(task: Task, config: DauConfig) -> Unlearned:
     task, _ = plan_game(task, config)
     shown = prepare_shown(task, config)
     loops: tuple[LoopCost, ...] = ()
+    turns: list[int] = []
     for _ in range(_GAMES):
         defender, costs, referee = _play(task, config, shown)
-        loops += costs
+        loops, turns = loops + costs, [*turns, config.turns]
         if not referee.finds_ruin():
-            played = {"lr": config.lr, "turns": config.turns}
+            played = {"lr": config.lr, "turns": turns}
             return Unlearned(defender, loops, asdict(referee.history) | played)
         known, last = referee.history.retain_accuracy, config
         logging.getLogger("dau_fast").warning(
-            "a game of %d turns with lr %g ruined the model: it knew %.1f %% of the retain set, and then %.1f %%",
-            config.turns, config.lr, known[0], known[-1],
+            "a game of %d turns with lr %g ruined the model: it knew %.1f %% of the retain set, and then "
+            "%.1f %%", config.turns, config.lr, known[0], known[-1],
         )  # fmt: skip
         if referee.finds_collapse():
             config = replace(config, lr=config.lr * _SMALLER)
@@ -90,9 +91,7 @@ def plan_game(task: Task, config: DauConfig) -> tuple[Task, Schedule]:
     return replace(task, split=replace(split, retain=retain)), schedule
 
 
-def _play(
-    task: Task, config: DauConfig, shown: Shown
-) -> tuple[Classifier, tuple[LoopCost, ...], Referee]:
+def _play(task: Task, config: DauConfig, shown: Shown) -> tuple[Classifier, tuple[LoopCost, ...], Referee]:
     """A whole game: the changed copy, what its loop cost, and who watched it."""
     _, schedule = plan_game(task, config)  # a sample's sample is all of it
     defender = copy.deepcopy(task.original)

@@ -24,8 +24,8 @@ from dau_fast.methods.dau.view import View
 from dau_fast.metrics.accuracy import percent
 from dau_fast.models import Classifier
 
-# Points of retain accuracy that a finished game may cost, and more than which a longer one would not win back;
-# the share of it that must be left in the middle of one, where the learning rate is still high.
+# Points of retain accuracy that a finished game may cost, and those that a longer one may win back; the share
+# of it that must be left in the middle of a game, where the learning rate is still high.
 _LOSS, _COLLAPSE, _LEFT = 2.0, 10.0, 0.5
 
 

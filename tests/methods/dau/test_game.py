@@ -336,7 +336,7 @@ def test_a_game_that_costs_some_points_is_played_again_with_more_turns(
     monkeypatch.setattr(Referee, "finds_ruin", lambda self: found(self) or next(verdicts))
     result = game.unlearn(trained(TENTH), SPREAD)
     assert result.history is not None
-    assert (result.history["turns"], result.history["lr"]) == (4 * SPREAD.turns, SPREAD.lr)
+    assert (result.history["turns"], result.history["lr"]) == ([30, 60, 120], SPREAD.lr)
     assert result.history["step"][-1] == 4 * SPREAD.turns
     assert [message.split(" ruined")[0] for message in caplog.messages] == [
         f"a game of {turns} turns with lr {SPREAD.lr:g}" for turns in (SPREAD.turns, 2 * SPREAD.turns)

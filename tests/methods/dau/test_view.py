@@ -187,8 +187,19 @@ def test_the_game_is_played_with_each(sensitivity: str) -> None:
     assert not same(weights(found.model), weights(usual))
 
 
+class Bypassed(nn.Module):
+    """A layer's weight is used without a call of the layer, so that its per-sample gradient is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.inner.weight
+
+
 class Scaled(nn.Module):
-    """A layer whose per-sample gradient is not known."""
+    """A layer without a rule of its own."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -199,13 +210,12 @@ class Scaled(nn.Module):
 
 
 def test_a_model_without_such_a_sensitivity_is_refused() -> None:
-    model = Classifier(nn.Sequential(Scaled(), nn.Linear(6, 3)))
+    model = Classifier(nn.Sequential(Bypassed(), nn.Linear(6, 3)))
     images, labels = some_images()
     for name in ("classifier", "input"):
         check_sensitivity(name, model, images)
-    with pytest.raises(
-        UserError, match=r"no sensitivity 'full': no per-sample gradient is known for .*Scaled"
-    ):
+    check_sensitivity("full", Classifier(nn.Sequential(Scaled(), nn.Linear(6, 3))), images)
+    with pytest.raises(UserError, match=r"no sensitivity 'full': .*inner.weight is used outside its layer"):
         check_sensitivity("full", model, images)
     found = time_sensitivities(model, images, labels)
     assert found["full"] is None

@@ -1,0 +1,1 @@
+"""How installed packages bring along methods, pruners and attacks of theirs."""
