@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dau_fast.methods.plugins import method as method
     from dau_fast.metrics.plugins import attack as attack
     from dau_fast.prune.plugins import pruner as pruner
+    from dau_fast.report.progress import progress_bars as progress_bars
 
 __version__ = "0.1.0"
 
@@ -23,6 +24,7 @@ _PLACES = {
     "DauConfig": "dau_fast.config",
     "UserError": "dau_fast.errors",
     "method": "dau_fast.methods.plugins",
+    "progress_bars": "dau_fast.report.progress",
     "pruner": "dau_fast.prune.plugins",
     "attack": "dau_fast.metrics.plugins",
 }

@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import re
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -48,6 +49,7 @@ from dau_fast.report.output import KEPT, OutputFolder
 from dau_fast.report.page import render
 from dau_fast.report.progress import progress_bars
 from dau_fast.report.record import build_report
+from dau_fast.report.risk import describe_at_risk
 from dau_fast.report.table import profile_table, table
 from dau_fast.report.terminal import terminal
 
@@ -134,6 +136,7 @@ class _Unlearn(GroupedCommand):
 @click.option("--shard", is_flag=True, help="Share weights and training state out to the processes.")
 @click.option("--timeout", type=click.FloatRange(1), default=600, help="Seconds processes wait for another.")
 @click.option("--profile", is_flag=True, help="Say where the time of training steps goes; traces in --out.")
+@click.option("--thumbnails", is_flag=True, help="Show the forgotten images most at risk on the page.")
 @click.option(
     "--config", type=Path, is_eager=True, expose_value=False, callback=_read_config,
     help="A report.json to run again, or a .toml file with options; those given here go first.",
@@ -146,7 +149,7 @@ def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) ->
     launch: Launch = context.obj
     device = choose_device(given.pop("device"), launch.local_rank, launch.local_count)
     ranks = launch.join(device, given.pop("timeout"))
-    profiled, resume = given.pop("profile"), given.pop("resume")
+    profiled, resume, thumbnails = (given.pop(name) for name in ("profile", "resume", "thumbnails"))
     if resume and not ranks.alone:
         raise UserError("`resume` is for one process: leave it out, or start without torchrun")
     computing = {name: given.pop(name) for name in _COMPUTING}
@@ -159,6 +162,8 @@ def unlearn(context: click.Context, /, out: Path, methods: str, **given: Any) ->
     with OutputFolder(out, resume=resume) as folder, progress_bars() as bars:
         runtime = _make_runtime(device, ranks, computing, parts, folder if profiled else None)
         report, result = _run(request, runtime, bars, Keeper(folder / KEPT))
+        report["run"]["command"] = context.meta["command"]
+        report["at_risk"] = describe_at_risk(result, thumbnails=thumbnails)
         _write(folder, report, result)
     _print(report, result, out)
 
@@ -233,6 +238,7 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str]) -> 
         launch = Launch()
         # Not `command()`, which would print an empty line at Ctrl-C, once a process.
         with command.make_context(name, list(arguments), obj=launch) as context:
+            context.meta["command"] = printable(f"{name} {shlex.join(arguments)}".strip())
             command.invoke(context)
         launch.leave()
     except click.exceptions.Exit as done:

@@ -19,7 +19,7 @@ TIMES = ("seconds", "compile_seconds", "speedup")
 
 def check_report(report: Report, methods: list[str], *, repeats: int = 1, given: bool = False) -> None:
     """Assert that `report` has the promised shape. given: the original came from a checkpoint."""
-    assert list(report) == ["schema", "run", "methods", "game", "noise_floor", "runs", "files"]
+    assert list(report) == ["schema", "run", "methods", "game", "noise_floor", "runs", "at_risk", "files"]
     assert report["schema"] == 1
     check_files(report, methods)
     assert ("checkpoint" in report["run"]) == given
@@ -125,7 +125,7 @@ def check_forget(forget: dict[str, Any]) -> None:
 
 
 def check_entry(entry: dict[str, Any], has_reference: bool, timed: bool) -> None:
-    further = {"sparsity", "avg_gap_clean", "speedup_fast"}
+    further = {"sparsity", "avg_gap_clean", "speedup_fast", "roc", "margins"}
     assert set(entry) - further == {*RATES, "attacks", *TIMES, "avg_gap", "gaps", "confidence"}
     assert set(entry["attacks"]) == ATTACKS
     for rate in [*(entry[key] for key in RATES), *entry["attacks"].values()]:
@@ -153,7 +153,7 @@ def check_entry(entry: dict[str, Any], has_reference: bool, timed: bool) -> None
 
 
 def check_spread(spread: dict[str, Any], entry: dict[str, Any]) -> None:
-    assert set(spread) == set(entry) - {"confidence"}
+    assert set(spread) == set(entry) - {"confidence", "roc", "margins"}
     assert set(spread["attacks"]) == ATTACKS
     for key, value in [*spread.items(), *spread["attacks"].items(), *(spread["gaps"] or {}).items()]:
         if key not in ("attacks", "gaps"):

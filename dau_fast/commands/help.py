@@ -14,7 +14,7 @@ GROUPS = {
         "device", "precision", "engine", "accumulate", "activation_checkpointing", "shard", "timeout",
         "profile",
     ),
-    "Files": ("config", "resume", "out"),
+    "Files": ("config", "resume", "thumbnails", "out"),
 }  # fmt: skip
 
 _MEANT = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,7 @@ from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.metrics.accuracy import percent
 from dau_fast.metrics.mia import Answers, Attacks, confidence, correctness
 from dau_fast.metrics.plugins import find_attacks
+from dau_fast.metrics.roc import FALSE_ALARMS, MARGIN_EDGES, count_margins, margin, true_alarms
 
 _BINS = 20
 # Logits of members, and of non-members, that attacks are fitted to at most: half a GB in float32.
@@ -27,7 +28,10 @@ class Measures:
 
     attacks: share of the forget set that each attack calls non-member. confidence: histograms of
     the true label's probability, by set, in percent a bin; "edges" holds the bins' borders. earlier: "ua" and
-    the attacks, of what requests before this one forgot; None where there was none.
+    the attacks, of what requests before this one forgot; None where there was none. roc: the share of the
+    forget set that a threshold on the margin calls member at each share of the test set that it calls so too;
+    "false" and "true". margins: histograms as those of confidence, "edges" in nats. forget_margins: of each
+    image of the forget set, in nats.
     """
 
     ua: float
@@ -36,6 +40,9 @@ class Measures:
     attacks: dict[str, float]
     confidence: dict[str, list[float]]
     earlier: dict[str, float] | None = None
+    roc: dict[str, list[float]] | None = None
+    margins: dict[str, list[float]] | None = None
+    forget_margins: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
 
     @property
     def mia_efficacy(self) -> float:
@@ -82,24 +89,25 @@ def measure(
     attacks = Attacks(members, non_members, reference=asked_about, scores=find_attacks())
     forget, verdicts = passes.attack(split.forget, attacks)
     validation = passes.summarise(split.validation)
+    sets = {"forget": forget, "validation": validation, "test": test}
+    edges = [bin / _BINS for bin in range(_BINS + 1)]
     return Measures(
         ua=100 - percent(forget[:, 0]),
         ra=percent(retain[:, 0]),
         ta=percent(test[:, 0]),
         attacks=dict(zip(attacks.scores, map(percent, verdicts.unbind(1)), strict=True)),
-        confidence={
-            "edges": [bin / _BINS for bin in range(_BINS + 1)],
-            "forget": _histogram(forget[:, 1]),
-            "validation": _histogram(validation[:, 1]),
-            "test": _histogram(test[:, 1]),
-        },
+        confidence={"edges": edges} | {name: _histogram(some[:, 1]) for name, some in sets.items()},
         earlier=passes.measure_earlier(split.earlier, attacks) if len(split.earlier) else None,
+        roc={"false": list(FALSE_ALARMS), "true": true_alarms(forget[:, 2], test[:, 2])},
+        margins={"edges": list(MARGIN_EDGES)}
+        | {name: count_margins(some[:, 2]) for name, some in sets.items()},
+        forget_margins=tuple(forget[:, 2].tolist()),
     )
 
 
 @dataclass(frozen=True)
 class _Passes:
-    """Passes of one model over sets, of which summaries stay: right answers and confidence, [N, 2]."""
+    """Passes of one model over sets, of which summaries stay: right answers, confidence, margin, [N, 3]."""
 
     model: nn.Module
     load: Load
@@ -128,7 +136,7 @@ class _Passes:
             answers = Answers(logits, self.labels[batch])
             return torch.cat([_summary(answers), attacks.non_members(answers).to(logits)], 1)
 
-        summary, verdicts = self._over(index, attacked).split([2, len(attacks.scores)], 1)
+        summary, verdicts = self._over(index, attacked).split([3, len(attacks.scores)], 1)
         return summary, verdicts
 
     def measure_earlier(self, index: Tensor, attacks: Attacks) -> dict[str, float]:
@@ -139,8 +147,9 @@ class _Passes:
 
 
 def _summary(answers: Answers) -> Tensor:
-    """1 for a right answer and else 0, and the confidence in the true label; float64 [B, 2]."""
-    parts = [torch.cat([correctness(part), confidence(part)], 1) for part in answers.parts()]
+    """1 for a right answer and else 0, confidence in the true label, and its margin; float64 [B, 3]."""
+    scores = (correctness, confidence, margin)
+    parts = [torch.cat([score(part) for score in scores], 1) for part in answers.parts()]
     return torch.cat(parts)
 
 

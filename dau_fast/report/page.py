@@ -6,6 +6,8 @@ pictures. The page asks for nothing from outside, so it can be mailed, archived 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from dau_fast.errors import printable
-from dau_fast.report import plots
-from dau_fast.report.drawing import method_color
+from dau_fast.report import curves, plots
+from dau_fast.report.drawing import css_color, method_color, write_colors
 from dau_fast.report.reading import (
     MEASURES,
     Report,
+    attack_labels,
     difference,
     factor_text,
     known,
@@ -47,7 +50,7 @@ def render(report: Report) -> str:
         undefined=StrictUndefined,
     )
     report = _write_out(report)
-    game, floor = plots.game(report), report.get("noise_floor")
+    floor = report.get("noise_floor")
     return environment.get_template(_TEMPLATE).render(
         repeats=report["run"].get("repeats", 1),
         subject=_subject(report["run"]),
@@ -56,10 +59,13 @@ def render(report: Report) -> str:
         has_reference="retrain" in report["methods"],
         has_spread=any("spread" in measured for measured in report["methods"].values()),
         noise_floor=number_text(floor, 2) if known(floor) else None,
-        comparison=Markup(plots.comparison(report)),
-        attacks=Markup(plots.attacks(report)),
-        confidences=Markup(plots.confidences(report)),
-        game=Markup(game) if game else None,
+        pictures={name: _both_widths(draw, report) for name, draw in PICTURES.items()},
+        attacks=_attack_rows(report),
+        attack_names=list(attack_labels(report).values()),
+        colors=Markup(write_colors()),
+        dark_colors=Markup(write_colors(dark=True)),
+        at_risk=_at_risk(report),
+        command=report["run"].get("command"),
         facts=_facts(report),
     )
 
@@ -73,7 +79,56 @@ def _write_out(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value
 
 
-# ---- the table
+PICTURES: dict[str, Callable[..., str | None]] = {
+    "comparison": plots.comparison,
+    "cost": curves.gap_against_time,
+    "attacks": plots.attacks,
+    "roc": curves.roc,
+    "confidences": plots.confidences,
+    "margins": curves.margins,
+    "game": plots.game,
+}
+
+
+def _both_widths(draw: Callable[..., str | None], report: Report) -> tuple[Markup, Markup] | None:
+    """The picture for a page and for a telephone, of which the style sheet shows one; None of nothing."""
+    wide = draw(report)
+    return None if wide is None else (Markup(wide), Markup(draw(report, narrow=True)))
+
+
+# ---- the tables
+
+
+def _attack_rows(report: Report) -> list[tuple[str, list[str]]]:
+    """What each attack calls non-member, in percent, by method."""
+    shares = {name: report["methods"][name]["attacks"] for name in method_order(report)}
+    return [
+        (method_name(report, name), [number_text(found.get(attack)) for attack in attack_labels(report)])
+        for name, found in shares.items()
+    ]
+
+
+def _at_risk(report: Report) -> dict[str, Any] | None:
+    """The forgotten images that are still known best; their pictures are shown if they are PNGs."""
+    found = report.get("at_risk")
+    if not found or not found["images"]:
+        return None
+    rows = [
+        {
+            "index": entry["index"],
+            "label": entry.get("label"),
+            "margin": number_text(entry["margin"]),
+            "retrained": number_text(entry.get("retrained")),
+            "thumbnail": picture if _THUMBNAIL.fullmatch(picture := entry.get("thumbnail") or "") else None,
+        }
+        for entry in found["images"]
+    ]
+    shown = any(row["thumbnail"] for row in rows)
+    return {"method": method_name(report, found["method"]), "rows": rows, "shown": shown}
+
+
+# What a page takes for a picture: nothing that is loaded or run.
+_THUMBNAIL = re.compile(r"data:image/png;base64,[A-Za-z0-9+/=]{1,30000}")
 
 
 def _row(report: Report, method: str) -> dict[str, Any]:
@@ -92,7 +147,7 @@ def _row(report: Report, method: str) -> dict[str, Any]:
     return {
         "name": method_name(report, method),
         "about": method_about(report, method),
-        "color": method_color(report, method),
+        "color": css_color(method_color(report, method)),
         "is_reference": is_reference,
         "cells": cells,
         "gap": None if is_reference else number_text(gap, 2),

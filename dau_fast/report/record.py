@@ -100,8 +100,8 @@ def method_entry(
 
     reference: the retrained model's; avg_gap, gaps (signed, of every rate) and speedup are None without it.
     fast: the retraining by the fast recipe, for "speedup_fast". clean: those of the model retrained with
-    masks of its own, for "avg_gap_clean". sparsity: of the model, 0 to 1. An entry has these three, and what
-    was measured of earlier requests, where they are known.
+    masks of its own, for "avg_gap_clean". sparsity: of the model, 0 to 1. An entry has these three, what was
+    measured of earlier requests, and margins with their ROC curve, where they are known.
     """
     seconds = finished.seconds if finished else None
     further = {
@@ -109,6 +109,8 @@ def method_entry(
         "sparsity": sparsity,
         "avg_gap_clean": avg_gap(measures, clean) if clean else None,
         "earlier": measures.earlier,
+        "roc": measures.roc,
+        "margins": measures.margins,
     }
     return {
         "ua": measures.ua,
@@ -136,6 +138,10 @@ def zero_share(network: nn.Module, masks: Masks) -> float:
     return 1 - sum(int(weight.count_nonzero()) for weight in weights) / masks.weights
 
 
+# What holds bins and thresholds beside rates, so that its spread would say nothing.
+_BINNED = ("confidence", "roc", "margins")
+
+
 def combine(runs: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Method entries of several runs as one: every number the mean, and "spread" beside them."""
     if len(runs) == 1:
@@ -145,7 +151,7 @@ def combine(runs: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, An
         entries = [run[name] for run in runs]
         combined[name] = _over(entries, fmean)
         spread = {key: _over(values, stdev) for key, values in _columns(entries).items()}
-        combined[name]["spread"] = {k: v for k, v in spread.items() if k != "confidence"}
+        combined[name]["spread"] = {k: v for k, v in spread.items() if k not in _BINNED}
     return combined
 
 
