@@ -10,8 +10,8 @@
 The teacher is the original without the classes that are gone. The attacker first learns on the frozen
 original. Then both take turns, each on one forward pass, in one phase: the learning rate falls to zero over
 the whole game, so that it forgets first and settles at the end. BatchNorm statistics, which still hold the
-forget set, are taken anew. Where the model was ruined, the game is played again from the original: longer, or
-with smaller steps where little was left of it.
+forget set, are taken anew. Where the model was ruined, the game is played again from the original: longer,
+once, or with smaller steps where little was left of it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ from dau_fast.models import Classifier
 
 # What margins do not show an attacker may still see.
 _LEAST_EXPOSURE = 0.05
-# Games at most, and how many times as many turns or as large steps the next one has.
+# Games at most, and how many times as many turns, once, or as large steps the next one has.
 _GAMES, _LONGER, _SMALLER = 4, 2, 0.25
 
 
@@ -72,7 +72,7 @@ def unlearn(task: Task, config: DauConfig) -> Unlearned:
             "a game of %d turns with lr %g ruined the model: it knew %.1f %% of the retain set, and then "
             "%.1f %%", config.turns, config.lr, known[0], known[-1],
         )  # fmt: skip
-        if referee.finds_collapse():
+        if len(set(turns)) > 1 or referee.finds_collapse():
             config = replace(config, lr=config.lr * _SMALLER)
         else:
             config = replace(config, turns=config.turns * _LONGER)

@@ -307,25 +307,28 @@ def test_a_game_that_leaves_little_is_played_again_with_smaller_steps(
     assert caplog.messages[0].startswith("a game of 20 turns with lr 3 ruined the model: it knew ")
 
 
-def test_a_game_that_costs_some_points_is_played_again_with_more_turns(
+def test_a_game_that_costs_some_points_is_played_again_with_more_turns_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = Referee.finds_ruin
-    verdicts = iter([True, True, False])
+    verdicts = iter([True, True, True, False])
     monkeypatch.setattr(Referee, "finds_ruin", lambda self: found(self) or next(verdicts))
     result = game.unlearn(trained(TENTH), SPREAD)
     assert result.history is not None
-    assert (result.history["turns"], result.history["lr"]) == ([30, 60, 120], SPREAD.lr)
-    assert result.history["step"][-1] == 4 * SPREAD.turns
+    assert (result.history["turns"], result.history["lr"]) == ([30, 60, 60, 60], SPREAD.lr / 16)
+    assert result.history["step"][-1] == 2 * SPREAD.turns
     assert [message.split(" ruined")[0] for message in caplog.messages] == [
-        f"a game of {turns} turns with lr {SPREAD.lr:g}" for turns in (SPREAD.turns, 2 * SPREAD.turns)
+        "a game of 30 turns with lr 0.02",
+        "a game of 60 turns with lr 0.02",
+        "a game of 60 turns with lr 0.005",
     ]
 
 
 def test_a_model_that_every_game_ruins_is_not_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Referee, "finds_ruin", lambda self: True)
     with pytest.raises(
-        UserError, match=r"every game ruined the model, the last of 240 turns with `lr=0.02`: take a smaller"
+        UserError,
+        match=r"every game ruined the model, the last of 60 turns with `lr=0.00125`: take a smaller",
     ):
         game.unlearn(trained(TENTH), SPREAD)
 
