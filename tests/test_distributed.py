@@ -135,7 +135,7 @@ def compare_all_first_turns(rank: int, ranks: int) -> None:
             compare_first_turns(rank, ranks, forget, replace(config, sensitivity=sensitivity))
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_first_turns_of_the_game(ranks: int) -> None:
     together(ranks, compare_all_first_turns, ranks)
 
@@ -176,7 +176,7 @@ def compare_all_methods(rank: int) -> None:
         compare_methods(forget, config)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_methods_and_measures(ranks: int) -> None:
     together(ranks, compare_all_methods)
 

@@ -104,10 +104,11 @@ def rates(entry: dict[str, Any]) -> dict[str, float]:
     ("count", "dataset"),
     [
         (2, "folder"),
-        pytest.param(3, "folder", marks=pytest.mark.slow),
-        pytest.param(3, "digits", marks=pytest.mark.slow),
+        (3, "folder"),
+        (3, "digits"),
     ],
 )
+@pytest.mark.slow
 def test_several_processes_report_what_one_does(
     count: int, dataset: str, tmp_path: Path, pictures: Path
 ) -> None:

@@ -19,6 +19,7 @@ from dau_fast.cost.passes import (
     split_norm_batches,
 )
 from dau_fast.engine.evaluation import EVALUATION_BATCH
+from dau_fast.engine.losses import ASKED_TOGETHER
 from dau_fast.methods.dau.difficulty import LESSON_IMAGES
 from dau_fast.methods.dau.schedule import Schedule
 
@@ -186,10 +187,11 @@ def _list_step_messages(job: Job) -> Iterator[tuple[int, int, float]]:
 
 
 def _list_turn_messages(job: Job) -> Iterator[tuple[int, int, float]]:
-    """What the attacker sees and may study, and features or their correlation."""
+    """What the attacker sees and may study, whether losses were finite, features or their correlation."""
     ranks, batch, features = job.processes, job.config.batch_size, job.network.features
     turns = job.schedule.turns
     yield turns, *_gather(ranks, batch, 2 * job.columns + 2)
+    yield turns // ASKED_TOGETHER + 1, *_gather(ranks, ranks, 2)  # how many losses were finite, of 8 bytes
     if not job.config.beta:
         return
     if batch < features:

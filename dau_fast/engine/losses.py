@@ -14,7 +14,7 @@ from dau_fast.errors import Diverged
 
 # A device is asked every so many steps, and its answer read when it is asked again, when it has long come.
 # Several processes wait for one another where they ask, so they do it less often.
-_ASKED, _ASKED_TOGETHER = 8, 64
+_ASKED, ASKED_TOGETHER = 8, 64
 # Images of a batch that a message names.
 _NAMED = 3
 
@@ -65,7 +65,7 @@ class Losses:
         if self.at_once:
             return None
         if not self.ranks.alone:
-            if not last and steps % _ASKED_TOGETHER:
+            if not last and steps % ASKED_TOGETHER:
                 return None
             every = self.ranks.gather(self._sound[None], [1] * self.ranks.count)
             return _compare(steps, int(every.min()))

@@ -5,14 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 from dau_fast.audits.catalogue import find_audits
-from dau_fast.commands.audit import SHARED, make_audit
+from dau_fast.commands.audit import make_audit
+from dau_fast.commands.help import SHARED
 from dau_fast.unlearn import unlearn
 
 PAGE = (Path(__file__).parents[2] / "docs" / "audits.md").read_text(encoding="utf-8")
 
 
 def test_the_page_names_every_option_of_its_own() -> None:
-    own = [parameter for parameter in make_audit(unlearn.params).params if parameter.name not in SHARED]
+    own = [
+        parameter for parameter in make_audit(unlearn.params).params if parameter.name not in SHARED["audit"]
+    ]
     assert {parameter.opts[0] for parameter in own} == {
         "audited", "--original", "--references", "--train-references",
     }  # fmt: skip

@@ -317,7 +317,7 @@ def three(rank: int) -> None:
     look()
 
 
-@pytest.mark.parametrize(("ranks", "work"), [(2, two), (3, three)])
+@pytest.mark.parametrize(("ranks", "work"), [(2, two), pytest.param(3, three, marks=pytest.mark.slow)])
 def test_shared_models_do_what_whole_ones_do(ranks: int, work: Callable[[int], None]) -> None:
     together(ranks, work)
 

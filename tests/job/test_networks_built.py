@@ -39,5 +39,5 @@ def test_a_run_builds_no_network_more_than_it_needs(
 
     monkeypatch.setattr(models, "build", count)
     given = arguments.format(given=once.folder / "original.safetensors").split()
-    succeed(tmp_path, "--epochs", 1, *given)
+    succeed(tmp_path, "--epochs", 1, *given, turns=16)
     assert len(built) == len(made_for), built

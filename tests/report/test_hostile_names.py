@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from calling import call
 from PIL import Image
-from test_page import repeated
+from reports import repeated
 
 from dau_fast.report.page import render
 

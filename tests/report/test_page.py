@@ -14,12 +14,12 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
+from reports import Page, full, method, repeated
 
-from dau_fast.report import plots
+from dau_fast.report import page, plots
 from dau_fast.report.drawing import choose_look, css_color, method_color
 from dau_fast.report.page import render
 from dau_fast.report.reading import method_order
-from tests.report.reports import Page, full, method, repeated
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -37,6 +37,12 @@ def texts(svg: str) -> list[str]:
 
 
 # ---- what the page says
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For what the page says in words: drawing takes a second."""
+    monkeypatch.setattr(page, "PICTURES", dict.fromkeys(page.PICTURES, lambda report: None))
 
 
 def test_full_report() -> None:
@@ -69,6 +75,7 @@ def test_full_report() -> None:
 
 
 @pytest.mark.usefixtures("words_only")
+@pytest.mark.usefixtures("without_pictures")
 def test_compile_time_is_shown_beside_the_time() -> None:
     report = full()
     report["methods"]["dau"]["compile_seconds"] = 3.2
@@ -91,6 +98,7 @@ def pruned() -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("words_only")
+@pytest.mark.usefixtures("without_pictures")
 def test_tuning_is_a_fact_of_the_run() -> None:
     report = full()
     trials = [{"settings": {"lr": lr, "alpha": 2}, "score": 1.0} for lr in (0.1, 0.03)]
@@ -100,6 +108,7 @@ def test_tuning_is_a_fact_of_the_run() -> None:
 
 
 @pytest.mark.usefixtures("words_only")
+@pytest.mark.usefixtures("without_pictures")
 def test_pruning_is_a_fact_of_the_run() -> None:
     html, dense = render(pruned()), render(full())
     for fact in (
@@ -116,6 +125,7 @@ def test_pruning_is_a_fact_of_the_run() -> None:
         assert fact not in dense
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_cleanly_retrained_model_is_a_reference_and_no_way_to_unlearn() -> None:
     report = pruned()
     words = verdict(render(report))
@@ -128,6 +138,7 @@ def test_a_cleanly_retrained_model_is_a_reference_and_no_way_to_unlearn() -> Non
     assert "retrained clean" not in plots.confidences(report)
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_without_retraining_nothing_is_compared() -> None:
     report = full()
     del report["methods"]["retrain"]
@@ -143,6 +154,7 @@ def test_without_retraining_nothing_is_compared() -> None:
 
 
 @pytest.mark.usefixtures("words_only")
+@pytest.mark.usefixtures("without_pictures")
 def test_nothing_unlearned() -> None:
     report = full()
     report["methods"] = {name: report["methods"][name] for name in ("retrain", "original")}
@@ -177,6 +189,7 @@ def test_repeats_bring_spread_and_noise_floor(floor: float, tone: str, sentence:
 
 
 @pytest.mark.usefixtures("words_only")
+@pytest.mark.usefixtures("without_pictures")
 def test_a_method_worse_than_doing_nothing_is_called_that() -> None:
     report = full()
     report["methods"] = {name: report["methods"][name] for name in ("original", "retrain", "ga")}
@@ -186,12 +199,14 @@ def test_a_method_worse_than_doing_nothing_is_called_that() -> None:
 
 
 @pytest.mark.usefixtures("words_only")
+@pytest.mark.usefixtures("without_pictures")
 def test_slower_than_retraining_is_said() -> None:
     report = full()
     report["methods"]["dau"]["speedup"] = 0.25
     assert "but it takes 4.0 times as long as retraining" in verdict(render(report))
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_missing_numbers_are_marked_as_missing() -> None:
     report = full()
     report["methods"]["ga"].update(ua=float("nan"), avg_gap=float("nan"), speedup=None)

@@ -6,11 +6,11 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from reports import full, repeated
 
 from dau_fast.report import curves
 from dau_fast.report.drawing import _FURTHER_LOOKS, _LOOKS, DARK, INK, MUTED, PAPER, SETS
 from dau_fast.report.page import PICTURES, render
-from tests.report.reports import full, repeated
 
 
 def luminance(color: str) -> float:

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from reports import full, repeated
 
 from dau_fast.report.page import render
-from tests.report.reports import full, repeated
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from reports import Page, full
 
 from dau_fast.data.images import Images
 from dau_fast.metrics.unlearning import Measures
 from dau_fast.report.page import render
 from dau_fast.report.risk import describe_at_risk
-from tests.report.reports import Page, full
 
 
 def measures(margins: list[float], ua: float) -> Measures:
