@@ -1,6 +1,7 @@
 """How near unlearned models come to retrained ones where the original memorises.
 
     python benchmarks/quality.py --data DIR                               what each part of the game is worth
+    python benchmarks/quality.py --data DIR --entries dau                 the game alone
     python benchmarks/quality.py --data DIR --entries rivals              every method, by its usual settings
     python benchmarks/quality.py --data DIR --entries rivals --tune 8     with as many trials for each
 
@@ -68,9 +69,9 @@ PARTS = (
 
 
 def list_entries(name: str) -> tuple[Entry, ...]:
-    """The parts of the game, or all methods but those that retrain, `dau` first."""
-    if name == "parts":
-        return PARTS
+    """The game alone, its parts, or all methods but those that retrain; `dau` first."""
+    if name != "rivals":
+        return PARTS if name == "parts" else PARTS[:1]
     rows = [row for row in find_methods().values() if not row.reference]
     return tuple(sorted((Entry(row.name, row.name) for row in rows), key=lambda entry: entry.name != "dau"))
 
@@ -80,7 +81,7 @@ def list_entries(name: str) -> tuple[Entry, ...]:
 @click.option("--bank", default=ROOT / "bank", type=Path, show_default="bank/", help="Folder of the bank.")
 @click.option("--tasks", default="random,class", show_default=True, help="Kinds of benchmarks/bank.py.")
 @click.option("--seeds", default="100-104", show_default=True, help="Two or more.")
-@click.option("--entries", default="parts", show_default=True, type=click.Choice(["parts", "rivals"]))
+@click.option("--entries", default="parts", show_default=True, type=click.Choice(["parts", "dau", "rivals"]))
 @click.option("--tune", "trials", default=0, show_default=True, help="Trials for each method; 0 for none.")
 @click.option("--retrained", default=3, show_default=True, type=click.IntRange(2), help="A task and seed.")
 @click.option("--smoke", is_flag=True, help="Toy sizes, to see that everything runs.")

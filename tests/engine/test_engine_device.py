@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -102,6 +103,36 @@ def test_workers_that_started_before_are_no_exception() -> None:
         torch.set_flush_denormal(False)
         assert run_flushed(denormals, CPU) == 0
         assert denormals() == 2**20
+
+    on_fresh_thread(check)
+
+
+@pytest.mark.usefixtures("two_threads")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs GNU's OpenMP")
+def test_workers_take_the_mode_and_give_it_back_where_they_are() -> None:
+    """On another thread small steps take twice as long."""
+
+    def check() -> None:
+        torch.set_flush_denormal(False)
+        assert denormals() == 2**20
+        here = threading.get_ident()
+        assert run_flushed(lambda: (denormals(), threading.get_ident()), CPU) == (0, here)
+        assert denormals() == 2**20
+
+    on_fresh_thread(check)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_where_workers_cannot_take_the_mode_others_do_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "_share_mode", lambda: None)
+
+    def check() -> None:
+        torch.set_flush_denormal(False)
+        assert denormals() == 2**20
+        here = threading.get_ident()
+        found, there = run_flushed(lambda: (denormals(), threading.get_ident()), CPU)
+        assert (found, denormals()) == (0, 2**20)
+        assert there != here
 
     on_fresh_thread(check)
 
