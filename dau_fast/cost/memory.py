@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from dau_fast.cost.passes import share_rows
 from dau_fast.cost.work import Job
 from dau_fast.engine.evaluation import EVALUATION_BATCH
+from dau_fast.methods.dau.difficulty import FEATURES, LESSON_IMAGES, count_patch_numbers
 
 # Of an image, on every process: its label, its places in the split and in the order of a pass, its exam.
 _IMAGE_BYTES = 5 * 8 + 1
@@ -20,6 +21,12 @@ _LIVE = 4
 _LOGIT_COPIES = 6
 # The same, of those that the original teaches from.
 _TAUGHT_COPIES = 3
+# The same of a plain model's scores: before and after its bias, and without the label's.
+_SCORE_COPIES = 4
+# Numbers that a filter's answer to a patch takes.
+_PATCH_COPIES = 5
+# Numbers of float32 that a feature takes in the fit: as seen and standardised, and in float64 twice.
+_FEATURE_COPIES = 6
 # The same at a look, without gradients: logits, u, and two of the attacker's forms of it.
 _JUDGED_COPIES = 4
 
@@ -29,6 +36,7 @@ Parts = dict[str, float]
 def count_memory(job: Job) -> dict[str, Parts]:
     """Bytes by part of what one process's device holds, in each phase of `job`."""
     return {
+        "difficulty of images": _hold_difficulty(job),
         "warm-up of the attacker": _hold_lesson(job),
         "game": _hold_turn(job),
         "looks": _hold_look(job),
@@ -91,6 +99,24 @@ def _hold_turn(job: Job) -> Parts:
         "activations": 3 * rows * job.network.activations + taught * _LIVE * job.network.largest,
         "logits": logits + gathered,
     }
+
+
+def _hold_difficulty(job: Job) -> Parts:
+    """The plain model of the retain set while it is fitted, in float64, or while it scores a batch."""
+    if not job.config.difficulty:
+        return _hold_always(job)
+    learned = min(LESSON_IMAGES, job.schedule.retain_images)
+    rows = min(EVALUATION_BATCH, share_rows(job.forget + job.validation, job.processes))
+    weights = 8.0 * FEATURES * job.network.classes
+    # Sums by class and, of the larger system, its solution; then both once more in float32.
+    fit = {
+        "features": _FEATURE_COPIES * 4.0 * FEATURES * learned,
+        "plain model": weights * (1.5 if learned < FEATURES else 2.5),
+    }
+    answers = rows * _PATCH_COPIES * 4.0 * count_patch_numbers(math.sqrt(job.image_bytes / 3))
+    scores = rows * _SCORE_COPIES * _row_bytes(job)
+    use = {"plain model": weights / 2, "activations": max(answers, scores)}
+    return _hold_always(job) | max(fit, use, key=lambda parts: sum(parts.values()))
 
 
 def _hold_lesson(job: Job) -> Parts:

@@ -31,6 +31,14 @@ LESSON_IMAGES = 10_000
 # FLOPs of the features of an image, at most.
 IMAGE_FLOPS = 2 * _FILTERS * 3 * _PATCH**2 * (_SIDE - _PATCH + 1) ** 2
 _RIDGE = 0.1  # penalty of a squared weight, by image
+FEATURES = 8 * _FILTERS  # of an image
+
+
+def count_patch_numbers(side: float) -> int:
+    """What all filters answer to the patches of an image of `side` pixels a side."""
+    side = min(_SIDE, int(side))
+    patch = max(1, min(_PATCH, side // 2))
+    return _FILTERS * max(0, side - patch + 1) ** 2
 
 
 class PatchFeatures(nn.Module):
@@ -98,10 +106,9 @@ class PlainModel(nn.Module):
         self.register_buffer("center", center)
         # What never varies says nothing, whatever it is divided by.
         self.register_buffer("spread", torch.where(spread > 0, spread, 1.0))
-        wanted = (labels.unsqueeze(1) == torch.arange(classes, device=labels.device)).to(seen)
-        self.register_buffer("shares", wanted.mean(0))
+        self.register_buffer("shares", labels.bincount(minlength=classes).to(seen) / len(labels))
         inputs = (seen - self.center) / self.spread
-        self.register_buffer("weights", _fit_ridge(inputs, wanted - self.shares))
+        self.register_buffer("weights", _fit_ridge(inputs, labels, classes))
 
     def forward(self, images: Tensor) -> Tensor:
         return (self.features(images) - self.center) / self.spread @ self.weights + self.shares
@@ -149,15 +156,20 @@ def _margins(scores: Tensor, labels: Tensor) -> Tensor:
     return scores.gather(1, own).squeeze(1) - scores.scatter(1, own, -torch.inf).amax(1)
 
 
-def _fit_ridge(inputs: Tensor, wanted: Tensor) -> Tensor:
-    """Weights [D, C] of `wanted` [N, C] on `inputs` [N, D], from the smaller of two systems, in float64."""
+def _fit_ridge(inputs: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Weights [D, C] of one-hot labels on `inputs` [N, D], from the smaller of two systems, in float64.
+
+    The means of `inputs` are 0, so that those of the labels fall out, and a product with one-hot rows is a
+    sum by class: of many classes no [N, C] is made.
+    """
     rows, numbers = inputs.shape
-    x, y = inputs.double(), wanted.double()
+    x = inputs.double()
+    by_class = x.new_zeros(classes, numbers)
     if rows < numbers:
         kernel = x @ x.T + _RIDGE * rows * torch.eye(rows, dtype=x.dtype, device=x.device)
-        return (x.T @ torch.linalg.solve(kernel, y)).to(inputs)
+        return by_class.index_add_(0, labels, torch.linalg.solve(kernel, x)).T.to(inputs)
     kernel = x.T @ x + _RIDGE * rows * torch.eye(numbers, dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(kernel, x.T @ y).to(inputs)
+    return torch.linalg.solve(kernel, by_class.index_add_(0, labels, x).T).to(inputs)
 
 
 def _shrink(images: Tensor) -> Tensor:
