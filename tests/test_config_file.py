@@ -43,6 +43,7 @@ def test_a_report_does_its_run_again(first: Called, tmp_path: Path) -> None:
         assert second.report["run"][name] == first.report["run"][name]
 
 
+@pytest.mark.slow
 def test_a_tuned_run_is_done_again_with_what_was_chosen_and_not_tuned_again(tmp_path: Path) -> None:
     tuned = succeed(tmp_path / "first", "--methods", "head_only,ga", "--tune", 4)
     report = tuned.report

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from scripts import succeed
 
 
+@pytest.mark.slow
 def test_smoke_leaves_a_record_in_which_the_attacks_agree(tmp_path: Path) -> None:
     succeed("evaluation.py", "--smoke", "--record", tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())

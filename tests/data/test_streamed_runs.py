@@ -18,7 +18,7 @@ from checking import check_report, same_tensors
 from storing import save_image
 
 
-@pytest.mark.parametrize("name", ["folder", "arrays"])
+@pytest.mark.parametrize("name", ["folder", pytest.param("arrays", marks=pytest.mark.slow)])
 def test_a_streamed_run_gives_the_numbers_of_one_in_memory(
     name: str, tmp_path: Path, arrays: Path, pictures: Path
 ) -> None:

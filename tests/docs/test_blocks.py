@@ -115,6 +115,7 @@ def test_own_model(
     assert names["masks"].sparsity == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.slow
 def test_own_method(names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
@@ -149,6 +150,7 @@ def run_all(scripts: list[str], more: tuple[object, ...] = ()) -> list[str]:
     return printed
 
 
+@pytest.mark.slow
 def test_own_data(names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     requests = blocks("own-data.md", "text")[1]
