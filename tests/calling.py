@@ -90,6 +90,7 @@ def call(
     ):
         warnings.simplefilter("always")
         patch.setattr(sys, "argv", [str(argument) for argument in given])
+        patch.setattr(sys, "unraisablehook", sys.unraisablehook)
         patch.setenv("COLUMNS", "400")
         for name in ("FORCE_COLOR", "TTY_COMPATIBLE"):
             patch.delenv(name, raising=False)

@@ -23,8 +23,9 @@ EVERY = (signal.SIGINT, *ENDING)
 
 
 @pytest.fixture
-def handlers() -> Iterator[None]:
+def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """All handlers are as before afterwards."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
     before = {number: signal.getsignal(number) for number in EVERY}
     for number in EVERY:
         signal.signal(number, signal.SIG_DFL)
@@ -53,6 +54,31 @@ def test_every_signal_unwinds_the_program_once(number: int) -> None:
     assert stopped.value.number == number
     for further in EVERY:
         send(further)  # does nothing
+
+
+class Dropping:
+    """Its destructor is interrupted, of which Python drops the exception."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        send(self.number)
+
+
+@pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
+def test_a_signal_that_comes_where_exceptions_are_dropped_comes_again(
+    number: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    end_cleanly_when_stopped()
+    doomed = [Dropping(number)]
+    doomed.clear()
+    with pytest.raises(error):
+        time.sleep(1)
+    assert told == []
 
 
 @pytest.mark.usefixtures("handlers")

@@ -8,7 +8,9 @@ import logging
 import os
 import secrets
 import signal
+import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -162,7 +164,8 @@ def end_cleanly_when_stopped() -> None:
     """Let every signal that ends a process unwind the program, so that nothing half-written is left behind.
 
     Further ones are ignored, as they would leave behind what the first one clears up; the third Ctrl-C ends
-    the process where it is. What is ignored stays so, as by nohup and in a shell's background.
+    the process where it is. What is ignored stays so, as by nohup and in a shell's background. One that comes
+    where Python drops exceptions, as in a destructor, comes again after it.
     """
     presses = itertools.count(1)
     taken = [n for n in (signal.SIGINT, *ENDING) if signal.getsignal(n) is not signal.SIG_IGN]
@@ -179,8 +182,26 @@ def end_cleanly_when_stopped() -> None:
         if next(presses) >= 3:
             os._exit(128 + number)
 
-    for number in taken:
-        signal.signal(number, stop)
+    def arm() -> None:
+        for number in taken:
+            signal.signal(number, stop)
+
+    drop = sys.unraisablehook
+
+    def come_again(dropped: sys.UnraisableHookArgs) -> None:
+        error = dropped.exc_value
+        if not isinstance(error, (KeyboardInterrupt, Stopped)):
+            drop(dropped)
+            return
+        arm()
+        number = error.number if isinstance(error, Stopped) else signal.SIGINT
+        # Not here, where it would be dropped as well.
+        again = threading.Timer(0.01, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+
+    sys.unraisablehook = come_again
+    arm()
 
 
 @contextmanager
