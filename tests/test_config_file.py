@@ -80,6 +80,7 @@ def test_other_runs_are_done_again_too(name: str, tmp_path: Path) -> None:
     assert weights(again(first, tmp_path / "second")) == weights(first)
 
 
+@pytest.mark.slow
 def test_settings_that_were_not_the_usual_ones_are_played_again(first: Called, tmp_path: Path) -> None:
     report = first.report
     report["run"]["settings"]["dau"]["alpha"] = 2.0

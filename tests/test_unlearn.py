@@ -426,6 +426,7 @@ def test_help_of_the_module_names_every_option(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_game_is_played_with_the_sensitivity_that_is_asked_for(tmp_path: Path) -> None:
     seen = {}
     for name in ("classifier", "input"):

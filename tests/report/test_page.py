@@ -318,6 +318,7 @@ def test_nothing_is_loaded_from_outside() -> None:
     assert len(found.ids) == len(set(found.ids))
 
 
+@pytest.mark.slow
 def test_same_report_same_bytes_in_any_process_and_under_any_user_settings() -> None:
     report = repeated()
     before = copy.deepcopy(report)
