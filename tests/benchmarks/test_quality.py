@@ -68,3 +68,10 @@ def test_all_methods_but_those_that_retrain_are_rivals(pictures: Path) -> None:
     assert names[0] == "dau"
     assert {"ft", "ga", "salun", "scrub"} <= set(names)
     assert not {"retrain", "retrain_fast", "retrain_clean"} & set(names)
+
+
+def test_the_game_can_be_judged_alone(pictures: Path) -> None:
+    import quality
+
+    assert [entry.name for entry in quality.list_entries("dau")] == ["dau"]
+    assert len(quality.list_entries("parts")) > 5

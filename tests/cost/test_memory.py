@@ -8,6 +8,7 @@ from machines import JOB, NETWORK
 
 from dau_fast.cost import count_memory, count_work, predict_memory, what_breaks_first
 from dau_fast.cost.memory import grow_sets
+from dau_fast.methods.dau.difficulty import FEATURES
 
 
 def test_what_breaks_first_is_what_grows_first() -> None:
@@ -41,3 +42,16 @@ def test_a_model_that_does_not_fit_cannot_be_helped_by_fewer_images() -> None:
 
 def test_more_processes_than_images_in_a_batch_break_before_memory_does() -> None:
     assert what_breaks_first(replace(JOB, processes=65), 8e9).part.startswith("batch")
+
+
+def test_the_plain_model_of_difficulty_holds_its_sums_by_class_where_it_is_asked_for() -> None:
+    many = replace(JOB, network=replace(NETWORK, classes=100_000))
+    held, without = (
+        sum(
+            count_memory(replace(many, config=replace(many.config, difficulty=asked)))[
+                "difficulty of images"
+            ].values()
+        )
+        for asked in (True, False)
+    )
+    assert held - without >= 100_000 * FEATURES * 8  # in float64

@@ -147,6 +147,15 @@ def test_every_batch_of_a_turn_comes_from_its_own_set() -> None:
     assert seen == [set(s.tolist()) for s in (split.retain, split.forget, split.validation)]
 
 
+def test_barlow_twins_pairs_by_the_labels_that_validation_is_shown_with() -> None:
+    """By true ones a forget image with a wrong label would be held to the class that it is not of."""
+    task = trained(TENTH)
+    with game_of(task, replace(SPREAD, beta=0.1, wrong_labels=1.0)) as players:
+        _, forget, validation = next(players._batches).indices.chunk(3)
+        assert torch.equal(players.shown.labels[validation], task.labels[forget])
+        assert not (task.labels[validation] == task.labels[forget]).any()
+
+
 # ---- what the defender minimises
 
 
