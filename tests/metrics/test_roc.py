@@ -25,6 +25,12 @@ def test_few_non_members_allow_no_false_alarm() -> None:
     }  # fmt: skip
 
 
+def test_members_that_are_like_a_non_member_do_not_pass_it() -> None:
+    alike = torch.arange(10.0)
+    found = dict(zip(FALSE_ALARMS, true_alarms(alike, alike), strict=True))
+    assert (found[10.0], found[50.0]) == (10, 50)
+
+
 def test_the_curve_is_that_of_scikit_learn() -> None:
     draw = torch.Generator().manual_seed(0)
     members, others = (torch.randn(1000, generator=draw, dtype=torch.float64) + m for m in (1, 0))

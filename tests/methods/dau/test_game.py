@@ -307,6 +307,15 @@ def test_a_game_that_leaves_little_is_played_again_with_smaller_steps(
     assert caplog.messages[0].startswith("a game of 20 turns with lr 3 ruined the model: it knew ")
 
 
+def test_of_a_model_that_collapsed_more_turns_would_win_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    verdicts = iter([True, False])
+    monkeypatch.setattr(Referee, "finds_ruin", lambda self: next(verdicts))
+    monkeypatch.setattr(Referee, "finds_collapse", lambda self: True)
+    result = game.unlearn(trained(TENTH), SPREAD)
+    assert result.history is not None
+    assert (result.history["turns"], result.history["lr"]) == ([30, 30], SPREAD.lr / 4)
+
+
 def test_a_game_that_costs_some_points_is_played_again_with_more_turns_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
