@@ -5,7 +5,8 @@ The mathematics stands in barlow_twins.py, which is the op's public half.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -36,9 +37,22 @@ def gradients(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, Tensor | None
 # products: C with a zero diagonal [1, D, D], or A A^T and B B^T [2, N, N].
 
 
-def _forward(
-    z_a: Tensor, z_b: Tensor, lambd: float, eps: float, gram: bool, precision: str
+class Product(Protocol):
+    """Matrix products in one precision."""
+
+    def __call__(self, x: Tensor, y: Tensor, base: Tensor | None = None, alpha: float = 1) -> Tensor:
+        """X Y, or `base` + alpha X Y, to which `base` is changed."""
+
+
+def _product(x: Tensor, y: Tensor, base: Tensor | None = None, alpha: float = 1) -> Tensor:
+    """As PyTorch is set to multiply."""
+    return x @ y if base is None else base.addmm_(x, y, alpha=alpha)
+
+
+def forward_by(
+    product: Product, z_a: Tensor, z_b: Tensor, lambd: float, eps: float, gram: bool, precision: str
 ) -> tuple[Tensor, Tensor, Tensor]:
+    """The forward op in plain PyTorch, whatever `precision`: `product` has one."""
     # Both views in one array: half as many calls, which is what small views cost.
     views = torch.stack([z_a, z_b]).to(compute_dtype(z_a, z_b))
     mean = views.mean(1)
@@ -46,8 +60,8 @@ def _forward(
     scale = views.square().sum(1).add_(len(z_a) * eps).rsqrt_()
     a, b = views.mul_(scale.unsqueeze(1))
     if not gram:
-        return primal_loss(a.T @ b, mean, scale, lambd)
-    products = torch.stack([a @ a.T, b @ b.T])
+        return primal_loss(product(a.T, b), mean, scale, lambd)
+    products = torch.stack([product(a, a.T), product(b, b.T)])
     c = torch.linalg.vecdot(a, b, dim=0)
     off_diagonal = torch.dot(products[0].view(-1), products[1].view(-1)) - torch.dot(c, c)
     missing = 1 - c
@@ -67,7 +81,8 @@ def primal_loss(
     return loss, torch.cat([mean, scale, torch.stack([c, rows, columns])]), correlation.unsqueeze(0)
 
 
-def _backward(
+def backward_by(
+    product: Product,
     grad_loss: Tensor,
     z_a: Tensor,
     z_b: Tensor,
@@ -79,6 +94,7 @@ def _backward(
     need_a: bool,
     need_b: bool,
 ) -> tuple[Tensor, Tensor]:
+    """The backward op in plain PyTorch, as `forward_by` is the forward one."""
     mean, scale, c = stats[:2].unsqueeze(1), stats[2:4].unsqueeze(1), stats[4]
     views = torch.stack([z_a, z_b]).to(stats.dtype).sub_(mean).mul_(scale).unbind()
     # The diagonal of G; the Gram form's squares still hold C's diagonal.
@@ -89,12 +105,12 @@ def _backward(
     def gradient(side: int) -> Tensor:
         own, other = views[side], views[1 - side]
         if gram:
-            pulled = products[1 - side] @ own
+            pulled = product(products[1 - side], own)
             squares = torch.linalg.vecdot(own, pulled, dim=0)
             grad = pulled.mul_(2 * lambd).addcmul_(other, g)
         else:
             squares = stats[5 + side]
-            grad = (other * g).addmm_(other, products[0] if side else products[0].T, alpha=2 * lambd)
+            grad = product(other, products[0] if side else products[0].T, other * g, 2 * lambd)
         s = torch.add(g * c, squares, alpha=2 * lambd)
         return grad.addcmul_(own, s, value=-1).mul_(stats[2 + side] * grad_loss)
 
@@ -182,7 +198,7 @@ def _backward_fake(grad_loss: Tensor, z_a: Tensor, z_b: Tensor, *saved: Any) -> 
 forward_op = define(
     "barlow_twins_forward(Tensor z_a, Tensor z_b, float lambd, float eps, bool gram, str precision)"
     " -> (Tensor, Tensor, Tensor)",
-    _forward,
+    partial(forward_by, _product),
     _forward_fake,
     check=_check_forward,
     triton=("_barlow_twins_cuda", "forward"),
@@ -191,7 +207,7 @@ forward_op = define(
 backward_op = define(
     "barlow_twins_backward(Tensor grad_loss, Tensor z_a, Tensor z_b, Tensor stats, Tensor products,"
     " float lambd, bool gram, str precision, bool need_a, bool need_b) -> (Tensor, Tensor)",
-    _backward,
+    partial(backward_by, _product),
     _backward_fake,
     check=_check_backward,
     triton=("_barlow_twins_cuda", "backward"),

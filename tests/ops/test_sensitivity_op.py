@@ -371,8 +371,9 @@ def test_captured_in_a_cuda_graph(device: torch.device) -> None:
         graph.replay()
         exact = [x.detach().double().requires_grad_() for x in (z, h)]
         expected = torch.autograd.grad(defined(*exact, y).sum(), exact)
-        for one, other in zip(captured, expected, strict=True):
-            assert error(one, other) < 1e-5
+        usual = torch.full((len(z),), 3e-6, dtype=torch.float64)
+        for one, other, limit in zip(captured, expected, (attainable(z, y), usual), strict=True):
+            assert (row_errors(one, other) < limit).all()
 
 
 def test_a_wrong_target_stops_a_cuda_device(device: torch.device) -> None:
