@@ -149,6 +149,9 @@ def _raise_in(thread: threading.Thread, error: type[BaseException]) -> None:
     raise_in(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(error))
 
 
+_SOLVED = 128  # rows of a system
+
+
 def warm_up(device: torch.device) -> None:
     """Pay PyTorch's one-time costs (lazy imports, thread pools, libraries) before anything is timed."""
     with seeded(0, device):
@@ -156,3 +159,7 @@ def warm_up(device: torch.device) -> None:
         for optimizer in (torch.optim.SGD(network.parameters(), 0.1), torch.optim.Adam(network.parameters())):
             network(torch.randn(4, 1, 8, 8, device=device)).square().sum().backward()
             optimizer.step()
+        # Solvers load libraries of their own on CUDA, those of large systems others than those of small ones.
+        square = torch.eye(_SOLVED, device=device)
+        torch.linalg.eigh(square)
+        torch.linalg.solve(square.double(), square[:, :2].double())

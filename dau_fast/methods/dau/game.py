@@ -34,7 +34,8 @@ from dau_fast.engine.loop import Forward, Loop, LoopCost, PartLoss, run_loop
 from dau_fast.engine.optimizers import adam, sgd
 from dau_fast.engine.profiling import section
 from dau_fast.engine.ranks import MicroBatch
-from dau_fast.engine.steps import Compile
+from dau_fast.engine.runtime import Runtime
+from dau_fast.engine.steps import Compile, Players, prepare
 from dau_fast.engine.training import recompute_batchnorm
 from dau_fast.errors import UserError
 from dau_fast.methods.dau.attacker import Attacker, attacker_loss, auc
@@ -174,10 +175,20 @@ class Game:
             self.attacker = Attacker(seen, self.config.attacker_hidden).to(seen)
         self._attack = adam(self.attacker, lr=self.config.attacker_lr)
         self.alpha = self.config.alpha * self._measure_exposure(u_forget, u_validation) ** 2
-        learn = self._learner(attacker_loss)
+        seen_apart = (u_forget, u_validation, *may_study)
+        learn = self._prepare_lesson(seen_apart)
         for _ in range(self.config.warmup_steps):
-            learn(u_forget, u_validation, *may_study)
+            learn(*seen_apart)
         self.referee.look(self.defender, self.attacker, 0)
+
+    def _prepare_lesson(self, seen: tuple[Tensor, ...]) -> Callable[..., None]:
+        """A step of the attacker on `seen`: kernels so small that on CUDA launching them takes longest."""
+        learn, runtime = self._learner(attacker_loss), self.task.runtime
+        if runtime.device.type != "cuda" or not runtime.ranks.alone or runtime.engine == "eager":
+            return learn
+        players = Players((self.attacker,), (self._attack,))
+        how, steps = Runtime(runtime.device, engine="auto"), self.config.warmup_steps
+        return prepare("warm-up", lambda _, parts: learn, seen, players, steps, how).step
 
     def _measure_exposure(self, u_forget: Tensor, u_validation: Tensor) -> float:
         """How far the original's margins tell forget from validation: 1 for surely, never less than a little.
