@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -94,6 +95,13 @@ def implementation(name: str, smoke: bool) -> Loss:
     return torch.compile(loss, backend="eager" if smoke else "inductor")
 
 
+@cache
+def views(n: int, d: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(n, d, generator=generator)
+    return a, 0.5 * a + torch.randn(n, d, generator=generator)
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     config = metafunc.config
     on_cuda = config.getoption("--device") == "cuda"
@@ -107,10 +115,7 @@ def test_forward_and_backward(
 ) -> None:
     if name in CAPTURED and device.type != "cuda":
         pytest.skip("captured graphs need CUDA")
-    generator = torch.Generator().manual_seed(0)
-    a = torch.randn(n, d, generator=generator)
-    b = 0.5 * a + torch.randn(n, d, generator=generator)
-    a, b = (z.to(device).requires_grad_() for z in (a, b))
+    a, b = (z.to(device).clone().requires_grad_() for z in views(n, d))
     loss = implementation(name, smoke)
 
     def work() -> None:

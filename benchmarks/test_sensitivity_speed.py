@@ -18,6 +18,7 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -71,6 +72,7 @@ def closed_cases(smoke: bool, cuda: bool) -> list[tuple[str, int, int, int]]:
     return [(op, *size) for op, found in sizes.items() for size in found]
 
 
+@cache
 def closed_inputs(op: str, b: int, c: int, d: int) -> tuple[list[Tensor], Tensor, Tensor]:
     """What is differentiated, targets, and the gradient of the result."""
     generator = torch.Generator().manual_seed(0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 
 import torch
 
@@ -16,6 +17,7 @@ from dau_fast.methods.registry import get_method
 from dau_fast.methods.task import Task
 
 
+@cache
 def synthetic(count: int, size: int = 32, classes: int = 10) -> data.Images:
     """Random images of CIFAR's shape, augmented as CIFAR is; the last sixth is the test part."""
     generator = torch.Generator().manual_seed(0)

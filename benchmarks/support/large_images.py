@@ -84,9 +84,12 @@ def _row(device: torch.device, engine: str, batch: int, what: str, smoke: bool) 
         work = playing(chosen, config, steps) if game else training(chosen, batch, steps)
         taken = seconds(work, device, 2 if smoke else ROUNDS)
         held = most_held(work, device)
-    # The engine tries smaller parts before it gives up, which says so.
-    except (torch.OutOfMemoryError, UserError):
+    except torch.OutOfMemoryError:
         return {"out_of_memory": True} | expected
+    except UserError as error:
+        # The engine tries smaller parts before it gives up, which says so.
+        short = "memory does not hold" in str(error)
+        return ({"out_of_memory": True} if short else {"failed": str(error)}) | expected
     rate = (3 if game else 1) * batch * steps / taken
     return {
         "images_per_second": rate,

@@ -101,9 +101,10 @@ def _plain_network(task: Task) -> nn.Module:
 def flops_an_image(model: Classifier, task: Task) -> float:
     """FLOPs of the forward and backward pass, by PyTorch's own count of convolutions and products."""
     images = task.images.batch(task.split.train[:8])
+    # A copy: the counter holds on to nodes of this stream's graph, and a capture has a stream of its own.
+    counted = copy.deepcopy(model)
     with FlopCounterMode(display=False) as counter:
-        model(images).logits.sum().backward()
-    model.zero_grad(set_to_none=True)
+        counted(images).logits.sum().backward()
     return counter.get_total_flops() / len(images)
 
 
@@ -112,7 +113,8 @@ def measure_training_rate(device: torch.device, steps: int = 60) -> float:
     pixels = torch.randint(0, 256, (4096, 3, 32, 32), dtype=torch.uint8)
     labels = torch.randint(0, 10, (4096,))
     images = Images(pixels, labels, tuple("0123456789")).to(device)
-    runtime = Runtime(device, choose_precision("auto", device))
+    engine = "graphed" if device.type == "cuda" else "eager"
+    runtime = Runtime(device, choose_precision("auto", device), engine)
     model = network_builder("resnet18", images, runtime)(0)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scheduler = ConstantLR(optimizer)
