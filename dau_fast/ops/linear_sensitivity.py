@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from dau_fast.ops._library import check_devices, compute_dtype, define, differentiable_once
-from dau_fast.ops._split_products import product, product_into
 from dau_fast.ops.sensitivity import (
     check_targets,
     feature_gradient,
@@ -145,7 +144,7 @@ def _pieces(
     dtype = compute_dtype(features)
     for part in pieces(len(features), len(weight), features.device.type):
         w = weight[part].T
-        z = product(features, w, None if bias is None else bias[part])
+        z = features @ w if bias is None else torch.addmm(bias[part], features, w)
         local = (targets - part.start).unsqueeze(1)
         here = (local >= 0) & (local < z.shape[1])
         yield z.to(dtype), local.clamp_(0, z.shape[1] - 1), here
@@ -180,9 +179,9 @@ def _backward(
             grad_bias[part] = pulled.sum(0)
         pulled = pulled.to(weight.dtype)
         if need_features:
-            grad_features += product(pulled, weight[part])
+            grad_features += pulled @ weight[part]
         if need_weight:
-            product_into(grad_weight[part], pulled.T, features)
+            torch.mm(pulled.T, features, out=grad_weight[part])
     grad_features = grad_features.to(features.dtype) if need_features else features.new_empty(0)
     return grad_features, grad_weight, grad_bias
 
