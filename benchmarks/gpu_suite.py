@@ -17,21 +17,28 @@ stand in the record folder, and copies in `--deliver`. What is done is not run a
 from __future__ import annotations
 
 import math
+import os
 import sys
 import tarfile
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 # Also where the package is not installed.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import barlow
 import click
+import images
+import masks
+import sensitivity
 import torch
 from support.recording import environment, record_folder, write_json
-from support.suite import Job, Stage, Suite
+from support.speed import compare
+from support.suite import Job, Judge, Stage, Suite
 
 from dau_fast.engine.runtime import choose_device
 from dau_fast.errors import UserError
@@ -77,11 +84,22 @@ def check(record: Path, device: torch.device, smoke: bool) -> list[Job]:
     what = ["tests/test_device_masks.py"] if smoke else ["tests"]
     tests = [sys.executable, "-m", "pytest", *what, "--device", device.type, "--only-device"]
     tests += ["--outcomes", str(rows), "--seconds-a-test", "60", "--continue-on-collection-errors"]
+    # Most of their time is a processor's, that builds kernels.
+    tests += ["-n", str(min(8, os.cpu_count() or 1))]
     selfcheck = [sys.executable, "-m", "dau_fast", "selfcheck", "--device", device.type]
     return [
         Job("selfcheck", tuple(selfcheck), share=0.3),
         Job("correctness", (*tests, "-p", "no:cacheprovider"), environment=_DETERMINISTIC),
     ]
+
+
+def list_judges(device: torch.device) -> dict[str, Judge]:
+    """Of the ops' rows, which are worth judging without those that were out of time."""
+
+    def judge(module: ModuleType) -> Judge:
+        return lambda rows: module.targets(compare(rows), device)
+
+    return {f"ops-{module.__name__}": judge(module) for module in (barlow, images, masks, sensitivity)}
 
 
 def _minutes(seconds: float) -> list[str]:
@@ -120,7 +138,8 @@ def main(
         stages = [s for s in plan_stages(folder, device, place, smoke) if s.name in (chosen or STAGES)]
         if full:
             stages = [Stage(stage.name, math.inf, stage.plan) for stage in stages]
-        suite = Suite(folder, 60 * minutes if minutes and not full else None, deliver)
+        seconds = 60 * minutes if minutes and not full else None
+        suite = Suite(folder, seconds, deliver, judges=list_judges(device))
         if dry_run:
             _show(stages, suite)
             return

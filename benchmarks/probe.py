@@ -1,11 +1,13 @@
-"""The first three minutes on a new chip: its two ceilings, and what a step of training takes on it.
+"""The first minutes on a new chip: its two ceilings, what steps and turns take on it, and where that goes.
 
     python benchmarks/probe.py --device cuda
 
 Copy rate of a GB and rate of an 8192-cubed bf16 product, by events on random numbers; then images a second of
-a ResNet-18 at 32x32 with everything a step needs, by batch size and engine, with cuDNN's search for the
-fastest algorithm and without. Every figure goes to rows.jsonl as it is found, and one that fails says why;
-no row is begun after `--minutes`. MFU: the model's FLOPs over what the product reached.
+a ResNet-18 at 32x32 with everything a step needs, and turns of the game, by engine; a whole game part by
+part, cold and warm; the other batch sizes; and all of it without cuDNN's search for the fastest algorithm.
+Every figure goes to rows.jsonl as it is found, and one that fails says why; no row is begun after
+`--minutes`. MFU: the model's FLOPs over what the product reached. kernels-<row>.txt lists the kernels of
+graphed and captured steps.
 """
 
 from __future__ import annotations
@@ -14,6 +16,8 @@ import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,13 +25,15 @@ from unittest import mock
 import click
 import torch
 from support import loops
-from support.jobs import experiment, untrained
-from support.loops import flops_an_image, training
+from support.jobs import experiment, settings, untrained
+from support.loops import flops_an_image, playing, training
 from support.measuring import bytes_per_second, flops_per_second, seconds
+from support.parts import play_by_parts, write_kernels
 from support.recording import append_row
 from support.speed import ROWS, start
 
 from dau_fast.engine import steps as steps_module
+from dau_fast.engine.device import run_flushed
 from dau_fast.methods.task import Task
 
 # The recipe's first.
@@ -45,7 +51,7 @@ def main(device_name: str, minutes: float | None, record: Path | None, smoke: bo
     """Measure row after row."""
     folder, device = start("probe", device_name, record)
     began, failed = time.perf_counter(), False
-    for name, work in rows(device, smoke):
+    for name, work in rows(device, smoke, folder):
         if minutes and time.perf_counter() - began > 60 * minutes:
             print(f"out of time before {name}")
             break
@@ -60,7 +66,9 @@ def main(device_name: str, minutes: float | None, record: Path | None, smoke: bo
         raise SystemExit(1)
 
 
-def rows(device: torch.device, smoke: bool) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
+def rows(
+    device: torch.device, smoke: bool, folder: Path
+) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
     """Names and what measures them, in the order of what is most worth knowing."""
     on_cuda = device.type == "cuda"
     yield "copy", lambda: {"bytes_per_second": bytes_per_second(device, 2**12 if smoke else 2**24)}
@@ -69,15 +77,33 @@ def rows(device: torch.device, smoke: bool) -> Iterator[tuple[str, Callable[[], 
         "matrix product",
         lambda: {"flops_per_second": flops_per_second(device, 256 if smoke else 1024, dtype)},
     )
-    for search in (True, False) if on_cuda else (False,):
-        for batch in (8,) if smoke else BATCHES:
-            for engine in ENGINES if on_cuda else ("eager",):
-                name = f"{engine}, batch {batch}{', cuDNN searches' if search else ''}"
-                yield name, lambda e=engine, b=batch, s=search: step(device, e, b, s, smoke)
+    engines = ENGINES if on_cuda else ("eager",)
+    first, *others = (8,) if smoke else BATCHES
+    for engine in engines:
+        yield (
+            f"{engine}, batch {first}{', cuDNN searches' if on_cuda else ''}",
+            partial(step, device, engine, first, on_cuda, smoke, folder),
+        )
+        yield f"{engine}, turn of the game", partial(turn, device, engine, smoke, folder)
+    for forget in ("random:0.1", "random:0.1", "class:0"):
+        yield f"whole game, {forget}", partial(whole_game, device, forget, smoke)
+    for batch in others:
+        for engine in engines:
+            name = f"{engine}, batch {batch}{', cuDNN searches' if on_cuda else ''}"
+            yield name, partial(step, device, engine, batch, on_cuda, smoke)
+    if on_cuda:
+        for batch in (first, *others):
+            for engine in engines:
+                yield f"{engine}, batch {batch}", partial(step, device, engine, batch, False, smoke)
 
 
-def step(device: torch.device, engine: str, batch: int, search: bool, smoke: bool) -> dict[str, Any]:
-    """Seconds and images a second of one step, its share of the product's rate, and what preparing took."""
+def step(
+    device: torch.device, engine: str, batch: int, search: bool, smoke: bool, folder: Path | None = None
+) -> dict[str, Any]:
+    """Seconds and images a second of one step, its share of the product's rate, and what preparing took.
+
+    folder: for a table of its kernels.
+    """
     gc.collect()
     task = _task(device, engine, smoke)
     steps = 2 if smoke else max(4, 4096 // batch)
@@ -92,8 +118,41 @@ def step(device: torch.device, engine: str, batch: int, search: bool, smoke: boo
     return {
         "engine": engine, "batch": batch, "cudnn_benchmark": search, "seconds": taken,
         "images_per_second": rate, "mfu_percent": 100 * rate * flops_an_image(task.original, task) / peak,
-        "first_call_seconds": first,
+        "first_call_seconds": first, **_list_kernels(work, steps, f"{engine}-batch-{batch}", folder, engine),
     }  # fmt: skip
+
+
+def turn(device: torch.device, engine: str, smoke: bool, folder: Path) -> dict[str, Any]:
+    """Seconds of one turn of the game, and what preparing took."""
+    gc.collect()
+    task, steps = _task(device, engine, smoke), 2 if smoke else 20
+    config = settings(task)
+    began = time.perf_counter()
+    work = playing(task, config, steps)
+    work()
+    first = time.perf_counter() - began
+    taken = seconds(work, device, 2 if smoke else 5) / steps
+    return {
+        "engine": engine, "batch": config.batch_size, "seconds": taken, "first_call_seconds": first,
+        **_list_kernels(work, steps, f"{engine}-turn", folder, engine),
+    }  # fmt: skip
+
+
+def whole_game(device: torch.device, forget: str, smoke: bool) -> dict[str, Any]:
+    """A game by its defaults on an original that knows nothing, part by part."""
+    gc.collect()
+    task = untrained(experiment(device, smoke=smoke, forget=forget))
+    config = replace(settings(task), turns=4) if smoke else settings(task)
+    return run_flushed(lambda: play_by_parts(task, config), device)
+
+
+def _list_kernels(
+    work: Callable[[], None], steps: int, name: str, folder: Path | None, engine: str
+) -> dict[str, float]:
+    """Launched one by one they are those of a graph, in more time."""
+    if folder is None or engine == "eager":
+        return {}
+    return write_kernels(work, steps, folder / f"kernels-{name}.txt")
 
 
 @contextmanager

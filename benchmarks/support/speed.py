@@ -36,6 +36,9 @@ class Target:
             return None
         return self.value >= self.limit if self.at_least else self.value <= self.limit
 
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"reached": self.reached}
+
     def __str__(self) -> str:
         shown = "not measured" if self.value is None else f"{self.value:.3g}"
         verdict = {True: "reached", False: "MISSED", None: ""}[self.reached]
@@ -115,7 +118,7 @@ def finish(folder: Path, cases: Cases, targets: list[Target], **further: Any) ->
 
     Ends with exit code 1 where a row has failed.
     """
-    judged = [asdict(target) | {"reached": target.reached} for target in targets]
+    judged = [target.to_json() for target in targets]
     failed = {row["row"]: row["failed"] for row in read_lines(folder / ROWS) if "failed" in row}
     write_json(folder / "summary.json", {"cases": cases, "targets": judged, "failed": failed, **further})
     for target in targets:

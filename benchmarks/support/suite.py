@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from support.recording import ROOT, read_lines, write_json
+from support.speed import Target
 
 # Seconds between asking a job to end and ending it.
 GRACE = 5.0
@@ -55,6 +56,8 @@ class Stage:
     plan: Callable[[float], Sequence[Job]]
 
 
+# Targets by the rows of a job's folder.
+Judge = Callable[[Sequence[dict[str, Any]]], Sequence[Target]]
 # Runs a job with its output in a file, for so many seconds at most: its exit code, None if it was ended.
 Start = Callable[[Job, Path, float], int | None]
 
@@ -91,13 +94,14 @@ def _signal(process: subprocess.Popen[bytes], number: int) -> None:
 class Suite:
     """record: where everything goes. seconds: for all stages together, None for as long as they may take.
 
-    deliver: a folder that gets a copy of the promised files after every job. clock, start: as they are, or
-    those of a test.
+    deliver: a folder that gets a copy of the promised files after every job. judges: of the rows of jobs that
+    did not come to judge them themselves. clock, start: as they are, or those of a test.
     """
 
     record: Path
     seconds: float | None = None
     deliver: Path | None = None
+    judges: Mapping[str, Judge] = field(default_factory=dict)
     clock: Callable[[], float] = time.perf_counter
     start: Start = run_process
 
@@ -155,7 +159,7 @@ class Suite:
         """Note `rows`, and bring the promised files up to date."""
         with (self.record / "jobs.jsonl").open("a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
-        summary = summarise(self.record)
+        summary = summarise(self.record, self.judges)
         summary["left_out"] = _pack(self.record)
         write_json(self.record / "summary.json", summary)
         if self.deliver is not None:
@@ -172,7 +176,7 @@ def latest(record: Path) -> list[dict[str, Any]]:
     return list({row["job"]: row for row in read_lines(record / "jobs.jsonl")}.values())
 
 
-def summarise(record: Path) -> dict[str, Any]:
+def summarise(record: Path, judges: Mapping[str, Judge]) -> dict[str, Any]:
     """Jobs, and of each folder of the record its rows and targets."""
     rows, targets = {}, {}
     for folder in sorted(path for path in record.iterdir() if path.is_dir()):
@@ -182,6 +186,8 @@ def summarise(record: Path) -> dict[str, Any]:
         judged = folder / "summary.json"
         if judged.exists():
             targets[folder.name] = json.loads(judged.read_text()).get("targets", [])
+        elif found and folder.name in judges:
+            targets[folder.name] = [target.to_json() for target in judges[folder.name](found)]
     environment = record / "environment.json"
     known = json.loads(environment.read_text()) if environment.exists() else None
     return {"environment": known, "jobs": latest(record), "rows": rows, "targets": targets}

@@ -98,6 +98,28 @@ def test_killed_at_random_it_ends_in_its_time_and_leaves_what_it_promised(
     assert not {job for job, fate in fates.items() if fate == "done"} & again.limits.keys()
 
 
+def test_rows_are_judged_that_their_job_did_not_come_to_judge(tmp_path: Path) -> None:
+    from gpu_suite import list_judges
+    from support.recording import append_row
+    from support.suite import Suite
+
+    case = {"case": "SGD step, resnet18 at 95 %"}
+    for folder, name, seconds in (
+        ("ops-masks", "dau_fast", 1.0),
+        ("ops-masks", "ASP", 5.0),
+        ("probe", "a", 1.0),
+    ):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        row = {"row": name, "implementation": name, "median_seconds": seconds, **case}
+        append_row(tmp_path / folder / "rows.jsonl", row)
+    Suite(tmp_path, judges=list_judges(torch.device("cuda"))).run([])
+    found = summary_of(tmp_path)["targets"]
+    assert found.keys() == {"ops-masks"}
+    first, *others = found["ops-masks"]
+    assert (first["value"], first["limit"], first["reached"]) == (5.0, 4, True)
+    assert {target["reached"] for target in others} == {None}
+
+
 def test_a_stage_cannot_take_the_time_of_another(tmp_path: Path) -> None:
     from support.suite import Job, Stage, Suite
 
@@ -240,7 +262,13 @@ def test_smoke_runs_every_stage_and_does_not_repeat_finished_jobs(tmp_path: Path
     assert {"commit", "hardware", "versions"} <= found["environment"].keys()
     tests = found["rows"]["correctness"]
     assert {row["outcome"] for row in tests} == {"passed", "skipped"}
-    assert {row["row"] for row in found["rows"]["probe"]} == {"copy", "matrix product", "eager, batch 8"}
+    probe = {row["row"]: row for row in found["rows"]["probe"]}
+    assert probe.keys() == {
+        "copy", "matrix product", "eager, batch 8", "eager, turn of the game", "whole game, random:0.1",
+        "whole game, class:0",
+    }  # fmt: skip
+    whole = probe["whole game, random:0.1"]
+    assert 0 < whole["parts"]["turns"] < whole["seconds"] + whole["compile_seconds"]
     quality = {row["row"]: row for row in found["rows"]["budget"]}
     assert quality["random:0.1: retrained"]["avg_gap"] == 0
     assert quality["class:0: turns x 0.1"]["image_equivalents"] > 0
