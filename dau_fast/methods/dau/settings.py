@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
 from dau_fast.config import DauConfig
+from dau_fast.engine.modes import find_batchnorms
 from dau_fast.engine.sharding import check_shard, placed
 from dau_fast.errors import UserError
 from dau_fast.methods.dau.game import unlearn
@@ -13,16 +17,25 @@ from dau_fast.methods.dau.view import check_sensitivity
 from dau_fast.methods.method import Method
 from dau_fast.methods.task import Task
 
+# Of the usual step, in networks with LayerNorm and no BatchNorm: a whole one ruins transformers.
+_SMALL_STEPS = 0.25
+
 
 def choose(task: Task, asked: Mapping[str, Any]) -> DauConfig:
     """The usual settings for `task`; they follow the sample of the retain set that `asked` may name."""
     split = task.split
-    return DauConfig.default(
+    config = DauConfig.default(
         classwise=split.classwise,
         retain_images=len(split.retain),
         forget_images=len(split.forget),
         retain_sample=asked.get("retain_sample"),
     )
+    return replace(config, lr=config.lr * _SMALL_STEPS) if _is_layer_normed(task.original) else config
+
+
+def _is_layer_normed(model: nn.Module) -> bool:
+    found = any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in model.modules())
+    return found and not find_batchnorms(model)
 
 
 def check(task: Task, config: DauConfig) -> None:

@@ -76,6 +76,26 @@ def test_the_usual_settings_exist_for_every_size_of_the_retain_set(retain: int, 
     assert (config.departure > 0) == classwise
 
 
+@pytest.mark.parametrize(
+    ("layers", "share"),
+    [
+        ([nn.LayerNorm(8)], 0.25),
+        ([nn.RMSNorm(8)], 0.25),
+        ([nn.LayerNorm(8), nn.BatchNorm1d(8)], 1),
+        ([nn.GroupNorm(2, 8)], 1),
+        ([], 1),
+    ],
+)
+def test_networks_that_layernorm_normalises_take_smaller_steps(layers: list[nn.Module], share: float) -> None:
+    task, dau = trained(TENTH), get_method("dau")
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(task.images.pixels[0].numel(), 8), *layers, nn.Linear(8, 3)
+    )
+    given = replace(task, original=Classifier(network))
+    assert dau.resolve(given).lr == share * dau.resolve(task).lr
+    assert dau.resolve(given, {"lr": 0.01}).lr == 0.01
+
+
 def test_the_usual_game_makes_six_passes_over_a_middling_set_and_part_of_one_over_a_large_one() -> None:
     small, middle, large = (
         DauConfig.default(classwise=False, retain_images=count, forget_images=400)
