@@ -53,6 +53,7 @@ def describe_own(result: Any) -> dict[str, Any]:
             **describe_runtime(facts["runtime"], facts["loops"]),
             "prune": None,
             "sets": count_sets(facts["split"]),
+            "class_sizes": facts["class_sizes"],
             "methods": describe_methods(rows),
             "settings": {method.name: asdict(result.settings)},
             "versions": list_versions(),
