@@ -288,6 +288,7 @@ def _note(
     return {
         "split": task.split.to(torch.device("cpu")),
         "class_sizes": range_class_sizes(task.split, task.labels),
+        "forgotten_classes": [task.images.class_names[i] for i in task.labels[task.split.forget].tolist()],
         "seed": task.seed,
         "runtime": task.runtime,
         "loops": finished.loops,

@@ -124,7 +124,13 @@ def _at_risk(report: Report) -> dict[str, Any] | None:
         for entry in found["images"]
     ]
     shown = any(row["thumbnail"] for row in rows)
-    return {"method": method_name(report, found["method"]), "rows": rows, "shown": shown}
+    return {
+        "method": method_name(report, found["method"]),
+        "rows": rows,
+        "shown": shown,
+        "compared": any(known(entry.get("retrained")) for entry in found["images"]),
+        "optional": "options" in report["run"],
+    }
 
 
 # What a page takes for a picture: nothing that is loaded or run.
@@ -196,6 +202,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("game", _last_game(report.get("game"))),
         ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
         ("tuning", _tuning(report)),
+        ("settings", _settings(run)),
         ("retain images", _sample(run.get("retain_sample"))),
         ("device", run.get("device")),
         ("processes", _processes(run)),
@@ -241,6 +248,12 @@ def _tuning(report: Report) -> str:
         count, seconds = len(tuning["trials"]), seconds_text(tuning["seconds"])
         found.append(f"{method_name(report, name)}: {count} settings in {seconds} s, best {best}")
     return "; ".join(found)
+
+
+def _settings(run: dict[str, Any]) -> str:
+    """Those of a call from Python, which no command stands for."""
+    called = {} if "options" in run or "command" in run else run.get("settings", {})
+    return ", ".join(f"{name} {value}" for fields in called.values() for name, value in fields.items())
 
 
 def _sample(times: float | None) -> str | None:
