@@ -135,7 +135,7 @@ class Split:
 
 
 def range_class_sizes(split: Split, labels: Tensor) -> dict[str, tuple[int, int]]:
-    """Images of the smallest and of the largest class in retain and test set, of the classes that are there."""
+    """Images of the smallest and the largest class in retain and test set, of the classes that are there."""
     found = {}
     for name in ("retain", "test"):
         counts = torch.bincount(labels[getattr(split, name)].cpu())

@@ -31,7 +31,7 @@ class Measures:
     the attacks, of what requests before this one forgot; None where there was none. roc: the share of the
     forget set that a threshold on the margin calls member at each share of the test set that it calls so too;
     "false" and "true". margins: histograms as those of confidence, "edges" in nats. forget_margins: of each
-    image of the forget set, in nats. balanced: "ra" and "ta" once more, as means over the classes of each set.
+    image of the forget set, in nats. balanced: "ra" and "ta" as means over the classes of each set.
     """
 
     ua: float

@@ -48,7 +48,7 @@ def name_forgotten(images: Images, split: Split) -> list[str]:
 def list_at_risk(
     measured: Measures, reference: Measures | None, split: Split, classes: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """The images of the forget set that are at risk, the surest first. classes: by name, of each of the set."""
+    """The images of the forget set at risk, the surest first. classes: the names of each one's class."""
     if measured.forget_margins is None:
         return []
     mine, retrained = np.array(measured.forget_margins), None

@@ -115,8 +115,8 @@ def _ruined(report: Report) -> tuple[str, ...]:
     return (f"Ruined, from {before:.1f} % of the retain set known before: {', '.join(lost)}.",)
 
 
-# A set counts as imbalanced where its largest class has at least so many times the images of its smallest. Our
-# draws, which are per class, stay far below it, and the usual long-tailed sets begin at 10 (arXiv 1901.05555).
+# A set counts as imbalanced where its largest class has so many times the images of its smallest. Our draws,
+# which are per class, stay far below that, and the usual long-tailed sets begin at 10 (arXiv 1901.05555).
 _IMBALANCED = 3
 
 
