@@ -44,38 +44,44 @@ _SENSITIVITY = {
 
 def render(report: Report) -> str:
     """The HTML page for `report`, the content of report.json; equal reports give equal pages."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
-    report = _write_out(report)
+    report = write_out(report)
     floor = report.get("noise_floor")
-    return environment.get_template(_TEMPLATE).render(
+    return fill_in(
+        _TEMPLATE,
         repeats=report["run"].get("repeats", 1),
+        title="Unlearning report",
         subject=_subject(report["run"]),
         verdict=verdict(report),
         rows=[_row(report, name) for name in method_order(report)],
         has_reference="retrain" in report["methods"],
         has_spread=any("spread" in measured for measured in report["methods"].values()),
         noise_floor=number_text(floor, 2) if known(floor) else None,
-        pictures={name: _both_widths(draw, report) for name, draw in PICTURES.items()},
+        pictures={name: draw_both_widths(draw, report) for name, draw in PICTURES.items()},
         attacks=_attack_rows(report),
         attack_names=list(attack_labels(report).values()),
-        colors=Markup(write_colors()),
-        dark_colors=Markup(write_colors(dark=True)),
         at_risk=_at_risk(report),
         command=report["run"].get("command"),
         facts=_facts(report),
     )
 
 
-def _write_out(value: Any) -> Any:
+def fill_in(template: str, **values: Any) -> str:
+    """The page that `template` makes of `values`, in the colours of the pictures."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    colors = {"colors": Markup(write_colors()), "dark_colors": Markup(write_colors(dark=True))}
+    return environment.get_template(template).render(**colors, **values)
+
+
+def write_out(value: Any) -> Any:
     """`value` with every text in it as `printable` has it: pages and pictures hold no half characters."""
     if isinstance(value, dict):
-        return {_write_out(name): _write_out(inner) for name, inner in value.items()}
+        return {write_out(name): write_out(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_write_out(inner) for inner in value]
+        return [write_out(inner) for inner in value]
     return printable(value) if isinstance(value, str) else value
 
 
@@ -90,7 +96,7 @@ PICTURES: dict[str, Callable[..., str | None]] = {
 }
 
 
-def _both_widths(draw: Callable[..., str | None], report: Report) -> tuple[Markup, Markup] | None:
+def draw_both_widths(draw: Callable[..., str | None], report: Report) -> tuple[Markup, Markup] | None:
     """The picture for a page and for a telephone, of which the style sheet shows one; None of nothing."""
     wide = draw(report)
     return None if wide is None else (Markup(wide), Markup(draw(report, narrow=True)))
