@@ -15,7 +15,7 @@ namespace {
 
 constexpr std::size_t kValues = 256;  // of a pixel
 // Numbers for which one more thread pays.
-constexpr std::size_t kThreadNumbers = 1 << 18;
+constexpr std::size_t kThreadNumbers = 1 << 15;
 
 // To the nearest, ties to even.
 std::uint16_t bfloat16(float value) {

@@ -16,7 +16,7 @@ constexpr std::size_t kLine = 16;
 // Lines that a thread takes at a time: 64 KiB of weights, and a list of lines that stays in L1.
 constexpr std::size_t kPieceLines = 1024;
 // Weights for which one more thread pays.
-constexpr std::size_t kThreadWeights = 1 << 17;
+constexpr std::size_t kThreadWeights = 1 << 16;
 
 // Bits are tested by table and not by shifting, which compilers do not vectorise for baseline
 // x86-64: it has no vector shift by lane.

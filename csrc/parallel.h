@@ -1,10 +1,7 @@
 // What the vector loops and the threads of this folder share.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
-#include <future>
-#include <vector>
 
 // A function that is marked so is compiled for several instruction sets on x86-64 Linux, and the
 // loader takes the best one that the machine has. AddressSanitizer is not up yet when it chooses.
@@ -25,14 +22,15 @@
 
 namespace dau_fast {
 
-// Calls work(part) for each part below `count`, each on a thread of its own, 0 on this one.
+// Calls work(data, part) for each part below `count` on threads that take the next one as they come, this one
+// among them. Throws what a call has thrown, after all.
+void run_parts(std::size_t count, void (*work)(const void* data, std::size_t part), const void* data);
+
+// Calls work(part) for each part below `count`, on as many threads.
 template <typename Work>
 void on_threads(std::size_t count, const Work& work) {
-  std::vector<std::future<void>> others;  // each waits for its thread when it goes
-  for (std::size_t part = 1; part < count; ++part) {
-    others.push_back(std::async(std::launch::async, [&work, part] { work(part); }));
-  }
-  work(0);
+  run_parts(
+      count, [](const void* data, std::size_t part) { (*static_cast<const Work*>(data))(part); }, &work);
 }
 
 }  // namespace dau_fast

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 #include "parallel.h"
 #include "ranges.h"
@@ -14,8 +15,10 @@ namespace {
 
 // Numbers whose sum is kept in float; longer sums are put together in double.
 constexpr std::size_t kBlock = 1024;
+// Rows of up to so many classes are worked on whole in registers: loops of other lengths end in single numbers.
+constexpr std::size_t kNarrow = 16;
 // Numbers for which one more thread pays.
-constexpr std::size_t kThreadWork = 1 << 20;
+constexpr std::size_t kThreadWork = 1 << 16;
 
 // exp(x) for x <= 0, to about 1 unit in the last place; 0 where the result would be denormal. NaN
 // stays NaN, and so does what comes of infinity minus infinity.
@@ -91,6 +94,51 @@ struct Parts {
   double miss, pull, scale;
 };
 
+DAU_FAST_INSIDE Parts put_together(double others, double squares, float at_label) {
+  const double scale = 1 / (others + at_label), miss = others * scale;
+  return {miss, std::sqrt(squares * scale * scale + miss * miss), scale};
+}
+
+// A row of at most kNarrow numbers, and `filling` behind them.
+struct Narrow {
+  alignas(64) float values[kNarrow];
+};
+
+DAU_FAST_INSIDE Narrow widen(const float* row, std::size_t n, float filling) {
+  Narrow wide;
+  for (std::size_t i = 0; i < kNarrow; ++i) wide.values[i] = filling;
+  std::copy_n(row, n, wide.values);
+  return wide;
+}
+
+DAU_FAST_INSIDE void exponentials_of(Narrow& z, float largest) {
+#pragma omp simd
+  for (std::size_t i = 0; i < kNarrow; ++i) z.values[i] = exp_negative(z.values[i] - largest);
+}
+
+// The same as forward_row, of few classes.
+DAU_FAST_INSIDE Parts forward_narrow_row(const float* z, std::size_t classes, float largest,
+                                         std::size_t label, float* out) {
+  Narrow e = widen(z, classes, -std::numeric_limits<float>::infinity());
+  exponentials_of(e, largest);
+  const float at_label = std::exchange(e.values[label], 0.0f);
+  float first = 0, second = 0;
+#pragma omp simd reduction(+ : first, second)
+  for (std::size_t i = 0; i < kNarrow; ++i) {
+    first += e.values[i];
+    second += e.values[i] * e.values[i];
+  }
+  const Parts parts = put_together(first, second, at_label);
+  if (out) {
+    e.values[label] = at_label;
+    const float factor = static_cast<float>(parts.scale);
+#pragma omp simd
+    for (std::size_t i = 0; i < kNarrow; ++i) e.values[i] *= factor;
+    std::copy_n(e.values, classes, out);
+  }
+  return parts;
+}
+
 // The softmax of one row into `out`, unless that is null, and what the other numbers are made of.
 DAU_FAST_INSIDE Parts forward_row(const float* z, std::size_t classes, float largest, std::size_t label,
                                   float* out) {
@@ -102,16 +150,14 @@ DAU_FAST_INSIDE Parts forward_row(const float* z, std::size_t classes, float lar
   const Sums high = out ? exponentials<true>(rest, after, largest, out + label + 1)
                         : exponentials<false>(rest, after, largest, nullptr);
   const float at_label = exp_negative(z[label] - largest);
-  const double others = low.first + high.first, squares = low.second + high.second;
-  const double scale = 1 / (others + at_label);
-  const double miss = others * scale, pull = std::sqrt(squares * scale * scale + miss * miss);
+  const Parts parts = put_together(low.first + high.first, low.second + high.second, at_label);
   if (out) {
     out[label] = at_label;
-    const float factor = static_cast<float>(scale);
+    const float factor = static_cast<float>(parts.scale);
 #pragma omp simd
     for (std::size_t i = 0; i < classes; ++i) out[i] *= factor;
   }
-  return {miss, pull, scale};
+  return parts;
 }
 
 DAU_FAST_WIDE
@@ -126,7 +172,8 @@ void forward_rows(const Batch& in, const std::int64_t* targets, bool bias, float
         targets ? static_cast<std::size_t>(targets[row]) : first_equal(z, classes, largest);
     if (!targets) predicted[row] = static_cast<std::int64_t>(label);
     float* out = in.softmax ? shown + row * (classes + 1) : nullptr;
-    const auto [miss, pull, scale] = forward_row(z, classes, largest, label, out);
+    const auto [miss, pull, scale] = classes <= kNarrow ? forward_narrow_row(z, classes, largest, label, out)
+                                                        : forward_row(z, classes, largest, label, out);
     const double length = std::sqrt(dot(h, h, in.width) + (bias ? 1 : 0));
     shown[in.softmax ? row * (classes + 1) + classes : row] = static_cast<float>(pull * length);
     const double kept[] = {miss, pull, length, largest, scale};
@@ -167,6 +214,33 @@ DAU_FAST_INSIDE void logits_row(const float* z, std::size_t classes, std::size_t
   out[label] = at_label;
 }
 
+// The same as logits_row, of few classes.
+DAU_FAST_INSIDE void logits_narrow_row(const float* z, std::size_t classes, std::size_t label,
+                                       const Kept& kept, float grad_s, const float* grad, bool softmax,
+                                       float* out) {
+  const float tiny = std::sqrt(std::numeric_limits<float>::min());
+  const auto [miss, pull, length, largest, scale] = kept;
+  const float factor = grad_s * length / (pull < tiny ? tiny : pull), rest = miss - pull * pull;
+  Narrow p = widen(z, classes, -std::numeric_limits<float>::infinity()), found;
+  exponentials_of(p, largest);
+#pragma omp simd
+  for (std::size_t i = 0; i < kNarrow; ++i) {
+    p.values[i] *= scale;
+    found.values[i] = p.values[i] * factor * (p.values[i] + rest);
+  }
+  const float p_label = p.values[label];
+  found.values[label] = -grad_s * length * pull * p_label;
+  if (softmax) {
+    const Narrow wanted = widen(grad, classes, 0);
+    float mean = 0;
+#pragma omp simd reduction(+ : mean)
+    for (std::size_t i = 0; i < kNarrow; ++i) mean += p.values[i] * wanted.values[i];
+#pragma omp simd
+    for (std::size_t i = 0; i < kNarrow; ++i) found.values[i] += p.values[i] * (wanted.values[i] - mean);
+  }
+  std::copy_n(found.values, classes, out);
+}
+
 DAU_FAST_INSIDE void features_row(const float* h, std::size_t width, const Kept& kept, float grad_s,
                                   float* out) {
   const float tiny = std::sqrt(std::numeric_limits<float>::min());
@@ -185,8 +259,14 @@ void backward_rows(const Batch& in, const std::int64_t* labels, const float* sta
     const Kept kept{stats[row], stats[batch + row], stats[2 * batch + row], stats[3 * batch + row],
                     stats[4 * batch + row]};
     if (grad_logits) {
-      logits_row(in.logits + row * classes, classes, static_cast<std::size_t>(labels[row]), kept, grad_s,
-                 grad_row, in.softmax, grad_logits + row * classes);
+      const auto label = static_cast<std::size_t>(labels[row]);
+      const float* z = in.logits + row * classes;
+      float* out = grad_logits + row * classes;
+      if (classes <= kNarrow) {
+        logits_narrow_row(z, classes, label, kept, grad_s, grad_row, in.softmax, out);
+      } else {
+        logits_row(z, classes, label, kept, grad_s, grad_row, in.softmax, out);
+      }
     }
     if (grad_features) {
       features_row(in.features + row * in.width, in.width, kept, grad_s, grad_features + row * in.width);

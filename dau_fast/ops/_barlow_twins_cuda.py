@@ -14,8 +14,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dau_fast.ops import _barlow_twins_large_cuda as large
 from dau_fast.ops._barlow_twins_gram_cuda import backward_gram, forward_gram
+from dau_fast.ops._barlow_twins_large_cuda import choose_product, is_large
+from dau_fast.ops._barlow_twins_op import backward_by, forward_by
 from dau_fast.ops._barlow_twins_parts_cuda import FILL, TILE, add_up, choose_tiling, row, unit
 
 # ---- both forms: statistics of the columns
@@ -179,8 +180,8 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See barlow_twins.py; tensors that a kernel fills are left uninitialised before."""
     n, d = z_a.shape
-    if large.is_large(n, d, gram):
-        return large.forward(z_a, z_b, lambd, eps, gram, precision)
+    if is_large(n, d, gram):
+        return forward_by(choose_product(precision, z_a, z_b), z_a, z_b, lambd, eps, gram, precision)
     strides = (*z_a.stride(), *z_b.stride())
     tiling = choose_tiling(precision, z_a, z_b)
     stats = z_a.new_empty((5 if gram else 7, d), dtype=torch.float32)
@@ -221,9 +222,11 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """See barlow_twins.py."""
     n, d = z_a.shape
-    if large.is_large(n, d, gram):
-        settings = lambd, gram, precision, need_a, need_b
-        return large.backward(grad_loss, z_a, z_b, stats, products, *settings)
+    if is_large(n, d, gram):
+        return backward_by(
+            choose_product(precision, z_a, z_b), grad_loss, z_a, z_b, stats, products, lambd, gram, precision,
+            need_a, need_b,
+        )  # fmt: skip
     # Layers of the grid: a view each, the first of which is z_a or, where that needs none, z_b.
     sides, first = need_a + need_b, int(not need_a)
     grads = z_a.new_empty((n, d) if need_a else 0), z_b.new_empty((n, d) if need_b else 0)

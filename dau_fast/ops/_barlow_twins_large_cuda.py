@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor, bfloat16, float16
 
-from dau_fast.ops._barlow_twins_op import Product, backward_by, forward_by
+from dau_fast.ops._barlow_twins_op import Product
 from dau_fast.ops._split_products import multiplied_in, split_product
 
 # FLOPs of the whole loss from which products are the time: at fewer, the other kernels' few launches are it.
@@ -23,36 +23,10 @@ def is_large(n: int, d: int, gram: bool) -> bool:
 
 
 def choose_product(precision: str, *views: Tensor) -> Product:
-    """TF32 is finer than the rounding of float16 and bfloat16 views themselves."""
+    """What the plain ops multiply by; TF32 is finer than the rounding of float16 and bfloat16 views."""
     if precision == "tf32x3" and any(z.dtype not in (float16, bfloat16) for z in views):
         return split_product
     return partial(_product, "ieee" if precision == "ieee" else "tf32")
-
-
-def forward(
-    z_a: Tensor, z_b: Tensor, lambd: float, eps: float, gram: bool, precision: str
-) -> tuple[Tensor, Tensor, Tensor]:
-    """See _barlow_twins_op.py."""
-    return forward_by(choose_product(precision, z_a, z_b), z_a, z_b, lambd, eps, gram, precision)
-
-
-def backward(
-    grad_loss: Tensor,
-    z_a: Tensor,
-    z_b: Tensor,
-    stats: Tensor,
-    products: Tensor,
-    lambd: float,
-    gram: bool,
-    precision: str,
-    need_a: bool,
-    need_b: bool,
-) -> tuple[Tensor, Tensor]:
-    """See _barlow_twins_op.py."""
-    settings = lambd, gram, precision, need_a, need_b
-    return backward_by(
-        choose_product(precision, z_a, z_b), grad_loss, z_a, z_b, stats, products, *settings
-    )  # fmt: skip
 
 
 def _product(precision: str, x: Tensor, y: Tensor, base: Tensor | None = None, alpha: float = 1) -> Tensor:

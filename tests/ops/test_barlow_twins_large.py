@@ -10,15 +10,18 @@ from test_barlow_twins_op import defined, relative_error, value_and_gradients, v
 from tf32 import TF32
 from torch import Tensor
 
-from dau_fast.ops import _barlow_twins_large_cuda as large
 from dau_fast.ops import barlow_twins_loss
+from dau_fast.ops._barlow_twins_large_cuda import choose_product, is_large
+from dau_fast.ops._barlow_twins_op import backward_by, forward_by
 
 
 def run(a: Tensor, b: Tensor, gram: bool, precision: str = "tf32x3") -> tuple[list[str], tuple[Tensor, ...]]:
     """The precisions of all products, and loss and gradients."""
+    how = 0.1, gram, precision
     with TF32() as products:
-        loss, stats, kept = large.forward(a, b, 0.1, 1e-5, gram, precision)
-        grads = large.backward(torch.tensor(1.0), a, b, stats, kept, 0.1, gram, precision, True, True)
+        by = choose_product(precision, a, b)
+        loss, stats, kept = forward_by(by, a, b, 0.1, 1e-5, gram, precision)
+        grads = backward_by(by, torch.tensor(1.0), a, b, stats, kept, *how, True, True)
     return products.taken, (loss, *grads)
 
 
@@ -60,7 +63,7 @@ def test_views_in_half_precision_need_no_parts() -> None:
     [(1024, 1024, False, True), (256, 8192, True, False), (4096, 8192, True, True), (512, 128, False, False)],
 )
 def test_products_must_be_the_time(n: int, d: int, gram: bool, expected: bool) -> None:
-    assert large.is_large(n, d, gram) == expected
+    assert is_large(n, d, gram) == expected
 
 
 @pytest.mark.parametrize(("n", "d"), [(1024, 1024), (900, 1250)])
