@@ -52,6 +52,9 @@ def test_balanced_accuracies_stand_beside_the_others_and_are_told_of(
     evaluated = json.loads((tmp_path / "evaluated" / "evaluation.json").read_text())
     assert evaluated["methods"]["ga"]["balanced"] == report["runs"][0]["methods"]["ga"]["balanced"]
     assert "Classes are imbalanced" in re.sub(r"\s+", " ", shown)
+    code, _, _ = run("report", tmp_path / "evaluated" / "evaluation.json")
+    page = (tmp_path / "evaluated" / "evaluation.html").read_text()
+    assert (code, "Classes are imbalanced" in page) == (0, True)
 
 
 def test_digits_are_balanced(tmp_path: Path) -> None:

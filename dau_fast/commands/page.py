@@ -53,7 +53,9 @@ def _read(path: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' cannot be read as JSON: {error}") from error
     if not isinstance(found, dict) or not {"methods", "audits"} & found.keys():
-        raise UserError(f"'{path}' is no report of dau_fast: name a report.json or an audit.json")
+        raise UserError(
+            f"'{path}' is no report of dau_fast: name a report.json, an evaluation.json or an audit.json"
+        )
     if found.get("schema") != SCHEMA:
         raise UserError(f"'{path}' is of schema {found.get('schema')}, and this version reads {SCHEMA}")
     return found
