@@ -2,21 +2,24 @@
 
 A mask is True where a weight is kept. Packed, bit i of its row-major elements is bit i % 8, least
 significant first, of byte i // 8; the unused bits of the last byte are 0 and never read.
-Contiguous float32 tensors go through C++ on the CPU, and are masked by Triton on CUDA, everything else goes
+Float32 tensors without gaps go through C++ on the CPU, and are masked by Triton on CUDA, everything else goes
 through plain PyTorch.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from dau_fast.ops._library import Lists, define
 from dau_fast.ops._native import array, arrays
+from dau_fast.ops._step_plan import Order, memory_order, permuted
 from dau_fast.ops.reference import (
     apply_masks_reference_,
     pack_mask_reference,
@@ -65,12 +68,58 @@ def apply_masks_(tensors: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     devices = {tensor.device for tensor in tensors}
     with torch.no_grad():
         if len(devices) == 1 and _are_plain(tensors):
-            apply_op(tensors, masks)
+            apply_op(*_in_memory_order(tensors, masks))
             return
         _check_pairs(tensors, masks)
         for device in devices:
             ours = [place for place, tensor in enumerate(tensors) if tensor.device == device]
             _apply_on_one_device([tensors[place] for place in ours], [masks[place] for place in ours])
+
+
+def _in_memory_order(
+    tensors: Sequence[Tensor], masks: Sequence[Tensor]
+) -> tuple[Sequence[Tensor], Sequence[Tensor]]:
+    """Both, of tensors as in channels_last as they lie row by row, which alone the fused paths take."""
+    if torch.compiler.is_compiling() or all(tensor.is_contiguous() for tensor in tensors):
+        return tensors, masks
+    # Also of pairs that do not fit, for the op to name them as they were given.
+    pairs = [
+        _pair_in_memory_order(*pair) if _fits(*pair) else pair for pair in zip(tensors, masks, strict=True)
+    ]
+    return [tensor for tensor, _ in pairs], [mask for _, mask in pairs]
+
+
+def _fits(tensor: Tensor, mask: Tensor) -> bool:
+    if mask.device != tensor.device:
+        return False
+    if mask.dtype == torch.bool:
+        return mask.shape == tensor.shape
+    return mask.dtype == torch.uint8 and mask.shape == (packed_size(tensor.numel()),)
+
+
+def _pair_in_memory_order(tensor: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    order = memory_order(tensor)
+    if order is None or not permuted(tensor, order).is_contiguous():
+        return tensor, mask
+    return permuted(tensor, order), _lay_out(mask, tensor.shape, order)
+
+
+def _lay_out(mask: Tensor, shape: torch.Size, order: Order) -> Tensor:
+    """`mask`, for a tensor of `shape`, packed in the order of that tensor's dimensions in memory."""
+    # What is made for inference alone does not count its changes.
+    key = None if mask.is_inference() else (mask._version, shape, order)
+    known = _LAID_OUT.get(mask)
+    if key is not None and known is not None and known[0] == key:
+        return known[1]
+    flags = mask if mask.dtype == torch.bool else unpack_mask(mask, shape)
+    packed = pack_mask(permuted(flags, order))
+    if key is not None:
+        _LAID_OUT[mask] = key, packed
+    return packed
+
+
+# Masks are given again and again, and packing them in another order is work.
+_LAID_OUT: MutableMapping[Tensor, tuple[tuple[Any, ...], Tensor]] = WeakTensorKeyDictionary()
 
 
 def _apply_on_one_device(tensors: list[Tensor], masks: list[Tensor]) -> None:

@@ -201,6 +201,34 @@ def test_memory_layouts(packed: bool) -> None:
     assert same_bits(wide[..., 1::2], between)
 
 
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_mask_that_changes_is_not_taken_for_what_it_was(packed: bool) -> None:
+    """In channels_last masks are packed anew, and kept."""
+    ones = torch.ones(4, 3, 5, 5).to(memory_format=torch.channels_last)
+    first, second = torch.rand(2, 4, 3, 5, 5) < 0.5
+    mask = pack_mask(first) if packed else first.clone()
+    for expected in (first, second):
+        mask.copy_(pack_mask(expected) if packed else expected)
+        for _ in range(2):
+            weights = ones.clone(memory_format=torch.preserve_format)
+            apply_masks_([weights], [mask])
+            assert torch.equal(weights, expected.float())
+    other = torch.ones(4, 5, 5, 3).to(memory_format=torch.channels_last)
+    if packed:  # the same bits in another shape
+        apply_masks_([other], [mask])
+        assert torch.equal(other, second.reshape(4, 5, 5, 3).float())
+
+
+def test_masks_made_for_inference_in_channels_last() -> None:
+    with torch.inference_mode():
+        mask = torch.rand(4, 3, 5, 5) < 0.5
+        for _ in range(2):
+            weights = torch.ones(4, 3, 5, 5).to(memory_format=torch.channels_last)
+            apply_masks_([weights], [mask])
+            assert torch.equal(weights, mask.float())
+            mask.logical_not_()
+
+
 def test_masks_in_any_layout() -> None:
     mask = torch.rand(9, 10) < 0.5
     assert torch.equal(pack_mask(mask.T), pack_mask(mask.T.contiguous()))
@@ -257,7 +285,7 @@ def test_cuda_equals_the_cpu() -> None:
         assert same_bits(on_device.cpu(), torch.where(mask, weights, 0.0))
 
 
-def test_cpp_takes_contiguous_float32_and_nothing_else(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cpp_takes_float32_without_gaps_and_nothing_else(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if path == "plain":
         pytest.skip("about the extension only")
     spy = Mock(wraps=_native.extension)
@@ -265,8 +293,10 @@ def test_cpp_takes_contiguous_float32_and_nothing_else(path: str, monkeypatch: p
     mask = torch.rand(4, 4) < 0.5
     apply_masks_([torch.ones(4, 4), torch.nn.Parameter(torch.ones(4, 4))], [mask, pack_mask(mask)])
     assert [len(call.kwargs["weights"][0]) for call in spy.apply.call_args_list] == [2]
-    apply_masks_([torch.ones(4, 4).T[:, 1:], torch.ones(4, 4).double()], [mask[:, 1:], mask])
+    apply_masks_([torch.ones(4, 4)[:, 1:], torch.ones(4, 4).double()], [mask[:, 1:], mask])
     assert spy.apply.call_count == 1
+    apply_masks_([torch.ones(4, 4).T], [mask])
+    assert spy.apply.call_count == 2
 
 
 # ---- mistakes
