@@ -7,8 +7,8 @@
     python benchmarks/gpu_suite.py --dry-run                 the plan: jobs, commands and their limits
     python benchmarks/gpu_suite.py --smoke                   every stage at toy size on the CPU
 
-Where a GPU is there for a quarter of an hour, `--stage quality --minutes 8` comes first: the other stages take
-minutes at most, and quality needs originals that were trained for long.
+Where a GPU is there for a quarter of an hour, `--stage quality --minutes 8` comes first: quality needs
+originals that were trained for long, the other stages two minutes each.
 
 In order: correctness (selfcheck, and the tests that take a device), probe (copy rate, matrix product, a
 ResNet-18 step by every engine), quality (games of many lengths beside one original and its retrained models),

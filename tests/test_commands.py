@@ -104,7 +104,7 @@ def test_the_version_is_told_without_loading_anything(tmp_path: Path) -> None:
 def test_importing_the_call_brings_no_library_that_it_may_not_need(tmp_path: Path) -> None:
     script = (
         "import sys, dau_fast; assert 'torch' not in sys.modules; import dau_fast.api; "
-        "heavy = 'sklearn', 'scipy', 'torchvision', 'matplotlib', 'rich', 'jinja2'; "
+        "heavy = 'sklearn', 'scipy', 'torchvision', 'matplotlib', 'rich', 'jinja2', 'torch._dynamo'; "
         "print([name for name in heavy if name in sys.modules])"
     )
     found = subprocess.run(

@@ -1,8 +1,9 @@
-"""What CIFAR-10 with ResNet-18 is predicted to take on one NVIDIA H200, loop by loop; nothing was measured.
+"""What CIFAR-10 with ResNet-18 is predicted to take on one NVIDIA H200, loop by loop.
 
 A kernel takes the longest of three: its FLOPs over what convolutions reach, its bytes (every input read and
-every output written once) over what a copy reaches, and what any kernel takes: in a replayed graph, or where
-the host launches it. Kernels are counted on the step itself, with tensors that have no numbers.
+every output written once) over what such kernels reach, and what any kernel takes: in a replayed graph, or
+where the host launches it. Kernels are counted on the step itself, with tensors that have no numbers; the
+rates are those of a training step and of turns in benchmarks/records/2026-11-27-gpu.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from dau_fast.cost.passes import lesson_sizes, look_sizes, plan_schedule, split_
 from dau_fast.data.images import Images
 from dau_fast.data.split import Forget, hold_out, make_split
 from dau_fast.engine.batches import steps_for
+from dau_fast.methods.dau.difficulty import LESSON_IMAGES
 from dau_fast.methods.registry import get_method
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
@@ -35,12 +37,16 @@ from support.predicting import duration, markdown
 # NVIDIA H200 SXM: a dense bf16 product of 8192 cubed and a copy of GBs reach about these of the 989 TFLOP/s
 # and 4.8 TB/s of its data sheet.
 PRODUCT_FLOPS, COPY_BYTES = 790e12, 4.3e12
-# Assumed: the share of a product's rate that convolutions of 64 to 512 channels reach in channels_last,
-# seconds of the shortest kernel in a graph, and of the host for each that it launches, autograd included.
-CONVOLUTIONS, SHORTEST, LAUNCH = 0.5, 2.5e-6, 10e-6
+# The share of a product's rate that convolutions of 64 to 512 channels reach in channels_last; those of a
+# copy's that PyTorch's BatchNorm reaches, whose passes are more than one, and what else goes by element.
+CONVOLUTIONS, BATCHNORM, BY_ELEMENT = 0.5, 0.21, 0.66
+# Seconds of the shortest kernel in a graph, and of the host for each that it launches, autograd included.
+SHORTEST, LAUNCH = 2.5e-6, 28e-6
 # Assumed: of operations that are neither products nor convolutions, a compiler joins three into one, which
-# then moves half of their bytes.
+# then moves half of their bytes, as fast as what else goes by element.
 JOINED, MOVED = 3, 0.5
+# Seconds: of the plain model of the retain set, what it rates and what is made of that.
+SHOWN = 0.17
 # Kernels of an attacker's step; of a turn beside those of both networks (attacker's steps among them, what
 # it sees, losses, updates); and of making a batch, which the host launches while the graph before it runs. A
 # test holds them against real turns.
@@ -52,10 +58,11 @@ UPDATE_BYTES = 20
 
 @dataclass(frozen=True)
 class Kernel:
-    """flops: of a product or convolution, else 0. bytes: read and written."""
+    """flops: of a product or convolution, else 0. bytes: read and written. norm: whether of BatchNorm."""
 
     flops: float
     bytes: float
+    norm: bool = False
 
 
 class Kernels(TorchDispatchMode):
@@ -75,7 +82,7 @@ class Kernels(TorchDispatchMode):
             moved = sum(x.nbytes for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor))
             # The gradients of a convolution's input and of its weight are a kernel each.
             parts = 2 if "convolution_backward" in name else 1
-            self.seen += [Kernel(flops / parts, moved / parts)] * parts
+            self.seen += [Kernel(flops / parts, moved / parts, "batch_norm" in name)] * parts
         return result
 
 
@@ -109,10 +116,11 @@ def device_seconds(kernels: tuple[Kernel, ...], engine: str) -> float:
             others.append(kernel)
             continue
         work = kernel.flops / (CONVOLUTIONS * PRODUCT_FLOPS)
-        total += max(work, kernel.bytes / COPY_BYTES, shortest)
+        share = 1.0 if kernel.flops else BATCHNORM if kernel.norm else BY_ELEMENT
+        total += max(work, kernel.bytes / (share * COPY_BYTES), shortest)
     for start in range(0, len(others), JOINED):
         moved = sum(kernel.bytes for kernel in others[start : start + JOINED])
-        total += max(MOVED * moved / COPY_BYTES, shortest)
+        total += max(MOVED * moved / (BY_ELEMENT * COPY_BYTES), shortest)
     return total
 
 
@@ -166,8 +174,11 @@ def game_rows(classwise: bool, engine: str = "graphed") -> list[Row]:
     norms = split_norm_batches(schedule.norm_images)
     statistics = sum(times * passes(size, size) for size, times in norms.items())
     name = "dau, class" if classwise else "dau, random 10 %"
-    attacker = config.warmup_steps * ATTACKER_KERNELS * LAUNCH
+    attacker = config.warmup_steps * ATTACKER_KERNELS * SHORTEST
+    rated = LESSON_IMAGES + FORGET + VALIDATION
+    shown = [] if classwise else [Row(name, "difficulty of images", "eager", rated, SHOWN)]
     return [
+        *shown,
         Row(name, "lesson and warm-up", "eager", lesson, passes(lesson, 500) + attacker),
         Row(name, "turns", engine, 3 * config.batch_size * config.turns, config.turns * turn(config, engine)),
         Row(name, "looks", "eager", looks, passes(looks, 500)),
@@ -176,13 +187,13 @@ def game_rows(classwise: bool, engine: str = "graphed") -> list[Row]:
 
 
 def retraining_rows() -> list[Row]:
-    """Both retrainings, by the fastest engine, for which the game's few steps are too few."""
+    """Both retrainings, by the engines that they are worth: compiling one takes half a minute."""
     rows = []
-    recipes = {"retrain": TrainingRecipe(), "retrain_fast": fast_recipe("cifar10")}
-    for name, recipe in recipes.items():
+    recipes = {"retrain": (TrainingRecipe(), "captured"), "retrain_fast": (fast_recipe("cifar10"), "graphed")}
+    for name, (recipe, engine) in recipes.items():
         steps = steps_for(recipe.epochs, RETAIN, recipe.batch_size)
-        seconds = steps * training_step(recipe.batch_size, "captured")
-        rows.append(Row(name, "training", "captured", steps * recipe.batch_size, seconds))
+        seconds = steps * training_step(recipe.batch_size, engine)
+        rows.append(Row(name, "training", engine, steps * recipe.batch_size, seconds))
     return rows
 
 

@@ -36,8 +36,6 @@ _WARM_UPS = 3
 Step = Callable[..., None]
 Pure = Callable[..., Any]
 Compile = Callable[[Pure], Pure]
-# Compilers and captures raise what they like; the step itself has run before.
-_BREAKS = (torch._dynamo.exc.TorchDynamoException, RuntimeError)
 # A compiler for the step's pure functions, and how many parts a batch is taken in.
 Build = Callable[[Compile, int], Step]
 
@@ -99,7 +97,7 @@ def prepare(
         else:
             try:
                 step = make(engine)
-            except _BREAKS as error:
+            except _breaks() as error:
                 raise _failed(loop, engine, _explain(error)) from error
     return Prepared(step, engine, reason, parts, watch.seconds)
 
@@ -110,7 +108,7 @@ def _make_fastest(
     """A step with its engine and why: graphed, or captured where that pays; what fails is done without."""
     try:
         graphed = make("graphed")
-    except _BREAKS as error:
+    except _breaks() as error:
         return eager, "eager", f"graphed steps failed ({_explain(error)})"
     with Stopwatch(inputs[0].device) as watch:
         for _ in range(_TIMED):
@@ -120,8 +118,14 @@ def _make_fastest(
         return graphed, "graphed", f"{predicted:.0f} s of work are too few to compile for"
     try:
         return make("captured"), "captured", f"{predicted:.0f} s of work are worth compiling for"
-    except _BREAKS as error:
+    except _breaks() as error:
         return graphed, "graphed", f"captured steps failed ({_explain(error)})"
+
+
+def _breaks() -> tuple[type[Exception], ...]:
+    """What compilers and captures raise, who raise what they like; the step itself has run before."""
+    # Looked up where something has been raised: loading it takes as long as loading PyTorch.
+    return torch._dynamo.exc.TorchDynamoException, RuntimeError
 
 
 def _made_by(engine: str, step: Step, compiled: Callable[[], Step], inputs: tuple[Tensor, ...]) -> Step:
