@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import nn
 
 from dau_fast.data.progress import Progress, silent
+from dau_fast.data.split import range_class_sizes
 from dau_fast.engine.device import Stopwatch
 from dau_fast.engine.ranks import ALONE, Ranks
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision
@@ -286,6 +287,8 @@ def _note(
     task, finished = own.task, outcome.finished[method.name]
     return {
         "split": task.split.to(torch.device("cpu")),
+        "class_sizes": range_class_sizes(task.split, task.labels),
+        "forgotten_classes": [task.images.class_names[i] for i in task.labels[task.split.forget].tolist()],
         "seed": task.seed,
         "runtime": task.runtime,
         "loops": finished.loops,

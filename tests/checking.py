@@ -112,6 +112,9 @@ def check_run(run: dict[str, Any], repeats: int) -> None:
     assert all(type(size) is int and size > 0 for size in sets.values())
     assert sets["forget"] == run["forget"]["count"]
     assert sets["forget"] + sets["retain"] == sets["train"]
+    assert list(run["class_sizes"]) == ["retain", "test"]
+    for name, (least, most) in run["class_sizes"].items():
+        assert 0 < least <= most <= sets[name]
 
 
 def check_forget(forget: dict[str, Any]) -> None:
@@ -126,9 +129,11 @@ def check_forget(forget: dict[str, Any]) -> None:
 
 def check_entry(entry: dict[str, Any], has_reference: bool, timed: bool) -> None:
     further = {"sparsity", "avg_gap_clean", "speedup_fast", "roc", "margins"}
-    assert set(entry) - further == {*RATES, "attacks", *TIMES, "avg_gap", "gaps", "confidence"}
+    assert set(entry) - further == {*RATES, "attacks", *TIMES, "avg_gap", "gaps", "confidence", "balanced"}
+    assert set(entry["balanced"]) == {"ra", "ta"}
     assert set(entry["attacks"]) == ATTACKS
-    for rate in [*(entry[key] for key in RATES), *entry["attacks"].values()]:
+    rates = [*(entry[key] for key in RATES), *entry["attacks"].values(), *entry["balanced"].values()]
+    for rate in rates:
         assert type(rate) is float
         assert 0 <= rate <= 100
     assert entry["mia_efficacy"] == entry["attacks"]["confidence"]
@@ -155,8 +160,9 @@ def check_entry(entry: dict[str, Any], has_reference: bool, timed: bool) -> None
 def check_spread(spread: dict[str, Any], entry: dict[str, Any]) -> None:
     assert set(spread) == set(entry) - {"confidence", "roc", "margins"}
     assert set(spread["attacks"]) == ATTACKS
-    for key, value in [*spread.items(), *spread["attacks"].items(), *(spread["gaps"] or {}).items()]:
-        if key not in ("attacks", "gaps"):
+    nested = [spread["attacks"], spread["balanced"], spread["gaps"] or {}]
+    for key, value in [*spread.items(), *(pair for inner in nested for pair in inner.items())]:
+        if key not in ("attacks", "balanced", "gaps"):
             assert value is None if key in entry and entry[key] is None else value >= 0
 
 

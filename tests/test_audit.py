@@ -75,7 +75,7 @@ def trained(place: Path, once: Called) -> Called:
 def test_it_writes_the_report_and_the_references_and_nothing_else(trained: Called) -> None:
     names = {f"reference_{i + 1}.safetensors" for i in range(REFERENCES)}
     assert trained.code == 0, trained.stderr
-    assert {file.name for file in trained.folder.iterdir()} == {"audit.json", *names}
+    assert {file.name for file in trained.folder.iterdir()} == {"audit.json", "audit.html", *names}
     files = [load_file(trained.folder / name) for name in sorted(names)]
     assert not any(same_tensors(files[0], other) for other in files[1:])
 
@@ -139,7 +139,7 @@ def test_the_same_references_from_files_give_the_same_numbers(
 ) -> None:
     original, model = once.folder / "original.safetensors", once.folder / "dau.safetensors"
     again = audit(place / "audit again", model, "--original", original, "--references", trained.folder)
-    assert [file.name for file in again.folder.iterdir()] == ["audit.json"]
+    assert {file.name for file in again.folder.iterdir()} == {"audit.json", "audit.html"}
     found, before = report(again), report(trained)
     assert found["audits"] == before["audits"]
     assert found["verdict"] == before["verdict"]

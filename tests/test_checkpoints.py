@@ -54,6 +54,20 @@ def test_a_state_dict_of_pytorch_is_loaded(form: str, tmp_path: Path) -> None:
     assert same(other, weights(network))
 
 
+@pytest.mark.parametrize("key", ["model", "model_state_dict", "net", "weights"])
+@pytest.mark.parametrize(
+    "prefix", ["", "_orig_mod.", "module._orig_mod.", "model.", "_orig_mod.module.model."]
+)
+def test_weights_of_a_training_script_are_found_under_its_keys_and_prefixes(
+    key: str, prefix: str, tmp_path: Path
+) -> None:
+    network, other = mlp(), mlp()
+    named = {f"{prefix}{name}": tensor for name, tensor in network.state_dict().items()}
+    torch.save({"epoch": 3, "optimizer": {"state": {}}, key: named}, tmp_path / "model.pt")
+    assert load(tmp_path / "model.pt", other) == {}
+    assert same(other, weights(network))
+
+
 def test_a_missing_checkpoint_is_an_error_that_names_it(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.safetensors", tmp_path / "absent.pt", tmp_path):
         with pytest.raises(UserError, match="does not exist") as raised:

@@ -46,7 +46,7 @@ def completions(tmp_path: Path, *words: str) -> list[str]:
         check=False,
     )
     assert (told.returncode, told.stderr) == (0, "")
-    return [row.partition(",")[2] for row in told.stdout.splitlines()]
+    return [row.partition(",")[2] for row in told.stdout.splitlines() if row]
 
 
 def values(option: str) -> list[str]:
@@ -92,6 +92,51 @@ def test_a_shell_is_told_at_once(tmp_path: Path) -> None:
     assert completions(tmp_path, "--arch", "resnet1") == ["resnet101", "resnet152", "resnet18"]
     assert completions(tmp_path, "") == sorted(COMMANDS)
     assert "--original" in completions(tmp_path, "evaluate", "--")
+
+
+MINE = """
+import dau_fast
+from dau_fast import pruner
+raise RuntimeError("this is never run")
+
+@dau_fast.method("shrink", label="Shrunk")
+def shrink(task): ...
+
+@dau_fast.method(name="retrench")
+def another(task): ...
+
+@pruner("strided")
+def strided(search): ...
+"""
+
+
+def test_methods_and_pruners_of_others_are_completed_and_not_run(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(MINE)
+    (tmp_path / "broken.py").write_text("def (")
+    plugged = ("--plugin", "mine.py")
+    assert completions(tmp_path, "--methods", "dau,shr") == []
+    assert completions(tmp_path, *plugged, "--methods", "dau,shr") == ["dau,shrink"]
+    assert completions(tmp_path, "unlearn", *plugged, "--methods", "retrain,ret") == [
+        "retrain,retrain_fast", "retrain,retrain_clean", "retrain,retrench",
+    ]  # fmt: skip
+    assert completions(tmp_path, *plugged, "--prune", "s") == ["synflow", "strided"]
+    unreadable = ("--plugin", "broken.py", "--plugin", "none.py", "--plugin", "no.module", *plugged)
+    assert completions(tmp_path, *unreadable, "--prune", "s") == ["synflow", "strided"]
+
+
+def test_methods_of_installed_packages_are_completed_and_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "somebodys").mkdir()
+    (tmp_path / "somebodys" / "__init__.py").write_text("1 / 0")
+    (tmp_path / "somebodys" / "methods.py").write_text(MINE)
+    installed = tmp_path / "somebodys-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: somebodys\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[dau_fast.methods]\nanother = somebodys.methods:shrink\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert completions(tmp_path, "--methods", "shr") == ["shrink"]
+    assert {"shrink", "retrench"} <= set(values("methods"))
 
 
 def test_bash_reads_what_is_printed_for_it(tmp_path: Path) -> None:

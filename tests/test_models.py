@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 
 import pytest
 import torch
@@ -116,6 +117,12 @@ def test_building_leaves_batchnorm_statistics_as_initialised() -> None:
 def test_an_unknown_architecture_is_refused(arch: str) -> None:
     with pytest.raises(UserError, match=f"`arch={arch}`: expected small, "):
         build(arch, 10, (3, 32, 32))
+
+
+def test_a_library_that_is_not_installed_is_named_with_the_way_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match=r"`arch=timm:resnet10t` needs timm, .*: pip install timm$"):
+        build("timm:resnet10t", 10, (3, 32, 32))
 
 
 @pytest.mark.parametrize(("arch", "pixels"), [("alexnet", 32), ("vit_b_16", 32), ("vgg16", 16)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,57 @@ def test_a_result_writes_its_report(referenced: bool, tmp_path: Path) -> None:
 
     weights = load_file(page.parent / "dau.safetensors")
     assert all(torch.equal(weights[key], tensor) for key, tensor in result.model.state_dict().items())
+
+
+@pytest.mark.parametrize("referenced", [True, False])
+def test_a_report_lists_the_images_at_risk_and_the_settings_of_the_call(
+    referenced: bool, tmp_path: Path
+) -> None:
+    x, y = whole()
+    network = seeded(lambda: Net(nn.Linear(6, 8), 8))
+    sets = {name: make_sets(ROWS)[name] for name in ("validation", "test")}
+    result = unlearn(
+        network, train=(x, y), forget=[50, 7, 21], **sets, config=SHORT, device="cpu",
+        retrain=fit if referenced else None,
+    )  # fmt: skip
+    page = result.report(tmp_path / "out").read_text()
+    at_risk = json.loads((tmp_path / "out" / "report.json").read_text())["at_risk"]
+    assert result.after is not None
+    margins = dict(zip((7, 21, 50), result.after.forget_margins or (), strict=True))
+    theirs = dict.fromkeys(margins, 0.0)
+    if referenced:
+        assert result.reference is not None
+        assert result.reference.measures is not None
+        theirs = dict(zip(margins, result.reference.measures.forget_margins or (), strict=True))
+    surest = sorted(margins, key=lambda i: theirs[i] - margins[i])
+    assert [entry["index"] for entry in at_risk["images"]] == surest
+    for entry in at_risk["images"]:
+        assert entry["margin"] == margins[entry["index"]]
+        assert entry["retrained"] == (theirs[entry["index"]] if referenced else None)
+        assert entry["label"] == str(int(y[entry["index"]]))
+    assert ("furthest above a retrained model in" in page) == referenced
+    assert ("Forgotten images that DAU is surest of" in page) != referenced
+    assert f'<tr><th scope="row">{surest[0]}</th>' in page
+    assert "--thumbnails" not in page
+    assert '<pre class="command"' not in page
+    assert f"turns {SHORT['turns']}" in page[page.index("<dt>settings</dt>") :]
+
+
+def test_a_report_of_imbalanced_classes_says_so(tmp_path: Path) -> None:
+    x, y = whole()
+    kept = torch.cat([(y == 0).nonzero()[2:6, 0], (y == 1).nonzero()[:, 0]])
+    test = torch.cat([(y == 0).nonzero()[:2, 0], (y == 1).nonzero()[:1, 0]])
+    network = seeded(lambda: Net(nn.Linear(6, 8), 8))
+    result = unlearn(
+        network, forget=(x[y == 2][:4], y[y == 2][:4]), retain=(x[kept], y[kept]),
+        validation=make_sets(ROWS)["validation"], test=(x[test], y[test]), config=SHORT, device="cpu",
+    )  # fmt: skip
+    page = result.report(tmp_path / "out").read_text()
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["run"]["class_sizes"] == {"retain": [4, 20], "test": [1, 2]}
+    assert result.after is not None
+    assert report["methods"]["dau"]["balanced"] == result.after.balanced
+    assert "Classes are imbalanced, images a class 4 to 20 in the retain set, 1 to 2 in the test set" in page
 
 
 @pytest.mark.parametrize("own", [False, True])

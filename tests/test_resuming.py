@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from toys import TENTH, trained
 
 from dau_fast.config import FINE_TUNE, TrainingRecipe
 from dau_fast.job import keeping
+from dau_fast.job.experiment import Experiment, SeedResult, run_seed
 from dau_fast.job.keeping import Keeper
 from dau_fast.job.tuning import Trial, Tuned, Tuning
 from dau_fast.methods.finetune import unlearn
@@ -100,6 +102,27 @@ def test_a_resumed_run_says_what_it_took_over(tmp_path: Path, undisturbed: Calle
     assert_same(resumed, undisturbed)
     assert resumed.report["run"]["resumed"] == ["original", "retrain", "ga"]
     assert "resumed" not in undisturbed.report["run"]
+
+
+def test_ctrl_c_in_the_third_repeat_does_not_lose_the_first_two(tmp_path: Path) -> None:
+    """With --resume they stay; the run that goes on trains what is left."""
+    repeated = ("--epochs", 1, "--methods", "ga", "--seed", 3, "--repeats", 3, "--resume")
+    seeds: list[int] = []
+
+    def interrupted(experiment: Experiment, seed: int, **more: Any) -> SeedResult:
+        seeds.append(seed)
+        if seed == 5:
+            raise KeyboardInterrupt
+        return run_seed(experiment, seed, **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dau_fast.job.experiment.run_seed", interrupted)
+        stopped = call(tmp_path / "out", *repeated)
+    assert (stopped.code, seeds) == (130, [3, 4, 5])
+    resumed = succeed(tmp_path / "out", *repeated)
+    assert resumed.report["run"]["resumed"] == ["original", "ga"] * 2
+    assert [run["seed"] for run in resumed.report["runs"]] == [3, 4, 5]
+    assert {path.name[0] for path in resumed.folder.iterdir()} & {"."} == set()
 
 
 def test_a_tuned_run_goes_on_from_the_methods_that_were_tuned(tmp_path: Path) -> None:

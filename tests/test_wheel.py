@@ -28,7 +28,8 @@ from importlib.resources import files
 import dau_fast, dau_fast._C as compiled
 assert dau_fast.__file__.startswith(sys.prefix), dau_fast.__file__
 assert compiled.__file__.startswith(sys.prefix), compiled.__file__
-assert files("dau_fast.report").joinpath("page.html.jinja").is_file()
+for page in ("page", "audit", "layout", "picture"):
+    assert files("dau_fast.report").joinpath(page + ".html.jinja").is_file()
 print(compiled.count(bits=(0, 0), n=0))
 """
 

@@ -20,6 +20,7 @@ from dau_fast.job.audit import AuditOutcome, AuditRequest, run_audit
 from dau_fast.job.provenance import describe_origin
 from dau_fast.job.request import Request
 from dau_fast.report.audit import audit_table, describe_audit
+from dau_fast.report.audit_page import render_audit
 from dau_fast.report.manifest import describe_files
 from dau_fast.report.output import OutputFolder
 from dau_fast.report.progress import progress_bars
@@ -79,17 +80,18 @@ def _audit(
         outcome = run_audit(request, runtime, bars)
         report = describe_audit(request, outcome, started, time.perf_counter() - began)
         _write(folder, request, report, outcome)
-    told = printable(f"{out / 'audit.json'} has every number.")
+    told = printable(f"{out / 'audit.html'} shows the picture, {out / 'audit.json'} has every number.")
     with terminal(out) as console:
         console.print(audit_table(report))
         console.print(told, markup=False, highlight=False, soft_wrap=True)
 
 
 def _write(folder: Path, request: AuditRequest, report: dict[str, Any], outcome: AuditOutcome) -> None:
-    """The report, and the references that were trained, into `folder`."""
+    """The report, its page, and the references that were trained, into `folder`."""
     run, task = request.run, outcome.task
     origin = describe_origin(run.dataset, run.arch_name, "retrain", outcome.roles, task)
     for name, model in zip(outcome.reference_files, outcome.trained, strict=False):
         checkpoints.save(folder / name, model.network, origin, task.masks)
+    (folder / "audit.html").write_text(render_audit(report), encoding="utf-8")
     report["files"] = describe_files(folder)
     (folder / "audit.json").write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")

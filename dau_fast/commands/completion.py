@@ -10,6 +10,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from importlib import metadata
 from pathlib import Path
 
 import click
@@ -64,16 +65,15 @@ def _make_option(call: ast.Call) -> click.Option:
         return click.Option(names, is_flag=True)
     if name not in _VALUES:
         return click.Option(names, type=click.Path() if is_path else None, multiple="multiple" in given)
-    return click.Option(names, shell_complete=partial(_choose, _VALUES[name], name == "methods"))
+    return click.Option(names, shell_complete=partial(_choose, name))
 
 
-def _choose(
-    values: Callable[[], list[str]], several: bool, _: click.Context, __: click.Parameter, begun: str
-) -> list[CompletionItem]:
+def _choose(option: str, context: click.Context, _: click.Parameter, begun: str) -> list[CompletionItem]:
     """The values that begin like what is typed; of several with commas between, like the last."""
-    before, comma, last = begun.rpartition(",") if several else ("", "", begun)
+    before, comma, last = begun.rpartition(",") if option == "methods" else ("", "", begun)
     taken = before.split(",")
-    fit = [value for value in values() if value.startswith(last) and value not in taken]
+    values = dict.fromkeys([*_VALUES[option](), *_list_plugins(option, context)])
+    fit = [value for value in values if value.startswith(last) and value not in taken]
     return [CompletionItem(before + comma + value) for value in fit]
 
 
@@ -97,6 +97,54 @@ def _rows(room: str, kind: str) -> Iterator[str]:
         for node in ast.walk(_parse(path)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == kind:
                 yield from _strings([keyword.value for keyword in node.keywords if keyword.arg == "name"])
+
+
+# By option: what decorates others' functions, and where installed packages name them.
+_PLUGINS = {"methods": ("method", "dau_fast.methods"), "prune": ("pruner", "dau_fast.pruners")}
+
+
+def _list_plugins(option: str, context: click.Context) -> Iterator[str]:
+    """Names that installed packages and the --plugin files before the cursor register; none is run."""
+    decorator, group = _PLUGINS.get(option, ("", ""))
+    if not decorator:
+        return
+    modules = [point.module for point in metadata.entry_points(group=group)]
+    given = context.params.get("plugin") or ()
+    for path in filter(None, map(_find_source, dict.fromkeys([*modules, *map(str, given)]))):
+        try:
+            tree = _parse(path)
+        except (OSError, ValueError, SyntaxError):
+            continue  # the command tells of it; a line here would stand in the middle of what is typed
+        yield from _decorated(tree, decorator)
+
+
+def _find_source(module: str) -> Path | None:
+    """The file of `module`, a path or a name with dots; None where there is none."""
+    if module.endswith(".py"):
+        return Path(module).expanduser()
+    top, *inner = module.split(".")
+    try:
+        found = importlib.util.find_spec(top)  # of a name with dots it would import what is before them
+    except (ImportError, ValueError):
+        return None
+    if found is None or not (inner or found.origin):
+        return None
+    if not inner:
+        return Path(str(found.origin))
+    places = [Path(place, *inner) for place in found.submodule_search_locations or ()]
+    files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
+    return next((file for file in files if file.exists()), None)
+
+
+def _decorated(tree: ast.Module, decorator: str) -> Iterator[str]:
+    """The first argument of every call of dau_fast's `decorator`."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        called = getattr(node.func, "attr", getattr(node.func, "id", None))
+        if called == decorator:
+            named = [keyword.value for keyword in node.keywords if keyword.arg == "name"]
+            yield from _strings([*node.args[:1], *named])
 
 
 def _literal(file: str, name: str) -> list[str]:

@@ -28,7 +28,7 @@ COMMANDS = {
     "unlearn": "forget, retrain and compare; the name may be left out",
     "evaluate": "measure checkpoints, and train nothing",
     "audit": "tell an unlearned checkpoint from retrained ones",
-    "report": "make the page of a report.json again",
+    "report": "make the page of a report.json or audit.json again",
     "attest": "state in a signed envelope what a run did",
     "verify": "check such a statement, and measure again",
     "env": "say what this runs on",

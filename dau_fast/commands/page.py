@@ -1,4 +1,4 @@
-"""`dau_fast report`: the page of a report.json again, which may be older than the page."""
+"""`dau_fast report`: the page of a report.json or audit.json again, which may be older than the page."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import click
 
 from dau_fast.commands.help import GroupedCommand
 from dau_fast.errors import UserError, exists
+from dau_fast.report.audit_page import render_audit
 from dau_fast.report.page import render
 from dau_fast.report.record import SCHEMA
 
@@ -20,10 +21,10 @@ def make_report() -> click.Command:
         "report",
         params=[
             click.Argument(["report"], metavar="REPORT.JSON", type=Path),
-            click.Option(["--out"], type=Path, help="The page to write; report.html beside the report."),
+            click.Option(["--out"], type=Path, help="The page to write; by default beside the report."),
         ],
         callback=_report,
-        help="Make the page of a report.json.",
+        help="Make the page of a report.json or an audit.json.",
         context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
     )
 
@@ -31,7 +32,8 @@ def make_report() -> click.Command:
 def _report(report: Path, out: Path | None) -> None:
     page = out or report.with_suffix(".html")
     try:
-        text = render(_read(report))
+        content = _read(report)
+        text = render_audit(content) if "audits" in content else render(content)
     except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
         if isinstance(error, UserError):
             raise
@@ -50,8 +52,10 @@ def _read(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' cannot be read as JSON: {error}") from error
-    if not isinstance(found, dict) or "methods" not in found:
-        raise UserError(f"'{path}' is no report of dau_fast: name a report.json")
+    if not isinstance(found, dict) or not {"methods", "audits"} & found.keys():
+        raise UserError(
+            f"'{path}' is no report of dau_fast: name a report.json, an evaluation.json or an audit.json"
+        )
     if found.get("schema") != SCHEMA:
         raise UserError(f"'{path}' is of schema {found.get('schema')}, and this version reads {SCHEMA}")
     return found

@@ -134,6 +134,17 @@ class Split:
         return hashlib.sha256(self.forget.cpu().numpy().astype("<i8").tobytes()).hexdigest()
 
 
+def range_class_sizes(split: Split, labels: Tensor) -> dict[str, tuple[int, int]]:
+    """Images of the smallest and the largest class in retain and test set, of the classes that are there."""
+    found = {}
+    for name in ("retain", "test"):
+        counts = torch.bincount(labels[getattr(split, name)].cpu())
+        present = counts[counts > 0].tolist()
+        if present:
+            found[name] = (min(present), max(present))
+    return found
+
+
 def hold_out(
     labels: Tensor,
     test: Tensor | None,

@@ -12,7 +12,7 @@ from dau_fast.data.split import Split
 from dau_fast.engine.batches import Load
 from dau_fast.engine.evaluation import predict_each
 from dau_fast.engine.ranks import ALONE, Ranks
-from dau_fast.metrics.accuracy import percent
+from dau_fast.metrics.accuracy import balanced_accuracy, percent
 from dau_fast.metrics.mia import Answers, Attacks, confidence, correctness
 from dau_fast.metrics.plugins import find_attacks
 from dau_fast.metrics.roc import FALSE_ALARMS, MARGIN_EDGES, count_margins, margin, true_alarms
@@ -31,7 +31,7 @@ class Measures:
     the attacks, of what requests before this one forgot; None where there was none. roc: the share of the
     forget set that a threshold on the margin calls member at each share of the test set that it calls so too;
     "false" and "true". margins: histograms as those of confidence, "edges" in nats. forget_margins: of each
-    image of the forget set, in nats.
+    image of the forget set, in nats. balanced: "ra" and "ta" as means over the classes of each set.
     """
 
     ua: float
@@ -43,6 +43,7 @@ class Measures:
     roc: dict[str, list[float]] | None = None
     margins: dict[str, list[float]] | None = None
     forget_margins: tuple[float, ...] | None = field(default=None, repr=False, compare=False)
+    balanced: dict[str, float] | None = None
 
     @property
     def mia_efficacy(self) -> float:
@@ -102,6 +103,10 @@ def measure(
         margins={"edges": list(MARGIN_EDGES)}
         | {name: count_margins(some[:, 2]) for name, some in sets.items()},
         forget_margins=tuple(forget[:, 2].tolist()),
+        balanced={
+            "ra": balanced_accuracy(retain[:, 0], labels[split.retain]),
+            "ta": balanced_accuracy(test[:, 0], labels[split.test]),
+        },
     )
 
 
@@ -121,13 +126,13 @@ class _Passes:
         return self._over(index, lambda logits, batch: _summary(Answers(logits, self.labels[batch])))
 
     def sample(self, index: Tensor, size: int, generator: torch.Generator) -> tuple[Answers, Tensor]:
-        """Answers on `size` images, and the summary of all."""
+        """Answers on `size` images, and the summary of all in the order of `index`."""
         order = torch.randperm(len(index), generator=generator, device=index.device)
         some, others = index[order[:size]], index[order[size:]]
         answers = Answers(self._over(some, lambda logits, _: logits), self.labels[some])
         # No pass over nothing.
         rest = [self.summarise(others)] if len(others) else []
-        return answers, torch.cat([_summary(answers), *rest])
+        return answers, torch.cat([_summary(answers), *rest])[order.argsort()]
 
     def attack(self, index: Tensor, attacks: Attacks) -> tuple[Tensor, Tensor]:
         """The summary, and what each attack calls non-member, [N, A]."""

@@ -12,12 +12,14 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from dau_fast.audits.calibration import Calibrated, Verdict
+from dau_fast.audits import calibration
+from dau_fast.audits.calibration import Calibrated
 from dau_fast.audits.catalogue import find_audits
 from dau_fast.errors import printable
 from dau_fast.job.audit import AuditOutcome, AuditRequest
 from dau_fast.metrics.gaps import gap_to_mean, mean_gap, mean_measures, signed_gaps
 from dau_fast.report.facts import count_sets, describe_forget_set, list_versions
+from dau_fast.report.verdict import Verdict
 
 SCHEMA = 1
 
@@ -57,7 +59,7 @@ def _text(path: object) -> str:
     return str(path).encode(errors="replace").decode()
 
 
-def _describe_verdict(verdict: Verdict) -> dict[str, Any]:
+def _describe_verdict(verdict: calibration.Verdict) -> dict[str, Any]:
     return {
         "inside": verdict.inside,
         "p_value": verdict.p_value,
@@ -112,6 +114,49 @@ def _describe(name: str, found: Calibrated, originals: Mapping[str, Calibrated])
     }
 
 
+# ---- what it says
+
+
+def audit_verdict(report: dict[str, Any]) -> Verdict:
+    """Whether the audits tell the models from retrained ones, and what that is worth."""
+    verdict, before = report["verdict"], report["original"]
+    retrained = len(report["run"]["references"])
+    rate = 100 * verdict["false_alarm_rate"]
+    told = (
+        f"INSIDE: {verdict['audits']} audits together do not tell it from {retrained} retrained models."
+        if verdict["inside"]
+        else f"OUTSIDE: {verdict['audits']} audits together tell it from {retrained} retrained models."
+    )
+    power = (
+        "The original is inside as well: these audits show nothing here."
+        if before["inside"]
+        else "The original is outside, as it must be."
+    )
+    sure = (
+        f"p = {verdict['p_value']:.2f}. A retrained model would be called outside in about {rate:.0f} % "
+        "of cases: more references lower that, nothing else does."
+    )
+    single = (
+        f"Of single audits outside in {verdict['outside']} of {verdict['audits']}; a retrained model is "
+        f"expected outside in {verdict['outside_expected']:.1f}."
+    )
+    tone = "bad" if not verdict["inside"] else "open" if before["inside"] else "good"
+    return Verdict(told, (power, sure, single), tone)
+
+
+def audit_word(entry: dict[str, Any]) -> str:
+    """What the table says; what does not tell even the original from retrained models is blind."""
+    if entry["outside"]:
+        return "outside"
+    return "blind" if entry["original_outside"] is False else "inside"
+
+
+def audit_number(entry: dict[str, Any], key: str, sign: str = "") -> str:
+    """A score in the audit's unit, with as many digits as mean something."""
+    decimals = 1 if entry["unit"] in ("%", "steps") else 2
+    return "-" if entry[key] is None else f"{entry[key]:{sign}.{decimals}f}"
+
+
 # ---- the terminal
 
 
@@ -138,43 +183,18 @@ def audit_table(report: dict[str, Any]) -> Table:
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:
-    decimals = 1 if entry["unit"] in ("%", "steps") else 2
-
-    def number(key: str, sign: str = "") -> str:
-        return "-" if entry[key] is None else f"{entry[key]:{sign}.{decimals}f}"
-
-    band = f"{number('low')} to {number('high')}"
-    return [entry["label"], number("value"), number("gap", "+"), band, number("original"), _word(entry)]
-
-
-def _word(entry: dict[str, Any]) -> str:
-    """What the table says; what does not tell even the original from retrained models is blind."""
-    if entry["outside"]:
-        return "outside"
-    return "blind" if entry["original_outside"] is False else "inside"
+    value, low, high, before = (audit_number(entry, key) for key in ("value", "low", "high", "original"))
+    gap = audit_number(entry, "gap", "+")
+    return [entry["label"], value, gap, f"{low} to {high}", before, audit_word(entry)]
 
 
 def _caption(report: dict[str, Any]) -> str:
-    verdict, before = report["verdict"], report["original"]
-    retrained = len(report["run"]["references"])
-    rate = 100 * verdict["false_alarm_rate"]
-    told = (
-        f"INSIDE: {verdict['audits']} audits together do not tell it from {retrained} retrained models."
-        if verdict["inside"]
-        else f"OUTSIDE: {verdict['audits']} audits together tell it from {retrained} retrained models."
-    )
-    power = (
-        "The original is inside as well: these audits show nothing here."
-        if before["inside"]
-        else "The original is outside, as it must be."
-    )
+    words = audit_verdict(report)
+    power, *rest = words.details
     return "\n".join(
         [
-            f"{told} {power}",
-            f"p = {verdict['p_value']:.2f}. A retrained model would be called outside in about {rate:.0f} % "
-            "of cases: more references lower that, nothing else does.",
-            f"Of single audits outside in {verdict['outside']} of {verdict['audits']}; a retrained model is "
-            f"expected outside in {verdict['outside_expected']:.1f}.",
+            f"{words.headline} {power}",
+            *rest,
             "retrained: from the least to the largest score of retrained models, each held out and audited "
             "against the others. gap: audited minus their mean.",
             "blind: inside, and so is the original: the audit shows nothing here.",

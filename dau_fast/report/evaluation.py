@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any
 
+from dau_fast.data.split import range_class_sizes
 from dau_fast.job.evaluation import Evaluation
 from dau_fast.job.request import Request
 from dau_fast.report.facts import count_sets, describe_forget_set, list_versions
@@ -30,6 +31,7 @@ def describe_evaluation(request: Request, found: Evaluation, started: datetime) 
             "forget": describe_forget_set(options["forget"], split),
             "seed": request.seed,
             "sets": count_sets(split),
+            "class_sizes": range_class_sizes(split, found.task.labels),
             "methods": {
                 "retrain": {
                     "label": "retrained",

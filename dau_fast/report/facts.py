@@ -14,7 +14,7 @@ import torch
 
 from dau_fast.config import PruneConfig
 from dau_fast.cost import Equivalents, count_equivalents, has_batchnorm
-from dau_fast.data.split import Split
+from dau_fast.data.split import Split, range_class_sizes
 from dau_fast.data.streaming import StreamedImages
 from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.runtime import Runtime
@@ -55,6 +55,7 @@ def describe_run(
         "sensitivity": game.sensitivity if game else "none",
         "retain_sample": game.retain_sample if game else None,
         "sets": count_sets(first.split),
+        "class_sizes": range_class_sizes(first.split, first.outcome.task.labels),
         "methods": describe_methods(method for method in experiment.methods if method.name in chosen),
         "options": options,
         "settings": list_settings(experiment, first),

@@ -34,7 +34,7 @@ except ImportError:  # Windows
 _UNFINISHED, _COMPLETE = ".unfinished-", ".complete-"
 # What finished parts of a run are kept in, for a later one that resumes it; never moved out.
 KEPT = "kept"
-_AUDIT = "audit.json"
+_AUDIT, _AUDIT_PAGE = "audit.json", "audit.html"
 _REPORTS = ("report.json", _AUDIT)
 # In a complete folder: the list of its results, and the report that was there before.
 _NAMES, _EARLIER = ".names", ".earlier"
@@ -143,7 +143,7 @@ class OutputFolder:
                 sync_folder(self.path)
             stale = list_stale(earlier, keep=every) if earlier.exists() else []
             if report != _AUDIT and _AUDIT not in every and (self.path / _AUDIT).exists():
-                stale.append(_AUDIT)
+                stale += [_AUDIT, _AUDIT_PAGE]
                 logging.getLogger("dau_fast").warning(
                     "%s of the results that were there before is removed: audit again", _AUDIT
                 )

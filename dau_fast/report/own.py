@@ -21,6 +21,7 @@ from dau_fast.report.manifest import describe_files
 from dau_fast.report.output import OutputFolder
 from dau_fast.report.page import render
 from dau_fast.report.record import SCHEMA, method_entry
+from dau_fast.report.risk import list_at_risk
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,7 @@ def describe_own(result: Any) -> dict[str, Any]:
             **describe_runtime(facts["runtime"], facts["loops"]),
             "prune": None,
             "sets": count_sets(facts["split"]),
+            "class_sizes": facts["class_sizes"],
             "methods": describe_methods(rows),
             "settings": {method.name: asdict(result.settings)},
             "versions": list_versions(),
@@ -60,10 +62,18 @@ def describe_own(result: Any) -> dict[str, Any]:
             "wall_seconds": facts["wall_seconds"],
         },
         "methods": entries,
+        "at_risk": _describe_at_risk(result),
         "game": result.history if method.name == "dau" else None,
         "noise_floor": None,
         "runs": None,
     }
+
+
+def _describe_at_risk(result: Any) -> dict[str, Any]:
+    """Places in `train`, or in the set to forget. No pictures: a call does not hold on to images."""
+    facts, reference = result._facts, result.reference.measures if result.reference else None
+    listed = list_at_risk(result.after, reference, facts["split"], facts["forgotten_classes"])
+    return {"method": facts["method"].name, "images": listed}
 
 
 def write_report(folder: Path, result: Any) -> Path:

@@ -44,38 +44,44 @@ _SENSITIVITY = {
 
 def render(report: Report) -> str:
     """The HTML page for `report`, the content of report.json; equal reports give equal pages."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-    )
-    report = _write_out(report)
+    report = write_out(report)
     floor = report.get("noise_floor")
-    return environment.get_template(_TEMPLATE).render(
+    return fill_in(
+        _TEMPLATE,
         repeats=report["run"].get("repeats", 1),
+        title="Unlearning report",
         subject=_subject(report["run"]),
         verdict=verdict(report),
         rows=[_row(report, name) for name in method_order(report)],
         has_reference="retrain" in report["methods"],
         has_spread=any("spread" in measured for measured in report["methods"].values()),
         noise_floor=number_text(floor, 2) if known(floor) else None,
-        pictures={name: _both_widths(draw, report) for name, draw in PICTURES.items()},
+        pictures={name: draw_both_widths(draw, report) for name, draw in PICTURES.items()},
         attacks=_attack_rows(report),
         attack_names=list(attack_labels(report).values()),
-        colors=Markup(write_colors()),
-        dark_colors=Markup(write_colors(dark=True)),
         at_risk=_at_risk(report),
         command=report["run"].get("command"),
         facts=_facts(report),
     )
 
 
-def _write_out(value: Any) -> Any:
+def fill_in(template: str, **values: Any) -> str:
+    """The page that `template` makes of `values`, in the colours of the pictures."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+    )
+    colors = {"colors": Markup(write_colors()), "dark_colors": Markup(write_colors(dark=True))}
+    return environment.get_template(template).render(**colors, **values)
+
+
+def write_out(value: Any) -> Any:
     """`value` with every text in it as `printable` has it: pages and pictures hold no half characters."""
     if isinstance(value, dict):
-        return {_write_out(name): _write_out(inner) for name, inner in value.items()}
+        return {write_out(name): write_out(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_write_out(inner) for inner in value]
+        return [write_out(inner) for inner in value]
     return printable(value) if isinstance(value, str) else value
 
 
@@ -90,7 +96,7 @@ PICTURES: dict[str, Callable[..., str | None]] = {
 }
 
 
-def _both_widths(draw: Callable[..., str | None], report: Report) -> tuple[Markup, Markup] | None:
+def draw_both_widths(draw: Callable[..., str | None], report: Report) -> tuple[Markup, Markup] | None:
     """The picture for a page and for a telephone, of which the style sheet shows one; None of nothing."""
     wide = draw(report)
     return None if wide is None else (Markup(wide), Markup(draw(report, narrow=True)))
@@ -124,7 +130,13 @@ def _at_risk(report: Report) -> dict[str, Any] | None:
         for entry in found["images"]
     ]
     shown = any(row["thumbnail"] for row in rows)
-    return {"method": method_name(report, found["method"]), "rows": rows, "shown": shown}
+    return {
+        "method": method_name(report, found["method"]),
+        "rows": rows,
+        "shown": shown,
+        "compared": any(known(entry.get("retrained")) for entry in found["images"]),
+        "optional": "options" in report["run"],
+    }
 
 
 # What a page takes for a picture: nothing that is loaded or run.
@@ -196,6 +208,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("game", _last_game(report.get("game"))),
         ("cost of sensitivities", _costs(run.get("sensitivity_costs"))),
         ("tuning", _tuning(report)),
+        ("settings", _settings(run)),
         ("retain images", _sample(run.get("retain_sample"))),
         ("device", run.get("device")),
         ("processes", _processes(run)),
@@ -241,6 +254,12 @@ def _tuning(report: Report) -> str:
         count, seconds = len(tuning["trials"]), seconds_text(tuning["seconds"])
         found.append(f"{method_name(report, name)}: {count} settings in {seconds} s, best {best}")
     return "; ".join(found)
+
+
+def _settings(run: dict[str, Any]) -> str:
+    """Those of a call from Python, which no command stands for."""
+    called = {} if "options" in run or "command" in run else run.get("settings", {})
+    return ", ".join(f"{name} {value}" for fields in called.values() for name, value in fields.items())
 
 
 def _sample(times: float | None) -> str | None:

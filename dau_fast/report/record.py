@@ -100,14 +100,15 @@ def method_entry(
 
     reference: the retrained model's; avg_gap, gaps (signed, of every rate) and speedup are None without it.
     fast: the retraining by the fast recipe, for "speedup_fast". clean: those of the model retrained with
-    masks of its own, for "avg_gap_clean". sparsity: of the model, 0 to 1. An entry has these three, what was
-    measured of earlier requests, and margins with their ROC curve, where they are known.
+    masks of its own, for "avg_gap_clean". sparsity: of the model, 0 to 1. An entry has these three, balanced
+    accuracies, what was measured of earlier requests, and margins with their ROC curve, where they are known.
     """
     seconds = finished.seconds if finished else None
     further = {
         "speedup_fast": _speedup(fast, seconds),
         "sparsity": sparsity,
         "avg_gap_clean": avg_gap(measures, clean) if clean else None,
+        "balanced": measures.balanced,
         "earlier": measures.earlier,
         "roc": measures.roc,
         "margins": measures.margins,

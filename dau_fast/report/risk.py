@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from dau_fast.data.images import Images
+from dau_fast.data.split import Split
 from dau_fast.job.experiment import SeedResult
 from dau_fast.methods.registry import find_methods
 from dau_fast.metrics.unlearning import Measures, avg_gap
@@ -27,23 +29,41 @@ def describe_at_risk(result: SeedResult, *, thumbnails: bool = False) -> dict[st
     """
     measures, split, images = result.outcome.measures, result.split, result.outcome.task.images
     method = _find_closest(measures)
-    if method is None or measures[method].forget_margins is None:
+    if method is None:
         return None
-    mine, retrained = np.array(measures[method].forget_margins), None
-    if "retrain" in measures:
-        retrained = np.array(measures["retrain"].forget_margins)
+    listed = list_at_risk(measures[method], measures.get("retrain"), split, name_forgotten(images, split))
+    if thumbnails and _are_pictures(images):
+        for entry in listed:
+            entry["thumbnail"] = _draw(images.pixels[entry["index"]])
+    return {"method": method, "images": listed} if listed else None
+
+
+def name_forgotten(images: Images, split: Split) -> list[str]:
+    """The class of every image of the forget set; empty where classes have no names."""
+    if not images.class_names:
+        return []
+    return [images.class_names[label] for label in images.labels[split.forget].tolist()]
+
+
+def list_at_risk(
+    measured: Measures, reference: Measures | None, split: Split, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """The images of the forget set at risk, the surest first. classes: the names of each one's class."""
+    if measured.forget_margins is None:
+        return []
+    mine, retrained = np.array(measured.forget_margins), None
+    if reference is not None:
+        retrained = np.array(reference.forget_margins)
     order = np.argsort(-(mine if retrained is None else mine - retrained), kind="stable")[:_LISTED]
-    index = split.forget.cpu()
-    listed = []
-    for place in order.tolist():
-        at = int(index[place])
-        entry: dict[str, Any] = {"index": at, "margin": float(mine[place])}
-        entry["retrained"] = None if retrained is None else float(retrained[place])
-        entry["label"] = images.class_names[int(images.labels[at])] if images.class_names else None
-        if thumbnails and _are_pictures(images):
-            entry["thumbnail"] = _draw(images.pixels[at])
-        listed.append(entry)
-    return {"method": method, "images": listed}
+    return [
+        {
+            "index": int(split.forget[place]),
+            "margin": float(mine[place]),
+            "retrained": None if retrained is None else float(retrained[place]),
+            "label": classes[place] if classes else None,
+        }
+        for place in order.tolist()
+    ]
 
 
 def _find_closest(measures: dict[str, Measures]) -> str | None:

@@ -7,10 +7,11 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor, nn
 
-from dau_fast.data.split import Split
-from dau_fast.metrics.accuracy import accuracy
+from dau_fast.data.split import Split, range_class_sizes
+from dau_fast.metrics.accuracy import accuracy, balanced_accuracy
 from dau_fast.metrics.mia import Answers, Attacks
 from dau_fast.metrics.unlearning import Measures, avg_gap, measure
 from dau_fast.models import Outputs
@@ -81,6 +82,42 @@ def test_accuracies_of_a_known_model() -> None:
     assert found.ua == pytest.approx(60)
     assert found.ra == pytest.approx(95)
     assert found.ta == pytest.approx(75)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+def test_balanced_accuracy_is_the_mean_recall_of_the_classes_that_are_there() -> None:
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0] * 40 + [2] * 5 + [5] * 2)
+    predicted = torch.where(torch.rand(47, generator=draw) < 0.6, labels, 3)
+    expected = 100 * balanced_accuracy_score(labels, predicted, adjusted=False)
+    assert balanced_accuracy(predicted == labels, labels) == pytest.approx(expected)
+
+
+@pytest.mark.filterwarnings("ignore:y_pred contains classes not in y_true")
+@pytest.mark.parametrize("sample", [2**27, 7 * 2 + 1])
+def test_every_class_of_retain_and_test_set_counts_alike(
+    sample: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sets with few of class 1, and a test set without class 2, whatever the attacks see of them."""
+    monkeypatch.setattr("dau_fast.metrics.unlearning._LOGITS", sample)
+    draw = torch.Generator().manual_seed(1)
+    labels = torch.where(torch.rand(400, generator=draw) < 0.1, 1, 0)
+    labels[200:220] = 2
+    logits = 2 * nn.functional.one_hot(labels, 3) + 2 * torch.randn(400, 3, generator=draw)
+    logits[:, 0] += 3
+    train, validation, test = torch.arange(40, 260), torch.arange(260, 300), torch.arange(300, 400)
+    split = Split(train, validation, test, forget=train[:20], retain=train[20:], classwise=False)
+    found = measure(Identity(), logits.__getitem__, labels, split, torch.Generator().manual_seed(2))
+    assert found.balanced is not None
+    for name, index in (("ra", split.retain), ("ta", split.test)):
+        expected = 100 * balanced_accuracy_score(labels[index], logits[index].argmax(1))
+        assert found.balanced[name] == pytest.approx(expected), name
+        assert abs(found.balanced[name] - getattr(found, name)) > 1
+    sizes = [labels[index].bincount().tolist() for index in (split.retain, split.test)]
+    assert range_class_sizes(split, labels) == {
+        "retain": (min(sizes[0]), max(sizes[0])),
+        "test": (min(sizes[1]), max(sizes[1])),
+    }
 
 
 def test_histograms_hold_the_confidence_in_the_true_label_in_percent() -> None:

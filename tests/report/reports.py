@@ -73,6 +73,51 @@ def repeated() -> dict[str, Any]:
     return report
 
 
+def score(
+    label: str, value: float, retrained: list[float], original: float | None, **more: Any
+) -> dict[str, Any]:
+    """One entry of an audit.json's "audits", of a score that is held against a model on both sides."""
+    low, high = min(retrained), max(retrained)
+    return {
+        "label": label, "unit": "%", "side": "both", "value": value,
+        "gap": value - sum(retrained) / len(retrained), "low": low, "high": high, "retrained": retrained,
+        "outside": not low <= value <= high, "p_value": 0.5, "false_alarm_rate": 0.4, "original": original,
+        "original_outside": None if original is None else not low <= original <= high,
+    } | more  # fmt: skip
+
+
+def audited(*, inside: bool = True, original_inside: bool = False) -> dict[str, Any]:
+    """The content of an audit.json, of four audits against four retrained models."""
+    verdict = {
+        "p_value": 0.4, "false_alarm_rate": 0.2, "deviation": 1.0, "deviations_of_retrained": [0.5] * 4,
+        "audits": 4, "outside": 1, "outside_expected": 1.6,
+    }  # fmt: skip
+    gaps = {"signed": {"ua": -1.0}, "to_mean": 1.25, "mean_of_pairs": 1.5}
+    return {
+        "schema": 1,
+        "run": {
+            "dataset": "digits", "arch": "small", "seed": 7, "checkpoints": ["out/dau.safetensors"],
+            "forget": {"spec": "random:0.1", "count": 90, "sha256": "ab" * 32, "indices": [3, 5]},
+            "sets": {"train": 898, "validation": 359, "test": 540, "forget": 90, "retain": 808},
+            "original": "out/original.safetensors", "trained_references": 4,
+            "references": [f"reference_{i}.safetensors" for i in (1, 2, 3, 4)],
+            "settings": {"relearning_steps": 200}, "versions": {"torch": "2.15.0"},
+            "started": "2026-01-01T10:00:00+00:00", "wall_seconds": 23.1,
+        },
+        "verdict": verdict | {"inside": inside},
+        "original": verdict | {"inside": original_inside},
+        "gaps": {"audited": gaps, "original": gaps, "retrained_to_mean_of_others": [0.5] * 4},
+        "information_difference_index": None,
+        "audits": {
+            "ua": score("UA", 5.0, [4.0, 5.0, 6.0, 5.0], 0.0),
+            "margin": score("margins forget: shift", 3.0, [-0.5, 0.25, 0.5, 0.0], 9.0, unit="nats"),
+            "noisy": score("noisy forget images known", 80.0, [80.0] * 4, 79.0),
+            "klom": score("KLoM forget: mean", 1.0, [0.0, 1.0, 2.0, 2.0], 1.5, unit="nats"),
+        },
+        "skipped": {"ulira_auc": "needs 3", "ulira_accuracy": "needs 3", "challenge_score": "needs 4"},
+    }  # fmt: skip
+
+
 class Page(HTMLParser):
     """Ids, table rows, headings and text of a page; fails where tags do not close in order."""
 

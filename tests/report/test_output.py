@@ -248,8 +248,9 @@ def test_an_audit_goes_with_the_results_that_it_is_of_and_its_models_stay(
     write_run(tmp_path, "old", ["dau.safetensors"])
     with OutputFolder(tmp_path, "audit.json") as staging:
         (staging / "reference_0.safetensors").touch()
+        (staging / "audit.html").touch()
         (staging / "audit.json").write_text(json.dumps({"files": {"reference_0.safetensors": {}}}))
-    assert {"audit.json", "report.json"} < set(names(tmp_path)), "an audit leaves the results"
+    assert {"audit.json", "audit.html", "report.json"} < set(names(tmp_path)), "an audit leaves the results"
     assert caplog.messages == []
     write_run(tmp_path, "new", ["dau.safetensors"])
     assert names(tmp_path) == ["dau.safetensors", "reference_0.safetensors", "report.html", "report.json"]

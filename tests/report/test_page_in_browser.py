@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from PIL import Image
-from reports import full, repeated
+from reports import audited, full, repeated
 
+from dau_fast.report.audit_page import render_audit
 from dau_fast.report.page import render
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -71,10 +72,10 @@ def chromium(folder: Path, *arguments: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
-def look(folder: Path, report: dict[str, Any], width: int, scheme: str) -> dict[str, Any]:
-    """What the page of `report` is like `width` CSS pixels wide."""
+def look(folder: Path, page: str, width: int, scheme: str) -> dict[str, Any]:
+    """What `page` is like `width` CSS pixels wide."""
     probe = folder / "probe.html"
-    probe.write_text(PROBE % (width, html.escape(render(report), quote=True)), encoding="utf-8")
+    probe.write_text(PROBE % (width, html.escape(page, quote=True)), encoding="utf-8")
     prefer = f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"
     told = chromium(folder, prefer, "--virtual-time-budget=4000", "--dump-dom", probe.as_uri())
     found = re.search(r'<pre id="told">(.*?)</pre>', told, re.DOTALL)
@@ -97,12 +98,17 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("width", [390, 1280])
-def test_nothing_is_cut_off_and_all_texts_are_readable(tmp_path: Path, width: int, scheme: str) -> None:
-    found = look(tmp_path, repeated(), width, scheme)
+@pytest.mark.parametrize("kind", ["report", "audit"])
+def test_nothing_is_cut_off_and_all_texts_are_readable(
+    tmp_path: Path, kind: str, width: int, scheme: str
+) -> None:
+    page = render(repeated()) if kind == "report" else render_audit(audited())
+    found = look(tmp_path, page, width, scheme)
     assert found["wide"] <= width
     assert found["cut"] == []
-    assert found["svgs"] == 7
-    assert found["reached"] == 2  # the table, and the numbers that can be unfolded
+    assert found["svgs"] == (7 if kind == "report" else 1)
+    # The table, and the numbers that can be unfolded.
+    assert found["reached"] == (2 if kind == "report" else 1)
     dark = contrast(found["texts"][0][2], "rgb(0, 0, 0)") < 2
     assert dark == (scheme == "dark")
     for text, ink, paper, size in found["texts"]:

@@ -312,6 +312,27 @@ def test_a_ruined_model_is_named_whatever_its_average_gap() -> None:
     assert verdict(report).notes == ()
 
 
+@pytest.mark.parametrize(
+    ("retain", "test", "told"),
+    [((10, 29), (5, 14), False), ((10, 30), (5, 5), True), ((10, 10), (1, 3), True), ((7, 7), (9, 9), False)],
+)
+def test_imbalanced_classes_are_told_of_with_balanced_accuracies(
+    retain: tuple[int, int], test: tuple[int, int], told: bool
+) -> None:
+    report = single(only="original dau")
+    assert verdict(report).notes == ()
+    report["run"]["class_sizes"] = {"retain": retain, "test": test}
+    report["methods"]["original"]["balanced"] = {"ra": 99.0, "ta": 71.26}
+    report["methods"]["dau"]["balanced"] = {"ra": 98.0, "ta": 60.0}
+    words = (
+        f"Classes are imbalanced, images a class {retain[0]} to {retain[1]} in the retain set, "
+        f"{test[0]} to {test[1]} in the test set; RA and TA as means over classes: original 99.0 and 71.3 %, "
+        "DAU 98.0 and 60.0 %."
+    )
+    assert verdict(report).notes == (words,) * told
+    assert (words in " ".join(printed(report, 120).split())) == told
+
+
 def test_images_of_earlier_requests_are_told_of() -> None:
     report = single(only="original retrain dau")
     report["run"]["sets"] = {"train": 898, "earlier": 1234}
