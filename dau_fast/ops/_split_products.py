@@ -8,6 +8,7 @@ Parts are copies: of small factors they cost more than tensor cores save.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -16,17 +17,23 @@ from torch import Tensor
 
 # The bits of a float32 number that TF32 has: all but the last 13.
 _KEPT = -(1 << 13)
+# Held by the thread that has changed the precision of products; by one may be changed again.
+_SETTING = threading.RLock()
 
 
 @contextmanager
 def multiplied_in(precision: str) -> Iterator[None]:
-    """Products of float32 on CUDA inside are taken in "ieee" or "tf32", whatever the process is set to."""
+    """Products of float32 on CUDA inside are taken in "ieee" or "tf32", whatever the process is set to.
+
+    The setting is the whole process's: other threads wait here, so that it is put back to what it was.
+    """
     settings = torch.backends.cuda.matmul
-    before, settings.fp32_precision = settings.fp32_precision, precision
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
+    with _SETTING:
+        before, settings.fp32_precision = settings.fp32_precision, precision
+        try:
+            yield
+        finally:
+            settings.fp32_precision = before
 
 
 def split(x: Tensor) -> tuple[Tensor, Tensor]:

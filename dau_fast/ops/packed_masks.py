@@ -9,17 +9,15 @@ through plain PyTorch.
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from dau_fast.ops._library import Lists, define
 from dau_fast.ops._native import array, arrays
-from dau_fast.ops._step_plan import Order, memory_order, permuted
+from dau_fast.ops._step_plan import memory_order, permuted
 from dau_fast.ops.reference import (
     apply_masks_reference_,
     pack_mask_reference,
@@ -101,25 +99,9 @@ def _pair_in_memory_order(tensor: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]
     order = memory_order(tensor)
     if order is None or not permuted(tensor, order).is_contiguous():
         return tensor, mask
-    return permuted(tensor, order), _lay_out(mask, tensor.shape, order)
-
-
-def _lay_out(mask: Tensor, shape: torch.Size, order: Order) -> Tensor:
-    """`mask`, for a tensor of `shape`, packed in the order of that tensor's dimensions in memory."""
-    # What is made for inference alone does not count its changes.
-    key = None if mask.is_inference() else (mask._version, shape, order)
-    known = _LAID_OUT.get(mask)
-    if key is not None and known is not None and known[0] == key:
-        return known[1]
-    flags = mask if mask.dtype == torch.bool else unpack_mask(mask, shape)
-    packed = pack_mask(permuted(flags, order))
-    if key is not None:
-        _LAID_OUT[mask] = key, packed
-    return packed
-
-
-# Masks are given again and again, and packing them in another order is work.
-_LAID_OUT: MutableMapping[Tensor, tuple[tuple[Any, ...], Tensor]] = WeakTensorKeyDictionary()
+    # Anew at every call: a mask may change where PyTorch does not see it, and a captured graph reads its own.
+    flags = mask if mask.dtype == torch.bool else unpack_mask(mask, tensor.shape)
+    return permuted(tensor, order), permuted(flags, order)
 
 
 def _apply_on_one_device(tensors: list[Tensor], masks: list[Tensor]) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 import torch
 from tf32 import TF32
@@ -35,6 +38,26 @@ def test_three_products_are_as_exact_as_one_of_float32(with_base: bool) -> None:
     exact = x.double() @ y.double()
     exact = base.double() + 0.5 * exact if with_base else exact
     assert (found - exact).norm() / exact.norm() < 1e-6
+
+
+def test_threads_that_meet_leave_the_process_as_it_was() -> None:
+    """Without waiting, the second one would take the first one's setting for the process's own."""
+    settings, entered = torch.backends.cuda.matmul, threading.Event()
+    before = settings.fp32_precision
+
+    def second() -> None:
+        entered.set()
+        with multiplied_in("ieee"):
+            time.sleep(0.2)
+
+    with multiplied_in("tf32"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        entered.wait()
+        time.sleep(0.05)
+        assert settings.fp32_precision == "tf32"
+    thread.join()
+    assert settings.fp32_precision == before
 
 
 # ---- on the device that was chosen with --device

@@ -68,45 +68,6 @@ def test_without_settings_the_usual_ones_are_played(forget: Forget, monkeypatch:
     assert percent_right(task, model, task.split.retain) >= 90
 
 
-@pytest.mark.parametrize("retain", [1, 10, 24, 25, 1000, 45000])
-@pytest.mark.parametrize("classwise", [True, False])
-def test_the_usual_settings_exist_for_every_size_of_the_retain_set(retain: int, classwise: bool) -> None:
-    config = DauConfig.default(classwise=classwise, retain_images=retain, forget_images=9)
-    assert config.label_conditioned != classwise
-    assert (config.departure > 0) == classwise
-
-
-@pytest.mark.parametrize(
-    ("layers", "share"),
-    [
-        ([nn.LayerNorm(8)], 0.25),
-        ([nn.RMSNorm(8)], 0.25),
-        ([nn.LayerNorm(8), nn.BatchNorm1d(8)], 1),
-        ([nn.GroupNorm(2, 8)], 1),
-        ([], 1),
-    ],
-)
-def test_networks_that_layernorm_normalises_take_smaller_steps(layers: list[nn.Module], share: float) -> None:
-    task, dau = trained(TENTH), get_method("dau")
-    network = nn.Sequential(
-        nn.Flatten(), nn.Linear(task.images.pixels[0].numel(), 8), *layers, nn.Linear(8, 3)
-    )
-    given = replace(task, original=Classifier(network))
-    assert dau.resolve(given).lr == share * dau.resolve(task).lr
-    assert dau.resolve(given, {"lr": 0.01}).lr == 0.01
-
-
-def test_the_usual_game_makes_six_passes_over_a_middling_set_and_part_of_one_over_a_large_one() -> None:
-    small, middle, large = (
-        DauConfig.default(classwise=False, retain_images=count, forget_images=400)
-        for count in (200, 2400, 1_000_000)
-    )
-    assert (small.turns, middle.turns) == (128, 6 * 2400 // 64)
-    assert middle.turns < large.turns < 1_000_000 // 64
-    half = DauConfig.default(classwise=False, retain_images=1200, forget_images=1200)
-    assert half.turns == middle.turns
-
-
 def test_the_history_has_one_entry_a_look_from_the_original_to_the_finished_model() -> None:
     task = trained(ONE_CLASS)
     sets = {"forget": task.split.forget, "validation": task.split.validation, "retain": task.split.retain}
