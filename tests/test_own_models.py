@@ -126,14 +126,17 @@ def test_random_augmentation_in_a_data_set_is_warned_of(caplog: pytest.LogCaptur
         def __getitem__(self, i: int) -> Any:
             return self.x[i] + torch.randn(6), self.y[i]
 
+    def told() -> list[str]:  # so short a game may also say that it ruined the model
+        return [text for r in caplog.records if "every time it is read" in (text := r.getMessage())]
+
     sets = make_sets(ROWS)
     network = seeded(lambda: Net(nn.Linear(6, 8), 8))
     unlearn(network, **sets, config=SHORT, device="cpu")
     unlearn(network, **{name: Pairs(*pair) for name, pair in sets.items()}, config=SHORT, device="cpu")
-    assert caplog.text == ""
+    assert not told()
     for stream in (False, True):
         caplog.clear()
         noisy = sets | {"retain": Noisy(*sets["retain"])}
         unlearn(network, **noisy, config=SHORT, device="cpu", stream=stream)
-        (told,) = [record.getMessage() for record in caplog.records]
-        assert "of the retain set is another one every time it is read" in told
+        (text,) = told()
+        assert "of the retain set is another one" in text
