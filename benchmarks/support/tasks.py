@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dau_fast.config import TrainingRecipe, _check, split_config, training_recipe
+from dau_fast.config import PruneConfig, TrainingRecipe, _check, split_config, training_recipe
 from dau_fast.data import named
 from dau_fast.data.images import Augmentation, Images
 from dau_fast.data.split import TEST, TRAINING, VALIDATION, Forget, Split, hold_out, make_split
@@ -39,6 +39,7 @@ from dau_fast.job.assembly import network_builder
 from dau_fast.methods.task import Task
 from dau_fast.metrics.accuracy import accuracy, percent
 from dau_fast.models import Classifier
+from dau_fast.prune import Masks
 from support.bank import Bank, Training
 from support.pictures import read_pictures
 
@@ -83,7 +84,8 @@ class Problem:
     images: those of `split`, and triggered copies of test images. truth: true labels of the forget set,
     int64 [forget], where they are not its labels. triggered: index of the triggered test images, none of
     which belongs to class `target`. requests: the forget set in the parts that are to be forgotten one after
-    the other.
+    the other. pruning, masks: how the original is pruned, and what came of it, which retrained models keep to
+    (the literature's reference); None for a dense one.
     """
 
     kind: str
@@ -96,14 +98,16 @@ class Problem:
     triggered: Tensor | None = None
     target: int | None = None
     requests: tuple[Tensor, ...] = ()
+    pruning: PruneConfig | None = None
+    masks: Masks | None = None
 
     def original(self, number: int = 0) -> Training:
         """The original, and with other numbers further ones that differ in their seed alone."""
-        return self._training(self.split.train, f"original {number}")
+        return replace(self._training(self.split.train, f"original {number}"), pruning=self.pruning)
 
     def retrained(self, number: int) -> Training:
         """One of the models that never saw the forget set."""
-        return self._training(self.split.retain, f"retrained {number}")
+        return replace(self._training(self.split.retain, f"retrained {number}"), masks=self.masks)
 
     def measure_extra(self, logits: Tensor) -> dict[str, float]:
         """What this kind of task measures beside the usual, in percent; logits [N, C] of all its images.
@@ -128,26 +132,42 @@ class Tasks:
 
     def __init__(self, bank: Bank, data: Path | None = None, setting: Setting | None = None) -> None:
         self.bank, self.data, self.setting = bank, data, setting or Setting()
-        self._problems: dict[tuple[str, int], Problem] = {}
+        self._problems: dict[tuple[str, int, PruneConfig | None], Problem] = {}
         self._halves: dict[int, list[Training]] = {}
 
-    def problem(self, kind: str, seed: int) -> Problem:
-        """The task of `kind` and `seed`; models behind `influence` are trained where the bank lacks them.
+    def problem(self, kind: str, seed: int, pruning: PruneConfig | None = None) -> Problem:
+        """The task of `kind` and `seed`.
 
-        Raises UserError for an unknown kind and for pictures that are missing or too few.
+        Models behind `influence`, and a pruned original, are trained where the bank lacks them. Raises
+        UserError for an unknown kind and for pictures that are missing or too few.
         """
         check_kind(kind)
-        if (kind, seed) not in self._problems:
-            make = _PICTURES.get(kind)
-            self._problems[kind, seed] = make(self._draw(kind, seed)) if make else _make_digits(kind, seed)
-        return self._problems[kind, seed]
+        key = kind, seed, pruning
+        if key not in self._problems:
+            if pruning is not None:
+                problem = replace(self.problem(kind, seed), pruning=pruning)
+                problem = replace(problem, masks=self.bank.get_masks(problem.original()))
+            else:
+                make = _PICTURES.get(kind)
+                problem = make(self._draw(kind, seed)) if make else _make_digits(kind, seed)
+            self._problems[key] = problem
+        return self._problems[key]
 
-    def task(self, kind: str, seed: int) -> Task:
+    def task(self, kind: str, seed: int, pruning: PruneConfig | None = None) -> Task:
         """The task with its original, which is trained where the bank lacks it."""
-        problem = self.problem(kind, seed)
+        problem = self.problem(kind, seed, pruning)
         fresh = network_builder(problem.arch, problem.images, Runtime())
         original = self.bank.get(problem.original())
-        return Task(problem.images, problem.split, seed, original, fresh, problem.recipe)
+        return Task(
+            problem.images,
+            problem.split,
+            seed,
+            original,
+            fresh,
+            problem.recipe,
+            masks=problem.masks,
+            pruning=pruning,
+        )
 
     def influence_trainings(self, kind: str, seed: int) -> list[Training]:
         """The models that `kind` needs before it is known what is forgotten."""
