@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -48,7 +48,7 @@ class Training:
     """What makes a model: `arch`, trained by `recipe` on `images` at `index`, int64 [N] in this order.
 
     seed: of initial weights, order and augmentation. pruning: how masks are found meanwhile. masks: those
-    of another model, which this one keeps to; neither for a dense one.
+    of another model, which this one keeps to; neither for a dense one. runtime: how the training computes.
     """
 
     images: Images
@@ -58,6 +58,7 @@ class Training:
     arch: str
     pruning: PruneConfig | None = None
     masks: Masks | None = None
+    runtime: Runtime = field(default_factory=Runtime)
 
     @cached_property
     def key(self) -> str:
@@ -76,6 +77,8 @@ class Training:
             "pixels": [str(pixels.dtype), *pixels.shape],
             "batches": str(images.dtype),
         }
+        if self.runtime.device.type != "cpu":
+            settings["computed"] = [self.runtime.device.type, self.runtime.precision_name]
         if self.pruning is not None:
             settings["pruning"] = asdict(self.pruning)
         if self.masks is not None:
@@ -108,20 +111,14 @@ class Training:
         index = self.index
         split = Split(index, index, index, index, index, classwise=False)
         task = Task(
-            self.images,
-            split,
-            self.seed,
-            self.build(),
-            self._fresh,
-            self.recipe,
-            masks=self.masks,
-            pruning=self.pruning,
-        )
+            self.images, split, self.seed, self.build(), self._fresh, self.recipe,
+            masks=self.masks, pruning=self.pruning, runtime=self.runtime,
+        )  # fmt: skip
         made = original.train(task)
         return made.model.eval(), made.masks or self.masks
 
     def _fresh(self, seed: int) -> Classifier:
-        return network_builder(self.arch, self.images, Runtime())(seed)
+        return network_builder(self.arch, self.images, self.runtime)(seed)
 
 
 class Bank:
@@ -161,7 +158,8 @@ class Bank:
     def get_masks(self, training: Training) -> Masks | None:
         """The masks of the model, which is trained where it is missing; None for a dense one."""
         self.make(training)
-        return checkpoints.load_masks(self.path(training))
+        masks = checkpoints.load_masks(self.path(training))
+        return masks and masks.to(training.runtime.device)
 
     def make(self, training: Training, *, wait: bool = True) -> bool:
         """Train the model unless it is there; False where another process is at it and `wait` is False."""
@@ -203,7 +201,7 @@ class Bank:
         for left in path.parent.glob(f"{path.name}.*"):  # by a process that died
             left.unlink()
         began = time.perf_counter()
-        model, masks = run_flushed(training.train, torch.device("cpu"))
+        model, masks = run_flushed(training.train, training.runtime.device)
         notes = {
             "key": training.key,
             "sha256": _digest(model.network),

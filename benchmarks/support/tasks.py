@@ -18,7 +18,7 @@ measure. All images, sets and models follow from a task's kind and seed. Kinds:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -47,6 +47,8 @@ DIGITS = ("digits", "digits-class")
 # The literature's, with as many steps as let `small` remember every picture (measured, as below).
 RECIPE = TrainingRecipe(epochs=30, batch_size=64)
 
+_PLAIN = Augmentation()
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -66,6 +68,7 @@ class Setting:
     halvings: int = 2  # random halvings of the training images behind `influence`, two models each
     requests: int = 5  # of `five`
     trigger: int = 3  # pixels a side: a white square in the lower right corner (Gu et al. 2017, section 4)
+    augmentation: Augmentation = _PLAIN  # with one, models remember less
 
     def __post_init__(self) -> None:
         _check(self, "forget", "retain", "validation", "test", "image_size", low=1, whole=True)
@@ -85,7 +88,7 @@ class Problem:
     int64 [forget], where they are not its labels. triggered: index of the triggered test images, none of
     which belongs to class `target`. requests: the forget set in the parts that are to be forgotten one after
     the other. pruning, masks: how the original is pruned, and what came of it, which retrained models keep to
-    (the literature's reference); None for a dense one.
+    (the literature's reference); None for a dense one. runtime: how all of it computes.
     """
 
     kind: str
@@ -100,6 +103,7 @@ class Problem:
     requests: tuple[Tensor, ...] = ()
     pruning: PruneConfig | None = None
     masks: Masks | None = None
+    runtime: Runtime = field(default_factory=Runtime)
 
     def original(self, number: int = 0) -> Training:
         """The original, and with other numbers further ones that differ in their seed alone."""
@@ -124,14 +128,30 @@ class Problem:
         return found
 
     def _training(self, index: Tensor, purpose: str) -> Training:
-        return Training(self.images, index, derive_seed(self.seed, purpose), self.recipe, self.arch)
+        seed = derive_seed(self.seed, purpose)
+        return Training(self.images, index, seed, self.recipe, self.arch, runtime=self.runtime)
+
+    def place(self, runtime: Runtime) -> Problem:
+        """The same with all images and indices where `runtime` computes."""
+        device, parts = runtime.device, ("images", "split", "truth", "triggered")
+        moved = {name: part.to(device) for name in parts if (part := getattr(self, name)) is not None}
+        requests = tuple(request.to(device) for request in self.requests)
+        return replace(self, **moved, requests=requests, runtime=runtime)
 
 
 class Tasks:
-    """The tasks of one bank. data: the folder of the pictures, or None for those that the bank keeps."""
+    """The tasks of one bank.
 
-    def __init__(self, bank: Bank, data: Path | None = None, setting: Setting | None = None) -> None:
+    data: the folder of the pictures, or None for those that the bank keeps. runtime: how models are trained,
+    but for those behind `influence`, and unlearned.
+    """
+
+    def __init__(
+        self, bank: Bank, data: Path | None = None, setting: Setting | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:  # fmt: skip
         self.bank, self.data, self.setting = bank, data, setting or Setting()
+        self.runtime = runtime or Runtime()
         self._problems: dict[tuple[str, int, PruneConfig | None], Problem] = {}
         self._halves: dict[int, list[Training]] = {}
 
@@ -150,24 +170,19 @@ class Tasks:
             else:
                 make = _PICTURES.get(kind)
                 problem = make(self._draw(kind, seed)) if make else _make_digits(kind, seed)
+                problem = problem.place(self.runtime)
             self._problems[key] = problem
         return self._problems[key]
 
     def task(self, kind: str, seed: int, pruning: PruneConfig | None = None) -> Task:
         """The task with its original, which is trained where the bank lacks it."""
         problem = self.problem(kind, seed, pruning)
-        fresh = network_builder(problem.arch, problem.images, Runtime())
+        fresh = network_builder(problem.arch, problem.images, self.runtime)
         original = self.bank.get(problem.original())
         return Task(
-            problem.images,
-            problem.split,
-            seed,
-            original,
-            fresh,
-            problem.recipe,
-            masks=problem.masks,
-            pruning=pruning,
-        )
+            problem.images, problem.split, seed, original, fresh, problem.recipe,
+            masks=problem.masks, pruning=pruning, runtime=self.runtime,
+        )  # fmt: skip
 
     def influence_trainings(self, kind: str, seed: int) -> list[Training]:
         """The models that `kind` needs before it is known what is forgotten."""
@@ -194,7 +209,7 @@ def check_kind(kind: str) -> None:
 
 
 def draw_images(pictures: Images, seed: int, setting: Setting) -> Images:
-    """Those of one seed, not augmented: training images first, then validation, then test images."""
+    """Those of one seed: training images first, then validation, then test images."""
     assert pictures.test is not None
     held = int(pictures.test[0])
     wanted = setting.training + setting.validation
@@ -211,7 +226,7 @@ def draw_images(pictures: Images, seed: int, setting: Setting) -> Images:
         pixels=pictures.pixels[index],
         labels=pictures.labels[index],
         test=torch.arange(wanted, len(index)),
-        augmentation=Augmentation(),
+        augmentation=setting.augmentation,
     )
 
 

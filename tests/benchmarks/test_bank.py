@@ -17,6 +17,7 @@ from scripts import succeed
 
 from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.data.images import Augmentation, Images
+from dau_fast.engine.runtime import Runtime
 from dau_fast.errors import UserError
 from dau_fast.prune import Masks, omp
 
@@ -105,6 +106,8 @@ def changed(name: str, place: int) -> Images:
         lambda: {"arch": "resnet18"},
         lambda: {"pruning": PruneConfig("synflow", 0.5)},
         lambda: {"masks": kept(0.5)},
+        lambda: {"runtime": Runtime(torch.device("cuda"))},
+        lambda: {"runtime": Runtime(torch.device("cuda"), torch.bfloat16)},
     ],
 )  # fmt: skip
 def test_a_key_changes_with_everything_that_makes_the_model(change: Callable[[], dict[str, Any]]) -> None:

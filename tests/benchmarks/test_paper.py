@@ -9,6 +9,7 @@ from subprocess import run
 from typing import Any
 
 import pytest
+import torch
 from calling import environment
 from click.testing import CliRunner, Result
 from scripts import ROOT
@@ -117,6 +118,22 @@ def test_the_figure_has_a_panel_for_each_pruning_and_all_retrained_models_behind
     assert len(first.collections) == 5
     assert {line.get_label() for line in first.lines} >= {"original", "dau", "retrained, mean"}
     assert not {line.get_label() for line in first.lines} & {"ga"}
+
+
+def test_a_gpu_takes_all_of_the_literatures_images_and_network() -> None:
+    import paper
+    from support.tasks import Setting
+
+    full = paper.choose_setting(torch.device("cuda"), None, smoke=False)
+    assert (full.training + full.validation, full.test, full.arch, full.recipe.epochs) == (
+        50_000,
+        10_000,
+        "resnet18",
+        182,
+    )
+    assert full.augmentation.flip
+    assert paper.choose_setting(torch.device("cpu"), None, smoke=False) == Setting()
+    assert paper.choose_setting(torch.device("cuda"), 20, smoke=False).recipe.epochs == 20
 
 
 def test_a_mistake_is_one_line(pictures: Path, tmp_path: Path) -> None:
