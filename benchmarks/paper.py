@@ -6,10 +6,10 @@
 
 DIR holds train/ and test/ of CIFAR-10; on the CPU a part of it is taken, at 16x16, and the small network. For
 every seed, task and pruning there is an original, models retrained with its masks by its own recipe, and
-every method. Models come from the bank and stay there: 43 trainings a seed, 15 of them of IMP's original, half
-a minute each on one core, and by the rate of training on an H200 two and a quarter minutes each with all
-epochs of the literature. Seeds come one after the other; killed, the same command goes on where it was. The
-record holds judgements.jsonl, summary.json, tables.md and attacks.svg, of all judgements in its folder.
+every method. Models come from the bank and stay there: 43 trainings a seed, 15 of them of IMP's original,
+half a minute each on one core, and by the rate of training on an H200 two and a quarter minutes each with
+all epochs of the literature. Seeds come one after the other; killed, the same command goes on where it was.
+The record holds judgements.jsonl, summary.json, tables.md and attacks.svg, of all judgements in its folder.
 """
 
 from __future__ import annotations
