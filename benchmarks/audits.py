@@ -31,7 +31,7 @@ from dau_fast.audits.comparing import Context
 from dau_fast.audits.evidence import Evidence, Scene, examine
 from dau_fast.audits.verdicts import Audited, audit_models
 from dau_fast.config import AuditConfig
-from dau_fast.engine.device import warm_up
+from dau_fast.engine.device import run_flushed, warm_up
 from dau_fast.errors import UserError
 from dau_fast.job.tuning import tune
 from dau_fast.methods.registry import get_method
@@ -156,9 +156,15 @@ def main(
     try:
         names = [get_method(name).name for name in entries.split(",")]
         made, size = Tasks(Bank(bank), data, SMOKE if smoke else Setting()), Size(models, references)
-        for kind, seed in _parse(tasks):
-            for row in audit_all(made, kind, seed, names, trials, size, config, folder / "audits.jsonl"):
-                print(_line(row), flush=True)
+        chosen = _parse(tasks)
+
+        def work() -> None:
+            for kind, seed in chosen:
+                for row in audit_all(made, kind, seed, names, trials, size, config, folder / "audits.jsonl"):
+                    print(_line(row), flush=True)
+
+        # As whole runs do: methods are much slower with denormal numbers.
+        run_flushed(work, torch.device("cpu"))
     except UserError as error:
         raise click.UsageError(str(error)) from error
 
