@@ -84,15 +84,16 @@ def averaged(values: list[torch.Tensor], weight: float) -> torch.Tensor:
 
 
 def first_turns(task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch, turns: int) -> dict[str, Any]:
-    """Losses of both players in a game's first turns, and the players after them."""
-    losses: dict[str, list[torch.Tensor]] = {"defender_loss": [], "attacker_loss": []}
+    """What both players learn from in a game's first turns, and the players after them."""
+    losses: dict[str, list[torch.Tensor]] = {"defender_loss": [], "attacker_gradients": []}
 
     def watch(name: str) -> None:
         given = getattr(game, name)
 
-        def noted(*arguments: Any, **named: Any) -> torch.Tensor:
+        def noted(*arguments: Any, **named: Any) -> Any:
             value = given(*arguments, **named)
-            losses[name].append(value.detach())
+            parts = value if isinstance(value, list) else [value.detach()]
+            losses[name].append(torch.cat([part.flatten() for part in parts]))
             return value
 
         monkeypatch.setattr(game, name, noted)
@@ -115,7 +116,7 @@ def compare_first_turns(rank: int, ranks: int, forget: Forget, config: DauConfig
     torch.testing.assert_close(
         averaged(together["defender_loss"], weight), torch.stack(alone["defender_loss"]), **CLOSE
     )
-    torch.testing.assert_close(together["attacker_loss"], alone["attacker_loss"], **CLOSE)
+    torch.testing.assert_close(together["attacker_gradients"], alone["attacker_gradients"], **CLOSE)
     for player in ("defender", "attacker"):
         found, expected = together[player].state_dict(), alone[player].state_dict()
         torch.testing.assert_close(dict(found), dict(expected), rtol=1e-8, atol=1e-9)

@@ -18,7 +18,7 @@ def test_the_kernels_of_a_turn_are_those_of_a_real_one(forget: str) -> None:
     from support.jobs import experiment, settings, untrained
 
     from dau_fast.engine.loop import prepare_loop
-    from dau_fast.methods.dau.attacker import attacker_loss
+    from dau_fast.methods.dau.attacker import attacker_gradients
     from dau_fast.methods.dau.game import Game, plan_game
     from dau_fast.methods.dau.shown import prepare_shown
 
@@ -42,7 +42,7 @@ def test_the_kernels_of_a_turn_are_those_of_a_real_one(forget: str) -> None:
         width = game.attacker.mean.numel()
         seen = [torch.randn(64, width) for _ in range(2)]
         with one_gpu.Kernels() as learned:
-            game._learner(attacker_loss)(*seen, torch.ones(64), torch.ones(64))
+            game._learner(attacker_gradients)(*seen, torch.ones(64), torch.ones(64))
     rest = len(turn.seen) - len(trained.seen) - len(taught.seen)
     assert rest == pytest.approx(one_gpu.TURN_KERNELS, rel=0.1)
     assert len(learned.seen) == pytest.approx(one_gpu.ATTACKER_KERNELS, rel=0.1)

@@ -114,8 +114,10 @@ def test_the_attacker_takes_as_many_steps_a_turn_in_any_number_of_parts(
     parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken: list[int] = []
-    loss = game.attacker_loss
-    monkeypatch.setattr(game, "attacker_loss", lambda *seen: (taken.append(len(seen[1])), loss(*seen))[1])
+    gradients = game.attacker_gradients
+    monkeypatch.setattr(
+        game, "attacker_gradients", lambda *seen: (taken.append(len(seen[1])), gradients(*seen))[1]
+    )
     task = replace(trained(ONE_CLASS), runtime=Runtime(accumulate=parts))
     with game_of(task, replace(CLASSWISE, attacker_steps=4, warmup_steps=0), turns=3) as players:
         players.warm_up()

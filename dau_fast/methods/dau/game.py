@@ -38,7 +38,7 @@ from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.steps import Compile, Players, prepare
 from dau_fast.engine.training import recompute_batchnorm
 from dau_fast.errors import UserError
-from dau_fast.methods.dau.attacker import Attacker, attacker_loss, auc
+from dau_fast.methods.dau.attacker import Attacker, attacker_gradients, auc
 from dau_fast.methods.dau.defender import defender_loss
 from dau_fast.methods.dau.referee import History, Referee
 from dau_fast.methods.dau.schedule import Schedule
@@ -183,7 +183,7 @@ class Game:
 
     def _prepare_lesson(self, seen: tuple[Tensor, ...]) -> Callable[..., None]:
         """A step of the attacker on `seen`: kernels so small that on CUDA launching them takes longest."""
-        learn, runtime = self._learner(attacker_loss), self.task.runtime
+        learn, runtime = self._learner(attacker_gradients), self.task.runtime
         if runtime.device.type != "cuda" or not runtime.ranks.alone or runtime.engine == "eager":
             return learn
         players = Players((self.attacker,), (self._attack,))
@@ -252,7 +252,7 @@ class Game:
         """One turn on a part of a batch: reveal, attacker steps, and the loss of the defender's step."""
         config, gone, alpha = self.config, self.gone, self.alpha
         reveal, objective, teach = compile(reveal_turn), compile(defender_loss), compile(_teach)
-        learn, judge = self._learner(compile(attacker_loss)), _frozen(self.attacker)
+        learn, judge = self._learner(compile(attacker_gradients)), _frozen(self.attacker)
 
         def turn(
             part: MicroBatch, images: Tensor, labels: Tensor, rated: Tensor, study: Tensor, asked: Tensor
@@ -291,12 +291,13 @@ class Game:
         u_forget, u_validation, rest = self.task.ranks.gather(packed, sizes).split([width, width, 2], 1)
         return u_forget, u_validation, *rest.unbind(1)
 
-    def _learner(self, objective: Callable[..., Tensor]) -> Callable[..., None]:
-        """A step of the attacker on the arguments of `attacker_loss` but the first, by its `objective`."""
+    def _learner(self, gradients: Callable[..., list[Tensor]]) -> Callable[..., None]:
+        """A step of the attacker on the arguments of `attacker_gradients` but the first."""
 
         def learn(*seen: Tensor) -> None:
-            self._attack.zero_grad(set_to_none=True)
-            objective(self.attacker, *seen).backward()
+            found = gradients(self.attacker, *seen)
+            for parameter, gradient in zip(self.attacker.parameters(), found, strict=True):
+                parameter.grad = gradient
             self._attack.step()
 
         return learn

@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from dau_fast.methods.dau.attacker import Attacker, attacker_loss, auc
+from dau_fast.methods.dau.attacker import Attacker, attacker_gradients, attacker_loss, auc
 
 
 class Known(nn.Module):
@@ -137,14 +137,36 @@ def test_the_statistics_are_not_trained() -> None:
     assert all(name.startswith("layers.") for name, _ in attacker.named_parameters())
 
 
+@pytest.mark.parametrize("left_out", [0, 3, 8])
+def test_gradients_by_formula_are_those_of_the_loss(left_out: int) -> None:
+    torch.manual_seed(left_out)
+    forget, validation = (torch.randn(rows, 5, dtype=torch.float64) * 3 for rows in (8, 11))
+    attacker = Attacker(torch.cat([forget, validation]), 16).double()
+    weights = torch.rand(8, dtype=torch.float64), torch.randint(2, (11,)).double()
+    weights[0][:left_out] = 0
+    seen = forget, validation, *weights
+    expected = torch.autograd.grad(attacker_loss(attacker, *seen), list(attacker.parameters()))
+    found = attacker_gradients(attacker, *seen)
+    torch.testing.assert_close(found, list(expected), rtol=1e-12, atol=1e-14)
+    assert found[4].abs().max() > 0
+
+
+def test_gradients_of_sure_verdicts_are_finite() -> None:
+    seen = shown(8, 0)
+    attacker = Attacker(seen, 4)
+    far = 1e6 * torch.randn(8, seen.shape[1], generator=torch.Generator().manual_seed(1))
+    assert all(part.isfinite().all() for part in attacker_gradients(attacker, *all_of(far, -far)))
+
+
 def test_an_attacker_learns_to_tell_two_sets_apart() -> None:
     torch.manual_seed(0)
     forget, validation = shown(64, 1, 1), shown(64, 0, 2)
     attacker = Attacker(torch.cat([forget, validation]), 16)
     optimizer = torch.optim.Adam(attacker.parameters(), lr=1e-2)
     for _ in range(60):
-        optimizer.zero_grad()
-        attacker_loss(attacker, *all_of(forget, validation)).backward()
+        found = attacker_gradients(attacker, *all_of(forget, validation))
+        for parameter, gradient in zip(attacker.parameters(), found, strict=True):
+            parameter.grad = gradient
         optimizer.step()
     assert auc(attacker(shown(200, 1, 3)), attacker(shown(200, 0, 4))) > 0.85
 

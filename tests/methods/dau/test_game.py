@@ -280,12 +280,12 @@ def test_a_game_that_leaves_little_is_played_again_with_smaller_steps(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     task = trained(ONE_CLASS)
-    result = game.unlearn(task, replace(CLASSWISE, lr=3.0, alpha=4.0, turns=20))
+    result = game.unlearn(task, replace(CLASSWISE, lr=10.0, alpha=4.0, turns=20))
     assert result.history is not None
-    assert result.history["lr"] < 3.0
+    assert result.history["lr"] < 10.0
     assert percent_right(task, result.model, task.split.retain) >= 90
     assert len(result.loops) == len(caplog.messages) + 1 > 1
-    assert caplog.messages[0].startswith("a game of 20 turns with lr 3 ruined the model: it knew ")
+    assert caplog.messages[0].startswith("a game of 20 turns with lr 10 ruined the model: it knew ")
 
 
 def test_of_a_model_that_collapsed_more_turns_would_win_nothing_back(monkeypatch: pytest.MonkeyPatch) -> None:

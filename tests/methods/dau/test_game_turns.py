@@ -81,13 +81,13 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
     task = trained(ONE_CLASS)
     split = task.split
     taught: list[tuple[Tensor, ...]] = []
-    loss = game.attacker_loss
+    gradients = game.attacker_gradients
 
-    def spy(attacker: Attacker, *seen: Tensor) -> Tensor:
+    def spy(attacker: Attacker, *seen: Tensor) -> list[Tensor]:
         taught.append(seen)
-        return loss(attacker, *seen)
+        return gradients(attacker, *seen)
 
-    monkeypatch.setattr(game, "attacker_loss", spy)
+    monkeypatch.setattr(game, "attacker_gradients", spy)
     with game_of(task, replace(CLASSWISE, exam_share=0.25), turns=1) as players:
         exam = players.referee._exam
         players.warm_up()
@@ -117,9 +117,11 @@ def test_of_sets_that_do_not_fit_the_attacker_warms_up_on_a_sample(monkeypatch: 
 
     def lesson(seed: int) -> tuple[Tensor, ...]:
         taught: list[tuple[Tensor, ...]] = []
-        loss = game.attacker_loss
+        gradients = game.attacker_gradients
         with monkeypatch.context() as patch, game_of(replace(task, seed=seed), config) as players:
-            patch.setattr(game, "attacker_loss", lambda *seen: (taught.append(seen[1:]), loss(*seen))[1])
+            patch.setattr(
+                game, "attacker_gradients", lambda *seen: (taught.append(seen[1:]), gradients(*seen))[1]
+            )
             players.warm_up()
         return taught[0]
 
