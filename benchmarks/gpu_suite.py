@@ -11,10 +11,11 @@ Where a GPU is there for a quarter of an hour, `--stage quality --minutes 8` com
 originals that were trained for long, the other stages two minutes each.
 
 In order: correctness (selfcheck, and the tests that take a device), probe (copy rate, matrix product, a
-ResNet-18 step by every engine), quality (games of many lengths beside one original and its retrained models),
-ops, loop, scale. Each job has a limit of its own, and what becomes of it costs no other: rows are written as
-they come, and after every job `summary.json`, `jobs.jsonl` and `suite.tar.gz` (at most 16 MiB, no weights)
-stand in the record folder, and copies in `--deliver`. What is done is not run again.
+ResNet-18 step by every engine), quality (games of many lengths beside one original and its retrained models;
+with --full and --data the paper's tables, too, which take hours), ops, loop, scale. Each job has a limit of
+its own, and what becomes of it costs no other: rows are written as they come, and after every job
+`summary.json`, `jobs.jsonl` and `suite.tar.gz` (at most 16 MiB, no weights) stand in the record folder, and
+copies in `--deliver`. What is done is not run again.
 """
 
 from __future__ import annotations
@@ -62,11 +63,16 @@ def plan_stages(record: Path, device: torch.device, data: Path | None, smoke: bo
     def single(name: str, more: Sequence[str] = ()) -> Callable[[float], list[Job]]:
         return lambda seconds: [script(name, name, [*more, *_minutes(seconds)])]
 
+    def quality(seconds: float) -> list[Job]:
+        jobs = [script("budget", "budget", [*source, *_minutes(seconds)])]
+        # All trainings of the paper's tables: for days without a limit.
+        return [*jobs, script("paper", "paper", source)] if math.isinf(seconds) and source else jobs
+
     ops = {"sensitivity": 0.4, "barlow": 0.4, "masks": 0.3, "images": 0.3}
     return [
         Stage("correctness", 4, lambda _: check(record, device, smoke)),
         Stage("probe", 3, single("probe")),
-        Stage("quality", 9, single("budget", source)),
+        Stage("quality", 9, quality),
         Stage("ops", 8, lambda _: [script(name, f"ops-{name}", share=part) for name, part in ops.items()]),
         Stage("loop", 6, lambda _: [script("loop", "loop", source)]),
         Stage(

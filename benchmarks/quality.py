@@ -14,9 +14,7 @@ difference from `dau`, and tests against the noise floor.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,28 +23,12 @@ import torch
 from bank import SMOKE, parse_seeds
 from support.bank import Bank
 from support.comparing import paired_interval, summarise
-from support.judging import Judge
-from support.recording import ROOT, environment, record_folder, write_json
-from support.tasks import KINDS, Setting, Tasks, answer_requests
+from support.entries import Case, Entry, judge_all, judge_entry, judge_original, list_rivals, row_line
+from support.recording import ROOT, environment, read_lines, record_folder, write_json
+from support.tasks import KINDS, Setting, Tasks
 
 from dau_fast.engine.device import warm_up
 from dau_fast.errors import UserError
-from dau_fast.job.tuning import tune
-from dau_fast.methods.registry import find_methods, get_method
-from dau_fast.methods.running import Finished, run_timed
-from dau_fast.methods.task import Task
-from dau_fast.models import Classifier
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A method with settings that replace its usual ones. kinds: tasks it is for, None for all."""
-
-    name: str
-    method: str = "dau"
-    asked: Mapping[str, Any] | None = None
-    kinds: tuple[str, ...] | None = None
-
 
 # Where labels are wrong, what is shown for it is judged; elsewhere everything else.
 _WRONG = ("mislabelled", "backdoor")
@@ -72,8 +54,7 @@ def list_entries(name: str) -> tuple[Entry, ...]:
     """The game alone, its parts, or all methods but those that retrain; `dau` first."""
     if name != "rivals":
         return PARTS if name == "parts" else PARTS[:1]
-    rows = [row for row in find_methods().values() if not row.reference]
-    return tuple(sorted((Entry(row.name, row.name) for row in rows), key=lambda entry: entry.name != "dau"))
+    return list_rivals()
 
 
 @click.command()
@@ -105,70 +86,26 @@ def main(
     folder = record or record_folder(f"quality-{entries}")
     folder.mkdir(parents=True, exist_ok=True)
     made = Tasks(Bank(bank), data, SMOKE if smoke else Setting())
-    chosen = list_entries(entries)
+    chosen, rows = list_entries(entries), folder / "judgements.jsonl"
     write_json(folder / "environment.json", environment(torch.device("cpu")))
     try:
         for kind in tasks.split(","):
             for seed in parse_seeds(seeds):
-                for row in judge_all(
-                    made, kind, seed, chosen, trials, retrained, folder / "judgements.jsonl"
-                ):
-                    print(_line(row), flush=True)
+                works = {e.name: judge_entry(e, trials) for e in chosen if not e.kinds or kind in e.kinds}
+                works = {"original": judge_original} | works
+                for row in judge_all(made, Case(kind, seed), works, retrained, rows):
+                    print(row_line(row), flush=True)
     except UserError as error:
         raise click.UsageError(str(error)) from error
-    summary = summarise_all(folder / "judgements.jsonl")
+    summary = summarise_all(rows)
     write_json(folder / "summary.json", summary)
     for line in summary:
         print(_summary_line(line))
 
 
-def judge_all(
-    made: Tasks, kind: str, seed: int, entries: tuple[Entry, ...], trials: int, retrained: int, file: Path
-) -> Iterator[dict[str, Any]]:
-    """What each entry comes to, of those that `file` lacks, which is added to it; the original first."""
-    done = {(row["task"], row["seed"], row["entry"]) for row in _read(file)}
-    wanted = [e for e in entries if e.kinds is None or kind in e.kinds]
-    if not {(kind, seed, e.name) for e in wanted} - done:
-        return
-    judge = Judge(made.problem(kind, seed), made.bank, retrained)
-    task = made.task(kind, seed)
-    found = {"task": kind, "seed": seed, "floor": judge.floor}
-    if (kind, seed, "original") not in done:
-        yield _append(file, found | {"entry": "original", "seconds": 0.0, **asdict(judge.judge_original())})
-    for entry in wanted:
-        if (kind, seed, entry.name) not in done:
-            yield _append(file, found | {"entry": entry.name, **_judge(judge, task, entry, trials)})
-
-
-def _judge(judge: Judge, task: Task, entry: Entry, trials: int) -> dict[str, Any]:
-    """One request, or several one after the other, whose seconds are added up."""
-    seconds = []
-
-    def unlearn(given: Task) -> Classifier:
-        finished = _run(given, entry, trials)
-        seconds.append(finished.seconds)
-        return finished.model
-
-    try:
-        requests = judge.outputs.problem.requests
-        model = answer_requests(task, requests, unlearn) if requests else unlearn(task)
-        return {"seconds": sum(seconds), **asdict(judge.judge(model))}
-    except UserError as error:
-        return {"seconds": None, "failed": str(error)}
-
-
-def _run(task: Task, entry: Entry, trials: int) -> Finished:
-    method = get_method(entry.method)
-    settings = method.resolve(task, entry.asked)
-    method.check(task, settings)
-    if trials and method.space:
-        return tune(method, task, trials).finished
-    return run_timed(method.name, lambda given: method.run(given, settings), task)
-
-
 def summarise_all(file: Path) -> list[dict[str, Any]]:
     """For every task and entry: means over seeds, tests against the floor, and the difference from `dau`."""
-    rows, found = _read(file), []
+    rows, found = read_lines(file), []
     for kind in dict.fromkeys(row["task"] for row in rows):
         here = [row for row in rows if row["task"] == kind]
         ours = {row["seed"]: row for row in here if row["entry"] == "dau" and "failed" not in row}
@@ -199,21 +136,6 @@ def _summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         "gap_to_mean": sum(row["gap_to_mean"] for row in rows) / len(rows),
         **{name: average(name) for name in ("signed", "margins", "extra_signed")},
     }
-
-
-def _append(file: Path, row: dict[str, Any]) -> dict[str, Any]:
-    with file.open("a") as out:
-        out.write(json.dumps(row) + "\n")
-    return row
-
-
-def _read(file: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def _line(row: dict[str, Any]) -> str:
-    gap = "failed" if "failed" in row else f"{row['avg_gap']:6.2f} at a floor of {row['floor']:.2f}"
-    return f"{row['task']}:{row['seed']} {row['entry']:36} {gap}"
 
 
 def _summary_line(line: dict[str, Any]) -> str:

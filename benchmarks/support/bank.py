@@ -16,7 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median
@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from dau_fast import checkpoints
-from dau_fast.config import TrainingRecipe
+from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.data.images import Images
 from dau_fast.data.split import Split
 from dau_fast.engine.chance import derive_seed
@@ -34,9 +34,10 @@ from dau_fast.engine.device import run_flushed
 from dau_fast.engine.runtime import Runtime
 from dau_fast.errors import UserError
 from dau_fast.job.assembly import network_builder
-from dau_fast.methods.supervised import fit
+from dau_fast.methods import original
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
+from dau_fast.prune import Masks
 
 # Of what a training gives: to be raised when the same settings come to give another model.
 FORMAT = 1
@@ -46,7 +47,8 @@ FORMAT = 1
 class Training:
     """What makes a model: `arch`, trained by `recipe` on `images` at `index`, int64 [N] in this order.
 
-    seed: of initial weights, order and augmentation.
+    seed: of initial weights, order and augmentation. pruning: how masks are found meanwhile. masks: those
+    of another model, which this one keeps to; neither for a dense one. runtime: how the training computes.
     """
 
     images: Images
@@ -54,6 +56,9 @@ class Training:
     seed: int
     recipe: TrainingRecipe
     arch: str
+    pruning: PruneConfig | None = None
+    masks: Masks | None = None
+    runtime: Runtime = field(default_factory=Runtime)
 
     @cached_property
     def key(self) -> str:
@@ -72,9 +77,17 @@ class Training:
             "pixels": [str(pixels.dtype), *pixels.shape],
             "batches": str(images.dtype),
         }
+        if self.runtime.device.type != "cpu":
+            settings["computed"] = [self.runtime.device.type, self.runtime.precision_name]
+        if self.pruning is not None:
+            settings["pruning"] = asdict(self.pruning)
+        if self.masks is not None:
+            settings["masks"] = {name: self.masks.shape(name) for name in self.masks}
         found = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         found.update(pixels.numpy().tobytes())
         found.update(labels.numpy().astype("<i8").tobytes())
+        if self.masks is not None:
+            found.update(self.masks.arena.cpu().numpy().tobytes())
         return found.hexdigest()
 
     @property
@@ -86,22 +99,26 @@ class Training:
     def shape(self) -> str:
         """What the cost of an image depends on, but for the machine."""
         image = "x".join(map(str, self.images.shape))
-        return f"{self.arch} {image} in batches of {self.recipe.batch_size}"
+        pruned = f", pruned by {self.pruning.method}" if self.pruning else ", masked" if self.masks else ""
+        return f"{self.arch} {image} in batches of {self.recipe.batch_size}{pruned}"
 
     def build(self) -> Classifier:
         """The network before its training."""
         return self._fresh(derive_seed(self.seed, "original"))
 
-    def train(self) -> Classifier:
-        """The trained model, in evaluation mode."""
-        model, index = self.build(), self.index
+    def train(self) -> tuple[Classifier, Masks | None]:
+        """The trained model, in evaluation mode, and the masks it has in the end."""
+        index = self.index
         split = Split(index, index, index, index, index, classwise=False)
-        task = Task(self.images, split, self.seed, model, self._fresh, self.recipe)
-        fit(model, index, task, self.recipe, "original")
-        return model.eval()
+        task = Task(
+            self.images, split, self.seed, self.build(), self._fresh, self.recipe,
+            masks=self.masks, pruning=self.pruning, runtime=self.runtime,
+        )  # fmt: skip
+        made = original.train(task)
+        return made.model.eval(), made.masks or self.masks
 
     def _fresh(self, seed: int) -> Classifier:
-        return network_builder(self.arch, self.images, Runtime())(seed)
+        return network_builder(self.arch, self.images, self.runtime)(seed)
 
 
 class Bank:
@@ -137,6 +154,12 @@ class Bank:
                 if model is None:
                     model = self._train(training)
         return model
+
+    def get_masks(self, training: Training) -> Masks | None:
+        """The masks of the model, which is trained where it is missing; None for a dense one."""
+        self.make(training)
+        masks = checkpoints.load_masks(self.path(training))
+        return masks and masks.to(training.runtime.device)
 
     def make(self, training: Training, *, wait: bool = True) -> bool:
         """Train the model unless it is there; False where another process is at it and `wait` is False."""
@@ -178,7 +201,7 @@ class Bank:
         for left in path.parent.glob(f"{path.name}.*"):  # by a process that died
             left.unlink()
         began = time.perf_counter()
-        model = run_flushed(training.train, torch.device("cpu"))
+        model, masks = run_flushed(training.train, training.runtime.device)
         notes = {
             "key": training.key,
             "sha256": _digest(model.network),
@@ -187,7 +210,7 @@ class Bank:
             "work": str(training.work),
             "torch": torch.__version__,
         }
-        write_whole(path, lambda place: checkpoints.save(place, model.network, notes))
+        write_whole(path, lambda place: checkpoints.save(place, model.network, notes, masks))
         return model
 
     @contextmanager

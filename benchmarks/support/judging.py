@@ -31,7 +31,8 @@ class Judgement:
     """A model beside K retrained ones; percentage points but for `margins`.
 
     avg_gap: mean of the avg gaps to each of them. gap_to_mean: avg gap to the mean of their measures (the
-    definition of AMUN, arXiv 2503.00917). signed: model less their mean, for ua, ra, ta and each attack.
+    definition of AMUN, arXiv 2503.00917). rates: in percent, ua, ra, ta and each attack's efficacy. signed:
+    rates less their mean.
     extra: measures of the task's kind, in percent; extra_signed: less the mean of the retrained models.
     margins: by set, root mean square of (margin - mean retrained margin) in units of what is expected between
     a retrained model and the mean of K others: 1 for another retraining, on average.
@@ -39,6 +40,7 @@ class Judgement:
 
     avg_gap: float
     gap_to_mean: float
+    rates: dict[str, float]
     signed: dict[str, float]
     extra: dict[str, float]
     extra_signed: dict[str, float]
@@ -132,6 +134,7 @@ class Judge:
         return Judgement(
             avg_gap=mean(avg_gap(one.measures, each.measures) for each in others),
             gap_to_mean=mean(abs(signed[name]) for name in ("ua", "ra", "ta", "confidence")),
+            rates=own,
             signed=signed,
             extra=one.extra,
             extra_signed={name: one.extra[name] - extra_means[name] for name in one.extra},

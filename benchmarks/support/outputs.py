@@ -30,7 +30,8 @@ class Outputs:
     def compute(self, model: nn.Module) -> Tensor:
         """Logits [N, C] of any model on all N images; rows are found by the split's indices."""
         images = self.problem.images
-        return predict_each(model, images, torch.arange(len(images.labels)), lambda logits, _: logits)
+        everything = torch.arange(len(images.labels), device=images.device)
+        return predict_each(model, images, everything, lambda logits, _: logits)
 
     def of_training(self, training: Training) -> Tensor:
         """Logits [N, C] of the model that the bank keeps of `training`."""

@@ -43,9 +43,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add one line of JSON to the file of rows `path`."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """Add one line of JSON to the file of rows `path`, below a last one that a kill has cut off."""
+    with path.open("ab+") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(json.dumps(row).encode() + b"\n")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ measure. All images, sets and models follow from a task's kind and seed. Kinds:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dau_fast.config import TrainingRecipe, _check, split_config, training_recipe
+from dau_fast.config import PruneConfig, TrainingRecipe, _check, split_config, training_recipe
 from dau_fast.data import named
 from dau_fast.data.images import Augmentation, Images
 from dau_fast.data.split import TEST, TRAINING, VALIDATION, Forget, Split, hold_out, make_split
@@ -39,12 +39,15 @@ from dau_fast.job.assembly import network_builder
 from dau_fast.methods.task import Task
 from dau_fast.metrics.accuracy import accuracy, percent
 from dau_fast.models import Classifier
+from dau_fast.prune import Masks
 from support.bank import Bank, Training
 from support.pictures import read_pictures
 
 DIGITS = ("digits", "digits-class")
 # The literature's, with as many steps as let `small` remember every picture (measured, as below).
 RECIPE = TrainingRecipe(epochs=30, batch_size=64)
+
+_PLAIN = Augmentation()
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class Setting:
     halvings: int = 2  # random halvings of the training images behind `influence`, two models each
     requests: int = 5  # of `five`
     trigger: int = 3  # pixels a side: a white square in the lower right corner (Gu et al. 2017, section 4)
+    augmentation: Augmentation = _PLAIN  # with one, models remember less
 
     def __post_init__(self) -> None:
         _check(self, "forget", "retain", "validation", "test", "image_size", low=1, whole=True)
@@ -83,7 +87,8 @@ class Problem:
     images: those of `split`, and triggered copies of test images. truth: true labels of the forget set,
     int64 [forget], where they are not its labels. triggered: index of the triggered test images, none of
     which belongs to class `target`. requests: the forget set in the parts that are to be forgotten one after
-    the other.
+    the other. pruning, masks: how the original is pruned, and what came of it, which retrained models keep to
+    (the literature's reference); None for a dense one. runtime: how all of it computes.
     """
 
     kind: str
@@ -96,14 +101,17 @@ class Problem:
     triggered: Tensor | None = None
     target: int | None = None
     requests: tuple[Tensor, ...] = ()
+    pruning: PruneConfig | None = None
+    masks: Masks | None = None
+    runtime: Runtime = field(default_factory=Runtime)
 
     def original(self, number: int = 0) -> Training:
         """The original, and with other numbers further ones that differ in their seed alone."""
-        return self._training(self.split.train, f"original {number}")
+        return replace(self._training(self.split.train, f"original {number}"), pruning=self.pruning)
 
     def retrained(self, number: int) -> Training:
         """One of the models that never saw the forget set."""
-        return self._training(self.split.retain, f"retrained {number}")
+        return replace(self._training(self.split.retain, f"retrained {number}"), masks=self.masks)
 
     def measure_extra(self, logits: Tensor) -> dict[str, float]:
         """What this kind of task measures beside the usual, in percent; logits [N, C] of all its images.
@@ -120,34 +128,61 @@ class Problem:
         return found
 
     def _training(self, index: Tensor, purpose: str) -> Training:
-        return Training(self.images, index, derive_seed(self.seed, purpose), self.recipe, self.arch)
+        seed = derive_seed(self.seed, purpose)
+        return Training(self.images, index, seed, self.recipe, self.arch, runtime=self.runtime)
+
+    def place(self, runtime: Runtime) -> Problem:
+        """The same with all images and indices where `runtime` computes."""
+        device, parts = runtime.device, ("images", "split", "truth", "triggered")
+        moved = {name: part.to(device) for name in parts if (part := getattr(self, name)) is not None}
+        requests = tuple(request.to(device) for request in self.requests)
+        return replace(self, **moved, requests=requests, runtime=runtime)
 
 
 class Tasks:
-    """The tasks of one bank. data: the folder of the pictures, or None for those that the bank keeps."""
+    """The tasks of one bank.
 
-    def __init__(self, bank: Bank, data: Path | None = None, setting: Setting | None = None) -> None:
+    data: the folder of the pictures, or None for those that the bank keeps. runtime: how models are trained,
+    but for those behind `influence`, and unlearned.
+    """
+
+    def __init__(
+        self, bank: Bank, data: Path | None = None, setting: Setting | None = None,
+        runtime: Runtime | None = None,
+    ) -> None:  # fmt: skip
         self.bank, self.data, self.setting = bank, data, setting or Setting()
-        self._problems: dict[tuple[str, int], Problem] = {}
+        self.runtime = runtime or Runtime()
+        self._problems: dict[tuple[str, int, PruneConfig | None], Problem] = {}
         self._halves: dict[int, list[Training]] = {}
 
-    def problem(self, kind: str, seed: int) -> Problem:
-        """The task of `kind` and `seed`; models behind `influence` are trained where the bank lacks them.
+    def problem(self, kind: str, seed: int, pruning: PruneConfig | None = None) -> Problem:
+        """The task of `kind` and `seed`.
 
-        Raises UserError for an unknown kind and for pictures that are missing or too few.
+        Models behind `influence`, and a pruned original, are trained where the bank lacks them. Raises
+        UserError for an unknown kind and for pictures that are missing or too few.
         """
         check_kind(kind)
-        if (kind, seed) not in self._problems:
-            make = _PICTURES.get(kind)
-            self._problems[kind, seed] = make(self._draw(kind, seed)) if make else _make_digits(kind, seed)
-        return self._problems[kind, seed]
+        key = kind, seed, pruning
+        if key not in self._problems:
+            if pruning is not None:
+                problem = replace(self.problem(kind, seed), pruning=pruning)
+                problem = replace(problem, masks=self.bank.get_masks(problem.original()))
+            else:
+                make = _PICTURES.get(kind)
+                problem = make(self._draw(kind, seed)) if make else _make_digits(kind, seed)
+                problem = problem.place(self.runtime)
+            self._problems[key] = problem
+        return self._problems[key]
 
-    def task(self, kind: str, seed: int) -> Task:
+    def task(self, kind: str, seed: int, pruning: PruneConfig | None = None) -> Task:
         """The task with its original, which is trained where the bank lacks it."""
-        problem = self.problem(kind, seed)
-        fresh = network_builder(problem.arch, problem.images, Runtime())
+        problem = self.problem(kind, seed, pruning)
+        fresh = network_builder(problem.arch, problem.images, self.runtime)
         original = self.bank.get(problem.original())
-        return Task(problem.images, problem.split, seed, original, fresh, problem.recipe)
+        return Task(
+            problem.images, problem.split, seed, original, fresh, problem.recipe,
+            masks=problem.masks, pruning=pruning, runtime=self.runtime,
+        )  # fmt: skip
 
     def influence_trainings(self, kind: str, seed: int) -> list[Training]:
         """The models that `kind` needs before it is known what is forgotten."""
@@ -174,7 +209,7 @@ def check_kind(kind: str) -> None:
 
 
 def draw_images(pictures: Images, seed: int, setting: Setting) -> Images:
-    """Those of one seed, not augmented: training images first, then validation, then test images."""
+    """Those of one seed: training images first, then validation, then test images."""
     assert pictures.test is not None
     held = int(pictures.test[0])
     wanted = setting.training + setting.validation
@@ -191,7 +226,7 @@ def draw_images(pictures: Images, seed: int, setting: Setting) -> Images:
         pixels=pictures.pixels[index],
         labels=pictures.labels[index],
         test=torch.arange(wanted, len(index)),
-        augmentation=Augmentation(),
+        augmentation=setting.augmentation,
     )
 
 

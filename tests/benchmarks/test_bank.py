@@ -15,9 +15,11 @@ import torch
 from click.testing import CliRunner, Result
 from scripts import succeed
 
-from dau_fast.config import TrainingRecipe
+from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.data.images import Augmentation, Images
+from dau_fast.engine.runtime import Runtime
 from dau_fast.errors import UserError
+from dau_fast.prune import Masks, omp
 
 if TYPE_CHECKING:
     from support.bank import Bank, Training
@@ -41,6 +43,11 @@ def training(**changes: Any) -> Training:
     return replace(made, **changes)
 
 
+def kept(sparsity: float) -> Masks:
+    """Masks of some of the weights of the network before its training."""
+    return omp(training().build().network, sparsity)
+
+
 @pytest.fixture
 def bank(tmp_path: Path) -> Bank:
     from support.bank import Bank
@@ -54,13 +61,13 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     from support import bank
 
     seeds: list[int] = []
-    fit = bank.fit
+    train = bank.original.train
 
-    def counted(model: Any, index: Any, task: Any, *others: Any) -> Any:
+    def counted(task: Any) -> Any:
         seeds.append(task.seed)
-        return fit(model, index, task, *others)
+        return train(task)
 
-    monkeypatch.setattr(bank, "fit", counted)
+    monkeypatch.setattr(bank.original, "train", counted)
     return seeds
 
 
@@ -97,6 +104,10 @@ def changed(name: str, place: int) -> Images:
         lambda: {"seed": 2},
         lambda: {"recipe": TrainingRecipe(epochs=1, batch_size=8, lr=0.2)},
         lambda: {"arch": "resnet18"},
+        lambda: {"pruning": PruneConfig("synflow", 0.5)},
+        lambda: {"masks": kept(0.5)},
+        lambda: {"runtime": Runtime(torch.device("cuda"))},
+        lambda: {"runtime": Runtime(torch.device("cuda"), torch.bfloat16)},
     ],
 )  # fmt: skip
 def test_a_key_changes_with_everything_that_makes_the_model(change: Callable[[], dict[str, Any]]) -> None:
@@ -129,8 +140,21 @@ def test_a_model_is_trained_once_and_comes_back_as_it_was(bank: Bank, fits: list
     assert not first.training
     assert not second.training
     assert same(first, second)
-    assert same(first, training().train())
+    assert same(first, training().train()[0])
     assert not same(first, bank.get(training(seed=2)))
+
+
+def test_pruned_models_come_back_with_their_masks_and_retrained_ones_keep_to_them(bank: Bank) -> None:
+    original = training(pruning=PruneConfig("omp", 0.5))
+    masks = bank.get_masks(original)
+    assert masks is not None
+    assert masks.sparsity == pytest.approx(0.5, abs=0.01)
+    assert Masks.from_zeros(bank.get(original).network) == masks
+    retrained = training(index=torch.arange(4), masks=masks)
+    assert Masks.from_zeros(bank.get(retrained).network) == masks == bank.get_masks(retrained)
+    assert bank.get_masks(training()) is None
+    assert training(masks=kept(0.5)).key != training(masks=kept(0.25)).key
+    assert training(pruning=PruneConfig("omp", 0.5)).key != training(pruning=PruneConfig("omp", 0.6)).key
 
 
 @pytest.mark.parametrize("damage", ["cut", "a byte", "another model"])
@@ -178,15 +202,15 @@ def test_two_do_not_train_the_same_model_at_once(bank: Bank, monkeypatch: pytest
     from support import bank as module
 
     begun, may_end, trained = threading.Event(), threading.Event(), []
-    fit = module.fit
+    train = module.original.train
 
-    def slow(*given: Any) -> Any:
+    def slow(task: Any) -> Any:
         trained.append(threading.current_thread().name)
         begun.set()
         assert may_end.wait(30)
-        return fit(*given)
+        return train(task)
 
-    monkeypatch.setattr(module, "fit", slow)
+    monkeypatch.setattr(module.original, "train", slow)
     first = threading.Thread(target=bank.make, args=(training(),))
     first.start()
     assert begun.wait(30)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dau_fast.config import TrainingRecipe
+from dau_fast.config import PruneConfig, TrainingRecipe
 from dau_fast.data.images import Augmentation, Images
 from dau_fast.errors import UserError
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier, Outputs
+from dau_fast.prune import Masks
 
 if TYPE_CHECKING:
     from support.bank import Training
@@ -63,6 +64,19 @@ def test_tasks_on_the_same_images_share_their_original(tasks: Tasks) -> None:
     assert len({*keys.values()}) == 3
     assert tasks.problem("five", 0).retrained(0).key == tasks.problem("random", 0).retrained(0).key
     assert tasks.problem("random", 0).original(1).key not in keys.values()
+
+
+def test_a_pruned_task_has_the_images_of_the_dense_one_and_one_original_for_all_kinds(tasks: Tasks) -> None:
+    pruning = PruneConfig("synflow", 0.5)
+    dense, pruned = tasks.problem("random", 0), tasks.problem("random", 0, pruning)
+    assert pruned.images is dense.images
+    assert pruned.original().key == tasks.problem("class", 0, pruning).original().key != dense.original().key
+    assert pruned.retrained(0).key != dense.retrained(0).key
+    assert pruned.retrained(0).masks == pruned.masks == tasks.bank.get_masks(pruned.original())
+    task = tasks.task("random", 0, pruning)
+    assert task.masks == Masks.from_zeros(task.original.network)
+    assert task.pruning == pruning
+    assert tasks.task("random", 0).masks is None
 
 
 def test_a_class_is_forgotten_as_everywhere(tasks: Tasks) -> None:

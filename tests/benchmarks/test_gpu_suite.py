@@ -35,6 +35,17 @@ def names_in(archive: Path) -> set[str]:
         return set(opened.getnames())
 
 
+def test_the_papers_tables_are_filled_where_nothing_limits_them(tmp_path: Path) -> None:
+    from gpu_suite import plan_stages
+
+    def jobs(data: Path | None, seconds: float) -> list[str]:
+        stages = plan_stages(tmp_path, torch.device("cuda"), data, smoke=False)
+        return [job.name for stage in stages if stage.name == "quality" for job in stage.plan(seconds)]
+
+    assert jobs(tmp_path, math.inf) == ["budget", "paper"]
+    assert jobs(tmp_path, 500.0) == jobs(None, math.inf) == ["budget"]
+
+
 class Chance:
     """A clock, and jobs that end at random: well, wrongly, by a kill, by their limit, or without a start."""
 

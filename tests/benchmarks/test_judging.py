@@ -66,6 +66,7 @@ def test_gaps(judge: Judge) -> None:
     assert found.avg_gap == pytest.approx(sum(gaps) / 3)
     # The retrained models' means are 50, 99, 50, 62 and, of the entropy attack, 20.
     assert found.gap_to_mean == pytest.approx((10 + 1 + 1 + 12) / 4)
+    assert found.rates == {"ua": 40, "ra": 100, "ta": 51, "confidence": 50, "entropy": 25}
     assert found.signed == {"ua": -10, "ra": 1, "ta": 1, "confidence": -12, "entropy": 5}
     other = judge.judge_retrained(0)
     assert other.avg_gap == pytest.approx((floors[0] + floors[1]) / 2)
