@@ -1,9 +1,10 @@
 # mypy: disable-error-code="import-untyped,misc"
-"""Runs the CMake build of dau_fast._C; all other settings are in pyproject.toml."""
+"""Runs the CMake build of dau_fast._C and shortens README for the index; the rest is in pyproject.toml."""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -56,7 +57,17 @@ def _cmake_install(prefix: Path) -> None:
             subprocess.run(["cmake", *arguments], check=True, env=environment)
 
 
+def describe() -> str:
+    """README without what leads nowhere on a package index: pictures, and links into the repository."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"!\[[^]]*\]\((?!https?:)[^)]*\)\n*", "", text)
+    text = re.sub(r"\[([^]]*)\]\((?!https?:)[^)]*\)", r"\1", text)
+    return f"{text}\nThe files that are named here are in the source distribution.\n"
+
+
 setup(
+    long_description=describe(),
+    long_description_content_type="text/markdown",
     ext_modules=[
         Extension(
             "dau_fast._C",

@@ -265,17 +265,27 @@ def _make_result(
     )
 
 
-# Points of retain accuracy, beyond two standard errors, that a method may cost.
-_LOSS = 2.0
+# Points of retain accuracy that a method may cost without a word, and, beyond two standard errors, at all;
+# images that are too few to say anything.
+_COST, _LOSS, _FEW = 1.0, 2.0, 4
 
 
 def _warn_of_ruin(method: Method[Any], before: float, after: float, count: int) -> None:
-    """A line where the model no longer knows what it was to keep; the game never returns such a one."""
-    error = math.sqrt(before * (100 - before) / count)
-    if after < before - _LOSS - 2 * error:
-        logging.getLogger("dau_fast").warning(
+    """A line where the model knows less of what it was to keep; the game never returns a ruined one."""
+    lost, error = before - after, math.sqrt(before * (100 - before) / count)
+    log = logging.getLogger("dau_fast")
+    if lost * count / 100 < _FEW + 0.5:
+        return
+    if lost > _LOSS + 2 * error:
+        log.warning(
             "%s ruined the model: it was right on %.1f %% of the retain set, and now is on %.1f %%; use "
             "another method or smaller steps (`config`)",
+            method.name, before, after,
+        )  # fmt: skip
+    elif lost > _COST:
+        log.warning(
+            "%s cost the model more than it should: it was right on %.1f %% of the retain set, and now is on "
+            "%.1f %%; smaller steps (`lr` in `config`) cost less",
             method.name, before, after,
         )  # fmt: skip
 

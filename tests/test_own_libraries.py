@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from dau_fast.api import unlearn
 from dau_fast.models import build
 
+# Importing these libraries takes seconds.
+pytestmark = pytest.mark.slow
+
 SHORT = {"turns": 4, "batch_size": 8, "warmup_steps": 2}
 SETS = {"forget": 10, "retain": 40, "validation": 20, "test": 20}
 

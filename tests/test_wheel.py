@@ -6,11 +6,13 @@ No network: the build runs in this interpreter, unisolated, and the clean instal
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+from email import message_from_string
 from pathlib import Path
 
 import pytest
@@ -21,6 +23,17 @@ pytest.importorskip("pip")
 ROOT = Path(__file__).resolve().parent.parent
 # Built where it is found, or made by a build.
 MADE = ("PKG-INFO", "setup.cfg", "dau_fast.egg-info")
+
+# That are supported, besides this one.
+PYTHONS = [f"3.{minor}" for minor in range(11, 15) if minor != sys.version_info[1]]
+# Of a wheel alone: PyTorch, which dau_fast imports when it is needed, need not be there.
+UNPACKED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import dau_fast._C as compiled
+assert compiled.__file__.startswith(sys.argv[1]), compiled.__file__
+print(compiled.count(bits=(0, 0), n=0))
+"""
 
 INSTALLED = """
 import sys
@@ -34,8 +47,11 @@ print(compiled.count(bits=(0, 0), n=0))
 """
 
 
-def run(*command: str | Path, cwd: Path) -> str:
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+def run(*command: str | Path, cwd: Path, **environment: str) -> str:
+    others = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        command, cwd=cwd, env=others | environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -74,6 +90,19 @@ def test_the_source_distribution_holds_what_the_repository_holds(tree: Path, sdi
     assert {name for name in apart if not name.startswith(".github/")} == set()
 
 
+def test_what_an_index_shows_has_no_picture_or_link_that_leads_nowhere(sdist: Path) -> None:
+    metadata = message_from_string((sdist / "PKG-INFO").read_text(encoding="utf-8"))
+    shown = metadata.get_payload()
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert isinstance(shown, str)
+    assert {"# dau_fast", "## Try it", "## Limits"} <= set(shown.splitlines())
+    assert "docs/own-model.md" in shown
+    assert "![" not in shown
+    links = re.findall(r"\]\(([^)]*)\)", shown)
+    assert links
+    assert [link for link in links if not link.startswith("https://")] == []
+
+
 @pytest.mark.slow
 def test_a_wheel_of_the_source_distribution_works_in_a_clean_environment(sdist: Path, tmp_path: Path) -> None:
     compilers = [os.environ.get("CXX", "c++"), "g++", "clang++", "cl"]
@@ -95,3 +124,29 @@ def test_a_wheel_of_the_source_distribution_works_in_a_clean_environment(sdist: 
     run(*pip, *install, cwd=tmp_path)
     assert run(python, "-c", INSTALLED, cwd=tmp_path).split() == ["0"]
     assert "Usage" in run(python, "-m", "dau_fast", "--help", cwd=tmp_path)
+
+
+def find_python(version: str) -> str | None:
+    """An interpreter of `version` that starts, on the path or among pyenv's."""
+    kept = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    for place in (shutil.which(f"python{version}"), *sorted(kept.glob(f"{version}.*/bin/python"))):
+        if place and subprocess.run([place, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return str(place)
+    return None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("version", PYTHONS)
+def test_another_pythons_wheel_has_the_compiled_module(sdist: Path, tmp_path: Path, version: str) -> None:
+    """Built by what this Python has of build tools, which are Python alone or programs."""
+    pytest.importorskip("pybind11")
+    python = find_python(version)
+    if python is None or shutil.which("cmake") is None or shutil.which("c++") is None:
+        pytest.skip(f"needs Python {version}, cmake and a C++ compiler")
+    program = f"import setuptools.build_meta as build; print(build.build_wheel({str(tmp_path)!r}))"
+    run(python, "-c", program, cwd=sdist, PYTHONPATH=sysconfig.get_path("purelib"))
+    (wheel,) = tmp_path.glob("dau_fast-*.whl")
+    tag = "cp" + version.replace(".", "")
+    assert f"-{tag}-{tag}-" in wheel.name
+    shutil.unpack_archive(wheel, tmp_path / "unpacked", "zip")
+    assert run(python, "-c", UNPACKED, tmp_path / "unpacked", cwd=tmp_path).split() == ["0"]

@@ -60,14 +60,14 @@ def _judge(report: Report, gaps: dict[str, float]) -> Verdict:
     closest = next(iter(gaps))
     gap, before = gaps[closest], methods["original"].get("avg_gap")
     noise = measuring_noise(report)
-    if known(before) and gap < before <= gap + noise:
+    if known(before) and abs(before - gap) <= noise:  # on either side: less than that says nothing
         return Verdict(
             "No method brought the model closer to one retrained from scratch by more than the noise: "
             f"avg gap {gap:.2f} points at best ({method_name(report, closest)}), {before:.2f} before.",
             (_name_noise(report, noise), *_others(report, gaps)),
             "open",
         )
-    if known(before) and gap >= before:
+    if known(before) and gap > before:
         headline = (
             "No method brought the model closer to one retrained from scratch than it was when "
             f"untouched: avg gap {gap:.2f} points at best ({method_name(report, closest)}), "

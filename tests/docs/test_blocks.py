@@ -1,16 +1,24 @@
-"""Every code block of the pages for own models, data and methods runs as it stands, one after the other."""
+"""Every code block of the guides runs as it stands, one after the other, and so does the notebook."""
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
+from calling import environment
 from PIL import Image
 from test_commands import run
 from torch import Tensor, nn
@@ -22,7 +30,11 @@ from dau_fast.metrics import plugins as attack_plugins
 from dau_fast.prune import plugins as prune_plugins
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = ("own-model.md", "own-data.md", "own-method.md")
+PAGES = (
+    "own-model.md", "own-data.md", "own-method.md", "quickstart.md", "choosing.md", "reading-the-report.md",
+    "several-gpus.md", "trackers.md", "troubleshooting.md",
+)  # fmt: skip
+EXAMPLES = DOCS.parent / "examples"
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -79,7 +91,8 @@ def names() -> dict[str, Any]:
     logged: list[Any] = []
     return {
         "model": model, "two_heads": two, "x": x, "y": y, "x_v": x_v, "y_v": y_v, "x_t": x_t, "y_t": y_t,
-        "train_again": train_again, "log": lambda *told: logged.append(told), "logged": logged,
+        "retrained": train_again(batches[1:]), "train_again": train_again, "logged": logged,
+        "log": lambda *told: logged.append(told),
     }  # fmt: skip
 
 
@@ -103,6 +116,7 @@ def test_every_block_is_of_a_language_that_is_run() -> None:
         )
 
 
+@pytest.mark.slow
 def test_own_model(
     names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -175,3 +189,105 @@ def test_own_data(names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "page.html").exists()
     assert (tmp_path / "out2" / "dau.safetensors").exists()
     assert (tmp_path / "measured" / "evaluation.json").exists()
+
+
+@pytest.mark.slow
+def test_quickstart_and_what_reads_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (told,) = run_all(blocks("quickstart.md", "sh"), ("--epochs", 1, "--device", "cpu"))
+    assert "retrained" in told
+    execute("reading-the-report.md", read := {})
+    assert len(read["report"]["run"]["forget"]["indices"]) == 91
+    execute("quickstart.md", names := {})
+    assert names["result"].avg_gap is not None
+    assert (tmp_path / "out" / "report.html").exists()
+    assert (tmp_path / "forgotten.pt").exists()
+
+
+@pytest.mark.slow
+def test_choosing(
+    names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    execute("choosing.md", names)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["dau", "ft", "ssd"]
+    # What stands last counts.
+    run_all(blocks("choosing.md", "sh"), ("--epochs", 1, "--device", "cpu", "--tune", 1, "--repeats", 1))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not dist.is_available() or os.name == "nt", reason="needs gloo")
+def test_several_gpus(names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (command,) = blocks("several-gpus.md", "sh")
+    program, *arguments = shlex.split(command)
+    assert program == "torchrun"
+    begin = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    end = ["--epochs", "1", "--device", "cpu", "--out", str(tmp_path / "out")]
+    subprocess.run([*begin, *arguments, *end], check=True, capture_output=True, env=environment())
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["run"]["processes"] == 2
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 1), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", 0)):
+        monkeypatch.setenv(name, str(value))
+    execute("several-gpus.md", names)
+    assert names["result"].history
+
+
+@pytest.mark.slow
+def test_trackers(names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of stand-ins with the signatures of TensorBoard's SummaryWriter and of trackio."""
+    written: list[tuple[Any, ...]] = []
+
+    class SummaryWriter(nullcontext[None]):
+        def __enter__(self) -> Any:
+            return self
+
+        def add_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+            written.append((tag, float(scalar_value), global_step))
+
+    trackio = ModuleType("trackio")
+    trackio.init = lambda project, config: written.append((project, config["turns"]))  # type: ignore[attr-defined]
+    trackio.log = lambda metrics, step: written.append((step, *metrics))  # type: ignore[attr-defined]
+    trackio.finish = lambda: written.append(("finished",))  # type: ignore[attr-defined]
+    tensorboard = ModuleType("torch.utils.tensorboard")
+    tensorboard.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", tensorboard)
+    monkeypatch.setitem(sys.modules, "trackio", trackio)
+    monkeypatch.chdir(tmp_path)
+    execute("trackers.md", names)
+    history = names["result"].history
+    assert [row[1:] for row in written if row[0] == "game/auc"] == list(
+        zip(history["auc"], history["step"], strict=True)
+    )
+    assert ("progress/dau", 100.0, history["step"][-1]) in written
+    assert (history["step"][-1], *names["CURVES"]) in written
+    assert written[-1] == ("finished",)
+
+
+def test_lines_that_troubleshooting_explains_are_said_somewhere() -> None:
+    table = (DOCS / "troubleshooting.md").read_text().partition("| it says")[2].partition("\n\n")[0]
+    quoted = re.findall(r"^\| `([^`]+)` \|", table, re.MULTILINE)
+    assert len(quoted) > 8
+    source = "\n".join(path.read_text() for path in (DOCS.parent / "dau_fast").rglob("*.py"))
+    # Texts are broken over lines there.
+    together = re.sub(r'"\s*\n\s*f?"', "", source)
+    assert [line for line in quoted if line not in together] == []
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    plt = pytest.importorskip("matplotlib.pyplot")
+    plt.switch_backend("agg")
+    notebook = json.loads((EXAMPLES / "quickstart.ipynb").read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) >= (4, 5)
+    names: dict[str, Any] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == []
+            exec(compile("".join(cell["source"]), cell["id"], "exec"), names)
+    assert names["result"].after.ua > 90
+    assert names["result"].retain_accuracy[1] > names["result"].retain_accuracy[0] - 1
+    assert "retrained" in capsys.readouterr().out
+    assert (tmp_path / "out" / "report.html").exists()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import CHROMIUM, chromium
 from calling import call
 from PIL import Image
 from reports import repeated
@@ -32,7 +31,6 @@ TOGETHER = [
     ("closing", "template", "entity"),
     ("steering", "mathematics"),
 ]
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def poison(value: Any, word: str, key: str = "") -> Any:
@@ -88,10 +86,7 @@ def test_markup_that_gets_through_would_be_seen() -> None:
 
 def browse(page: Path) -> str:
     """The page as a browser has it after all that it runs."""
-    assert CHROMIUM
-    command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000"]
-    command += [f"--user-data-dir={page.parent / 'profile'}", "--dump-dom", page.as_uri()]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    return chromium(page.parent, "--virtual-time-budget=2000", "--dump-dom", page.as_uri())
 
 
 @pytest.mark.slow

@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import html
-import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
+from browser import CHROMIUM, SCHEMES, ask, chromium, prefer
 from PIL import Image
 from reports import audited, full, repeated
 
 from dau_fast.report.audit_page import render_audit
 from dau_fast.report.page import render
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed"),
     pytest.mark.slow,
 ]
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--hide-scrollbars",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-SCHEMES = {"dark": 0, "light": 1}
-
-# Looks at the page in a frame of a given width, for no window is as narrow as a telephone.
-PROBE = """<!DOCTYPE html><iframe id="frame" style="border:0;width:%dpx;height:9000px" srcdoc="%s"></iframe>
-<script>
-frame.onload = () => {
-  const page = frame.contentDocument, view = frame.contentWindow, width = page.documentElement.clientWidth;
+# What is cut off, which texts in which colours, and how much can be reached by the keyboard.
+LOOK = """async function ask(view, page) {
+  const width = page.documentElement.clientWidth;
   const visible = [...page.body.querySelectorAll("*")].filter(e => e.checkVisibility())
     .filter(e => !e.matches(".skip"));
   const scrolled = e => e.parentElement && e.parentElement.closest(".scroll");
@@ -57,31 +44,8 @@ frame.onload = () => {
   const svgs = visible.filter(e => e.tagName === "svg").length;
   const reached = visible.filter(e => e.matches("[tabindex='0'], a[href], summary")).length;
   const wide = page.documentElement.scrollWidth;
-  const found = {wide, cut: cut.map(e => e.outerHTML.slice(0, 90)), texts, svgs, reached};
-  const told = document.createElement("pre");
-  told.id = "told";
-  told.textContent = JSON.stringify(found);
-  document.body.append(told);
-};
-</script>"""
-
-
-def chromium(folder: Path, *arguments: str) -> str:
-    assert CHROMIUM is not None
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={folder / 'profile'}", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-
-
-def look(folder: Path, page: str, width: int, scheme: str) -> dict[str, Any]:
-    """What `page` is like `width` CSS pixels wide."""
-    probe = folder / "probe.html"
-    probe.write_text(PROBE % (width, html.escape(page, quote=True)), encoding="utf-8")
-    prefer = f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"
-    told = chromium(folder, prefer, "--virtual-time-budget=4000", "--dump-dom", probe.as_uri())
-    found = re.search(r'<pre id="told">(.*?)</pre>', told, re.DOTALL)
-    assert found, told[-500:]
-    result: dict[str, Any] = json.loads(html.unescape(found[1]))
-    return result
+  return {wide, cut: cut.map(e => e.outerHTML.slice(0, 90)), texts, svgs, reached};
+}"""
 
 
 def contrast(one: str, other: str) -> float:
@@ -97,31 +61,28 @@ def contrast(one: str, other: str) -> float:
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
-@pytest.mark.parametrize("width", [390, 1280])
-@pytest.mark.parametrize("kind", ["report", "audit"])
-def test_nothing_is_cut_off_and_all_texts_are_readable(
-    tmp_path: Path, kind: str, width: int, scheme: str
-) -> None:
-    page = render(repeated()) if kind == "report" else render_audit(audited())
-    found = look(tmp_path, page, width, scheme)
-    assert found["wide"] <= width
-    assert found["cut"] == []
-    assert found["svgs"] == (7 if kind == "report" else 1)
-    # The table, and the numbers that can be unfolded.
-    assert found["reached"] == (2 if kind == "report" else 1)
-    dark = contrast(found["texts"][0][2], "rgb(0, 0, 0)") < 2
-    assert dark == (scheme == "dark")
-    for text, ink, paper, size in found["texts"]:
-        assert contrast(ink, paper) >= 4.5, (text, ink, paper)
-        assert size >= 8.5, (text, size)
+def test_nothing_is_cut_off_and_all_texts_are_readable(tmp_path: Path, scheme: str) -> None:
+    pages = {"report": render(repeated()), "audit": render_audit(audited())}
+    asked = [(kind, width) for kind in pages for width in (390, 1280)]
+    answers = ask(tmp_path, [(pages[kind], width) for kind, width in asked], scheme, LOOK)
+    for (kind, width), found in zip(asked, answers, strict=True):
+        assert found["wide"] <= width
+        assert (kind, width, found["cut"]) == (kind, width, [])
+        assert found["svgs"] == (7 if kind == "report" else 1)
+        # The table, and the numbers that can be unfolded.
+        assert found["reached"] == (2 if kind == "report" else 1)
+        dark = contrast(found["texts"][0][2], "rgb(0, 0, 0)") < 2
+        assert dark == (scheme == "dark")
+        for text, ink, paper, size in found["texts"]:
+            assert contrast(ink, paper) >= 4.5, (text, ink, paper)
+            assert size >= 8.5, (text, size)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_screenshot_has_the_colours_of_its_scheme(tmp_path: Path, scheme: str) -> None:
     page, shot = tmp_path / "report.html", tmp_path / "shot.png"
     page.write_text(render(full()), encoding="utf-8")
-    prefer = f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}"
-    chromium(tmp_path, prefer, "--window-size=1280,3000", f"--screenshot={shot}", page.as_uri())
+    chromium(tmp_path, prefer(scheme), "--window-size=1280,3000", f"--screenshot={shot}", page.as_uri())
     levels = Image.open(shot).convert("L").histogram()
     bright, total = sum(levels[200:]), sum(levels)
     assert bright / total > 0.85 if scheme == "light" else bright / total < 0.1
@@ -132,7 +93,7 @@ def test_it_prints_on_paper_whatever_the_scheme(tmp_path: Path) -> None:
     page.write_text(render(full()), encoding="utf-8")
     chromium(
         tmp_path,
-        "--blink-settings=preferredColorScheme=0",
+        prefer("dark"),
         "--no-pdf-header-footer",
         f"--print-to-pdf={printed}",
         page.as_uri(),

@@ -204,9 +204,9 @@ def test_both_retrainings_stand_beside_each_other() -> None:
     assert verdict(report).headline.endswith(words)
 
 
-@pytest.mark.parametrize("gap", [3.95, 35.06])
+@pytest.mark.parametrize("gap", [4.7, 35.06])
 def test_a_method_that_is_no_closer_than_the_original_is_called_that(gap: float) -> None:
-    report = single(only="original retrain ga", floor=40.0)
+    report = single(only="original retrain ga", floor=0.72)
     report["methods"]["ga"]["avg_gap"] = gap
     found = verdict(report)
     assert found.tone == "bad"
@@ -272,9 +272,13 @@ def test_what_changes_nothing_is_not_crowned() -> None:
 
 @pytest.mark.parametrize(
     ("gap", "floor", "named"),
-    [(3.12, 0.72, True), (3.30, 0.72, False), (3.30, None, True), (3.80, None, False)],
-)
-def test_what_beats_the_original_by_less_than_the_noise_is_not_crowned(
+    [
+        (3.12, 0.72, True), (3.30, 0.72, False), (3.30, None, True), (3.80, None, False),
+        # No further from retraining either: another number of threads may turn such a difference around.
+        (3.95, None, False), (4.50, None, False), (4.60, 0.72, False),
+    ],
+)  # fmt: skip
+def test_what_is_as_near_as_the_original_but_for_the_noise_is_called_neither_closer_nor_further(
     gap: float, floor: float | None, named: bool
 ) -> None:
     """One image in every rate, where the noise floor is not known: 100/90, twice, 100/808 and 100/540."""
