@@ -7,7 +7,7 @@ namespace dau_fast {
 namespace {
 
 using Target = std::int64_t;
-constexpr std::size_t kStats = 5;
+constexpr std::size_t kStats = 5, kSums = 4;
 
 struct Sizes {
   std::size_t batch, classes, width, shown;
@@ -63,6 +63,40 @@ void backward_arrays(const Given& grad, const Given& logits, const Given& featur
   sensitivity_backward(in, targets, kept, pull, to_logits, to_features, call.size("threads", threads, 1));
 }
 
+LogitsPiece piece(Arguments& call, const Given& logits, std::int64_t batch, std::int64_t classes,
+                  std::int64_t stride, std::int64_t first) {
+  const std::size_t b = call.size("batch", batch), c = call.size("classes", classes, 1);
+  const std::size_t apart = call.size("stride", stride, classes);
+  call.size("first", first);
+  const std::size_t reach = b == 0 ? 0 : call.product({b, apart}) - (apart - c);
+  return {call.read<float>({"logits"}, logits, reach), b, c, apart, first};
+}
+
+// sums: changed.
+void add_logits_arrays(const Given& logits, const Given& targets, const Given& sums, std::int64_t batch,
+                       std::int64_t classes, std::int64_t stride, std::int64_t first, std::int64_t threads) {
+  Arguments call("add_logits");
+  const LogitsPiece in = piece(call, logits, batch, classes, stride, first);
+  const Target* labels = call.read<Target>({"targets"}, targets, in.batch);
+  double* found = call.write<double>({"sums"}, sums, call.product({kSums, in.batch}));
+  call.refuse_overlaps();
+  add_logits(in, labels, found, call.size("threads", threads, 1));
+}
+
+// grad_logits: written.
+void pull_logits_arrays(const Given& logits, const Given& targets, const Given& stats, const Given& grad,
+                        const Given& grad_logits, std::int64_t batch, std::int64_t classes,
+                        std::int64_t stride, std::int64_t first, std::int64_t threads) {
+  Arguments call("pull_logits");
+  const LogitsPiece in = piece(call, logits, batch, classes, stride, first);
+  const Target* labels = call.read<Target>({"targets"}, targets, in.batch);
+  const float* kept = call.read<float>({"stats"}, stats, call.product({kStats, in.batch}));
+  const float* pull = call.read<float>({"grad"}, grad, in.batch);
+  float* out = call.write<float>({"grad_logits"}, grad_logits, call.product({in.batch, in.classes}));
+  call.refuse_overlaps();
+  pull_logits(in, labels, kept, pull, out, call.size("threads", threads, 1));
+}
+
 }  // namespace
 
 void bind_sensitivity(py::module_& m) {
@@ -74,6 +108,12 @@ void bind_sensitivity(py::module_& m) {
         py::arg("features"), py::arg("labels"), py::arg("stats"), py::arg("grad_logits"),
         py::arg("grad_features"), py::arg("batch"), py::arg("classes"), py::arg("width"), py::arg("softmax"),
         py::arg("threads"), WithoutGil());
+  m.def("add_logits", add_logits_arrays, named_only(), py::arg("logits"), py::arg("targets"), py::arg("sums"),
+        py::arg("batch"), py::arg("classes"), py::arg("stride"), py::arg("first"), py::arg("threads"),
+        WithoutGil());
+  m.def("pull_logits", pull_logits_arrays, named_only(), py::arg("logits"), py::arg("targets"),
+        py::arg("stats"), py::arg("grad"), py::arg("grad_logits"), py::arg("batch"), py::arg("classes"),
+        py::arg("stride"), py::arg("first"), py::arg("threads"), WithoutGil());
 }
 
 }  // namespace dau_fast

@@ -184,16 +184,46 @@ void forward_rows(const Batch& in, const std::int64_t* targets, bool bias, float
 // What was kept of a row, in the order of stats.
 struct Kept {
   float miss, pull, length, largest, scale;
+
+  Kept(const float* stats, std::size_t batch, std::size_t row)
+      : miss(stats[row]),
+        pull(stats[batch + row]),
+        length(stats[2 * batch + row]),
+        largest(stats[3 * batch + row]),
+        scale(stats[4 * batch + row]) {}
 };
+
+// Of ds/dz: what is the same for all classes of a row.
+struct Slope {
+  float factor, rest, label;
+
+  Slope(const Kept& kept, float grad_s) {
+    const float tiny = std::sqrt(std::numeric_limits<float>::min());
+    const auto [miss, pull, length, largest, scale] = kept;
+    factor = grad_s * length / (pull < tiny ? tiny : pull);
+    rest = miss - pull * pull;
+    label = -grad_s * length * pull;
+  }
+};
+
+// dL/dz of `n` logits from dL/ds, the label's left to the caller.
+DAU_FAST_INSIDE void pull_row(const float* z, std::size_t n, const Kept& kept, const Slope& slope,
+                              float* out) {
+  const float largest = kept.largest, scale = kept.scale, factor = slope.factor, rest = slope.rest;
+#pragma omp simd
+  for (std::size_t i = 0; i < n; ++i) {
+    const float p = exp_negative(z[i] - largest) * scale;
+    out[i] = p * factor * (p + rest);
+  }
+}
 
 // dL/dz of one row from dL/ds and, with `softmax`, dL/dp, the numbers of `grad` [classes].
 DAU_FAST_INSIDE void logits_row(const float* z, std::size_t classes, std::size_t label, const Kept& kept,
                                 float grad_s, const float* grad, bool softmax, float* out) {
-  const float tiny = std::sqrt(std::numeric_limits<float>::min());
-  const auto [miss, pull, length, largest, scale] = kept;
-  const float factor = grad_s * length / (pull < tiny ? tiny : pull), rest = miss - pull * pull;
+  const Slope slope(kept, grad_s);
+  const float largest = kept.largest, scale = kept.scale, factor = slope.factor, rest = slope.rest;
   const float p_label = exp_negative(z[label] - largest) * scale;
-  float at_label = -grad_s * length * pull * p_label;
+  float at_label = slope.label * p_label;
   if (softmax) {
 #pragma omp simd
     for (std::size_t i = 0; i < classes; ++i) out[i] = exp_negative(z[i] - largest) * scale;
@@ -205,11 +235,7 @@ DAU_FAST_INSIDE void logits_row(const float* z, std::size_t classes, std::size_t
       out[i] = p * factor * (p + rest) + p * (grad[i] - mean);
     }
   } else {
-#pragma omp simd
-    for (std::size_t i = 0; i < classes; ++i) {
-      const float p = exp_negative(z[i] - largest) * scale;
-      out[i] = p * factor * (p + rest);
-    }
+    pull_row(z, classes, kept, slope, out);
   }
   out[label] = at_label;
 }
@@ -218,18 +244,15 @@ DAU_FAST_INSIDE void logits_row(const float* z, std::size_t classes, std::size_t
 DAU_FAST_INSIDE void logits_narrow_row(const float* z, std::size_t classes, std::size_t label,
                                        const Kept& kept, float grad_s, const float* grad, bool softmax,
                                        float* out) {
-  const float tiny = std::sqrt(std::numeric_limits<float>::min());
-  const auto [miss, pull, length, largest, scale] = kept;
-  const float factor = grad_s * length / (pull < tiny ? tiny : pull), rest = miss - pull * pull;
+  const Slope slope(kept, grad_s);
   Narrow p = widen(z, classes, -std::numeric_limits<float>::infinity()), found;
-  exponentials_of(p, largest);
+  exponentials_of(p, kept.largest);
 #pragma omp simd
   for (std::size_t i = 0; i < kNarrow; ++i) {
-    p.values[i] *= scale;
-    found.values[i] = p.values[i] * factor * (p.values[i] + rest);
+    p.values[i] *= kept.scale;
+    found.values[i] = p.values[i] * slope.factor * (p.values[i] + slope.rest);
   }
-  const float p_label = p.values[label];
-  found.values[label] = -grad_s * length * pull * p_label;
+  found.values[label] = slope.label * p.values[label];
   if (softmax) {
     const Narrow wanted = widen(grad, classes, 0);
     float mean = 0;
@@ -256,8 +279,7 @@ void backward_rows(const Batch& in, const std::int64_t* labels, const float* sta
   for (std::size_t row = begin; row < end; ++row) {
     const float* grad_row = grad + (in.softmax ? row * (classes + 1) : row);
     const float grad_s = in.softmax ? grad_row[classes] : grad_row[0];
-    const Kept kept{stats[row], stats[batch + row], stats[2 * batch + row], stats[3 * batch + row],
-                    stats[4 * batch + row]};
+    const Kept kept(stats, batch, row);
     if (grad_logits) {
       const auto label = static_cast<std::size_t>(labels[row]);
       const float* z = in.logits + row * classes;
@@ -274,17 +296,60 @@ void backward_rows(const Batch& in, const std::int64_t* labels, const float* sta
   }
 }
 
+// ---- some of the classes at a time
+
+// Where a row's label stands among the classes of `in`, or how many these are where it is none of them.
+DAU_FAST_INSIDE std::size_t place_of(std::int64_t target, const LogitsPiece& in) {
+  const std::int64_t place = target - in.first;
+  return place < 0 ? in.classes : std::min(static_cast<std::size_t>(place), in.classes);
+}
+
+DAU_FAST_WIDE
+void add_rows(const LogitsPiece& in, const std::int64_t* targets, double* sums, std::size_t begin,
+              std::size_t end) {
+  for (std::size_t row = begin; row < end; ++row) {
+    const float* z = in.logits + row * in.stride;
+    double &first = sums[row], &second = sums[in.batch + row], &at_label = sums[2 * in.batch + row],
+           &largest = sums[3 * in.batch + row];
+    const double before = largest;
+    largest = std::max<double>(before, largest_of(z, in.classes));
+    // While all logits are -inf there is nothing to add up, and NaN must not come of it.
+    const float base = std::isinf(largest) && largest < 0 ? 0.0f : static_cast<float>(largest);
+    const std::size_t label = place_of(targets[row], in), after = std::min(label + 1, in.classes);
+    const Sums low = exponentials<false>(z, label, base, nullptr);
+    const Sums high = exponentials<false>(z + after, in.classes - after, base, nullptr);
+    const double ratio = std::exp(before - base);
+    first = first * ratio + low.first + high.first;
+    second = second * ratio * ratio + low.second + high.second;
+    if (label < in.classes) at_label = z[label];
+  }
+}
+
+DAU_FAST_WIDE
+void pull_rows(const LogitsPiece& in, const std::int64_t* targets, const float* stats, const float* grad,
+               float* grad_logits, std::size_t begin, std::size_t end) {
+  for (std::size_t row = begin; row < end; ++row) {
+    const float* z = in.logits + row * in.stride;
+    float* out = grad_logits + row * in.classes;
+    const Kept kept(stats, in.batch, row);
+    const Slope slope(kept, grad[row]);
+    pull_row(z, in.classes, kept, slope, out);
+    const std::size_t label = place_of(targets[row], in);
+    if (label < in.classes) out[label] = slope.label * exp_negative(z[label] - kept.largest) * kept.scale;
+  }
+}
+
 void check_labels(const Batch& in, const std::int64_t* labels) {
   const auto last = static_cast<std::int64_t>(in.classes) - 1;
   require_in_range<std::invalid_argument>("targets lie in", labels, in.batch, last);
 }
 
-// Calls work(begin, end) for shares of the rows, on as many threads as the numbers in them are worth.
+// Calls work(begin, end) for shares of the rows, on as many threads as the `numbers` in each are worth.
 template <typename Work>
-void share(const Batch& in, std::size_t threads, const Work& work) {
-  const std::size_t worth = in.batch * (in.classes + in.width) / kThreadWork;
-  const std::size_t count = std::min({threads, worth + 1, std::max<std::size_t>(in.batch, 1)});
-  const auto edge = [&](std::size_t part) { return in.batch * part / count; };
+void share(std::size_t batch, std::size_t numbers, std::size_t threads, const Work& work) {
+  const std::size_t worth = batch * numbers / kThreadWork;
+  const std::size_t count = std::min({threads, worth + 1, std::max<std::size_t>(batch, 1)});
+  const auto edge = [&](std::size_t part) { return batch * part / count; };
   on_threads(count, [&](std::size_t part) { work(edge(part), edge(part + 1)); });
 }
 
@@ -293,7 +358,7 @@ void share(const Batch& in, std::size_t threads, const Work& work) {
 void sensitivity_forward(const Batch& in, const std::int64_t* targets, bool bias, float* stats, float* shown,
                          std::int64_t* predicted, std::size_t threads) {
   check_labels(in, targets);
-  share(in, threads, [&](std::size_t begin, std::size_t end) {
+  share(in.batch, in.classes + in.width, threads, [&](std::size_t begin, std::size_t end) {
     forward_rows(in, targets, bias, stats, shown, predicted, begin, end);
   });
 }
@@ -301,8 +366,20 @@ void sensitivity_forward(const Batch& in, const std::int64_t* targets, bool bias
 void sensitivity_backward(const Batch& in, const std::int64_t* labels, const float* stats, const float* grad,
                           float* grad_logits, float* grad_features, std::size_t threads) {
   check_labels(in, labels);
-  share(in, threads, [&](std::size_t begin, std::size_t end) {
+  share(in.batch, in.classes + in.width, threads, [&](std::size_t begin, std::size_t end) {
     backward_rows(in, labels, stats, grad, grad_logits, grad_features, begin, end);
+  });
+}
+
+void add_logits(const LogitsPiece& in, const std::int64_t* targets, double* sums, std::size_t threads) {
+  share(in.batch, in.classes, threads,
+        [&](std::size_t begin, std::size_t end) { add_rows(in, targets, sums, begin, end); });
+}
+
+void pull_logits(const LogitsPiece& in, const std::int64_t* targets, const float* stats, const float* grad,
+                 float* grad_logits, std::size_t threads) {
+  share(in.batch, in.classes, threads, [&](std::size_t begin, std::size_t end) {
+    pull_rows(in, targets, stats, grad, grad_logits, begin, end);
   });
 }
 

@@ -25,4 +25,21 @@ void sensitivity_forward(const Batch& in, const std::int64_t* targets, bool bias
 void sensitivity_backward(const Batch& in, const std::int64_t* labels, const float* stats, const float* grad,
                           float* grad_logits, float* grad_features, std::size_t threads);
 
+// Logits [batch, classes] of the classes from `first` on, of which there may be more before and after; their rows
+// begin `stride` numbers apart.
+struct LogitsPiece {
+  const float* logits;
+  std::size_t batch, classes, stride;
+  std::int64_t first;
+};
+
+// The forward pass piece by piece. sums [4, batch]: what it has found so far of exp(z - largest) of the classes
+// that are not the label, their sum and that of their squares; the label's logit; and the largest logit. They
+// begin as 0, 0, any number and -infinity.
+void add_logits(const LogitsPiece& in, const std::int64_t* targets, double* sums, std::size_t threads);
+
+// The backward pass: gradients of these logits, [batch, classes]. stats: as above, of all classes.
+void pull_logits(const LogitsPiece& in, const std::int64_t* targets, const float* stats, const float* grad,
+                 float* grad_logits, std::size_t threads);
+
 }  // namespace dau_fast

@@ -113,20 +113,24 @@ def _attack_cases() -> Iterator[Case]:
     )  # fmt: skip
 
 
-def _linear_cases() -> Iterator[Case]:
-    b, c, d = 16, 5000, 32
-
+def _layer(b: int, c: int, d: int) -> Callable[[torch.Generator], Sequence[Tensor]]:
     def make(generator: torch.Generator) -> Sequence[Tensor]:
         h, w, bias = (
             torch.randn(n, generator=generator, dtype=torch.float64) for n in ((b, d), (c, d), (c,))
         )
         return h, w / d**0.5, bias, torch.randint(c, (b,), generator=generator)
 
+    return make
+
+
+def _linear_cases() -> Iterator[Case]:
     def define(h: Tensor, w: Tensor, bias: Tensor, y: Tensor) -> Tensor:
         return reference.sensitivity_reference(F.linear(h, w, bias), h, y)
 
     ours, exact = _differentiated(linear_sensitivity, 3), _differentiated(define, 3)
-    yield Case("linear_sensitivity", f"{b}x{c}x{d}", torch.float32, make, ours, exact)
+    # Logits that are kept, and more than are.
+    for size in ((16, 5000, 32), (65, 65_537, 4)):
+        yield Case("linear_sensitivity", "x".join(map(str, size)), torch.float32, _layer(*size), ours, exact)
 
 
 def _barlow_cases() -> Iterator[Case]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dau_fast.ops import linear_sensitivity
-from dau_fast.ops.linear_sensitivity import _backward, _forward, backward_op, forward_op, pieces
+from dau_fast.ops import _native, linear_sensitivity
+from dau_fast.ops._library import PATHS
+from dau_fast.ops.linear_sensitivity import backward_op, forward_op, pieces
 from dau_fast.ops.reference import sensitivity_reference
 
 Layer = tuple[Tensor, Tensor, Tensor | None, Tensor]
@@ -49,15 +50,25 @@ def close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None
         torch.testing.assert_close(one.double(), other, rtol=tolerance, atol=tolerance * scale)
 
 
-@pytest.fixture(params=["one piece", "many pieces"])
+@pytest.fixture(params=["one piece", "many pieces", "many pieces, logits kept"])
 def _pieces(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    if request.param == "many pieces":
-        module = sys.modules["dau_fast.ops.linear_sensitivity"]  # the function has its name
+    module = sys.modules["dau_fast.ops.linear_sensitivity"]  # the function has its name
+    if "kept" not in request.param:
+        monkeypatch.setattr(module, "_KEPT", 0)
+    if "many" in request.param:
         monkeypatch.setattr(module, "_PIECE", {"cpu": 1, "cuda": 1})
         monkeypatch.setattr(module, "_FEWEST_CLASSES", 7)
 
 
-@pytest.mark.usefixtures("_pieces")
+@pytest.fixture(params=["C++", "PyTorch"])
+def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "PyTorch":
+        monkeypatch.setattr(_native, "extension", None)
+    elif _native.extension is None:
+        pytest.skip("the compiled extension is not installed")
+
+
+@pytest.mark.usefixtures("_pieces", "_path", "poisoned_memory")
 @pytest.mark.parametrize(("b", "c", "d"), SHAPES)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -70,7 +81,7 @@ def test_values_and_gradients_are_those_of_the_definition(
     close(found, expected, 2e-5 if dtype == torch.float32 else 1e-9)
 
 
-@pytest.mark.usefixtures("_pieces")
+@pytest.mark.usefixtures("_pieces", "_path")
 def test_half_precision() -> None:
     """Logits round as a layer's do; everything after them is float32."""
     layer = sample(6, 50, 8, torch.bfloat16)
@@ -88,7 +99,7 @@ def test_half_precision() -> None:
     close(found[1:], grads, 2 * torch.finfo(torch.bfloat16).eps)
 
 
-@pytest.mark.usefixtures("_pieces")
+@pytest.mark.usefixtures("_pieces", "_path")
 def test_strange_values_stay_in_their_rows() -> None:
     features, weight, bias, targets = sample(4, 20, 3)
     features[1, 0], features[2, 0] = float("nan"), float("inf")
@@ -103,7 +114,7 @@ def test_strange_values_stay_in_their_rows() -> None:
     )
 
 
-@pytest.mark.usefixtures("_pieces")
+@pytest.mark.usefixtures("_pieces", "_path")
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradcheck(bias: bool) -> None:
     features, weight, offset, targets = sample(3, 15, 4, torch.float64, bias)
@@ -127,8 +138,8 @@ def test_opcheck() -> None:
     features, weight, bias, targets = sample(4, 12, 5)
     for offset in (bias, None):
         torch.library.opcheck(forward_op, (features, weight, offset, targets))
-        s, stats = forward_op(features, weight, offset, targets)
-        saved = torch.ones_like(s), features, weight, offset, targets, stats
+        s, stats, logits = forward_op(features, weight, offset, targets)
+        saved = torch.ones_like(s), features, weight, offset, targets, stats, logits
         torch.library.opcheck(backward_op, (*saved, True, True, offset is not None))
         torch.library.opcheck(backward_op, (*saved, False, True, False))
 
@@ -176,6 +187,9 @@ def test_mistakes_are_named() -> None:
         linear_sensitivity(features, weight, bias[:5], targets)
     with pytest.raises(ValueError, match=r"torch.float32, torch.float64: expected one floating-point"):
         linear_sensitivity(features, weight.double(), bias, targets)
+    s, stats, logits = forward_op(features, weight, bias, targets)
+    with pytest.raises(ValueError, match=r"logits \[4, 11\]: expected \[4\], \[5, 4\] and \[4, 12\]"):
+        backward_op(s, features, weight, bias, targets, stats, logits[:, 1:], True, True, True)
     with pytest.raises(ValueError, match=r"targets are torch\.int32"):
         linear_sensitivity(features, weight, bias, targets.int())
     for wrong in (12, -1):
@@ -205,12 +219,34 @@ class Sizes(TorchDispatchMode):
         return result
 
 
-def test_the_logits_of_all_classes_never_exist_at_once() -> None:
+@pytest.mark.parametrize("device", ["CPU", "CUDA"])
+def test_the_logits_of_very_many_classes_never_exist_at_once(device: str) -> None:
     features, weight, bias, targets = sample(256, 50_000, 4)
     with Sizes() as sizes:
-        s, stats = _forward(features, weight, bias, targets)
-        _backward(torch.ones_like(s), features, weight, bias, targets, stats, True, True, True)
+        s, *kept = PATHS["linear_sensitivity_forward", device](features, weight, bias, targets)
+        saved = torch.ones_like(s), features, weight, bias, targets, *kept
+        PATHS["linear_sensitivity_backward", device](*saved, True, True, True)
     assert sizes.largest < 256 * 50_000 / 10
+
+
+@pytest.mark.usefixtures("poisoned_memory")
+@pytest.mark.parametrize(("b", "c"), [(13, 40_001), (97, 50_000)])
+def test_several_threads(b: int, c: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More logits than one thread is given, kept and computed twice, and rows that do not divide evenly."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    layer = sample(b, c, 3)
+    found = values_and_gradients(linear_sensitivity, layer, torch.float32)
+    close(found, values_and_gradients(defined, layer, torch.float64), 3e-5)
+
+
+def test_logits_that_are_kept_stay_as_they_are() -> None:
+    """A graph may be gone through twice."""
+    features, weight, bias, targets = sample(8, 50, 4)
+    leaves = [x.requires_grad_() for x in (features, weight, bias) if x is not None]
+    s = linear_sensitivity(*leaves, targets)
+    once, again = (torch.autograd.grad(s.sum(), leaves, retain_graph=True) for _ in range(2))
+    for one, other in zip(once, again, strict=True):
+        assert torch.equal(one, other)
 
 
 # ---- on the device that was chosen with --device
@@ -243,9 +279,10 @@ def test_launches_follow_the_number_of_pieces(c: int) -> None:
     """It has no kernels of its own: this is what a GPU is asked for."""
     features, weight, bias, targets = sample(64, c, 4)
     with Launches() as forward:
-        _, stats = _forward(features, weight, bias, targets)
+        _, *kept = PATHS["linear_sensitivity_forward", "CUDA"](features, weight, bias, targets)
     with Launches() as backward:
-        _backward(torch.ones(64), features, weight, bias, targets, stats, True, True, True)
+        saved = torch.ones(64), features, weight, bias, targets, *kept
+        PATHS["linear_sensitivity_backward", "CUDA"](*saved, True, True, True)
     count = len(pieces(64, c, "cpu"))
     assert forward.count <= 25 * count + 20
     assert backward.count <= 30 * count + 10
