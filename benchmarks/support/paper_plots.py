@@ -33,7 +33,7 @@ def draw_attacks(summaries: Sequence[Summary]) -> Figure:
             axes.set_ylabel("called unseen, %")
         legends = [axes.get_legend_handles_labels() for axes in panels.flat]
         handles, labels = max(legends, key=lambda legend: len(legend[1]))
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6 * len(tasks)))
+        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 4 * len(tasks)))
     return figure
 
 

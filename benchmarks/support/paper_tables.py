@@ -122,13 +122,14 @@ LEGEND = (
     "UA, MIA-efficacy (confidence attack), RA, TA: percent, in brackets less the mean of the retrained\n"
     "models. avg gap: mean distance to single retrained models in the four, in points, with the interval of\n"
     "the mean over seeds where there are two or more; of a retrained model to the others it is the noise\n"
-    "floor. RTE: seconds, and the share of what retraining takes in the same run."
+    "floor. RTE: seconds, and the share of what retraining takes, of which a tenth was timed beside them."
 )
 
 
 def _introduce(summary: Summary) -> str:
     seeds = ", ".join(map(str, summary["seeds"]))
-    return f"- {name_pruning(summary)}: seeds {seeds}; noise floor {summary['floor']:.2f}."
+    several = "s" if len(summary["seeds"]) > 1 else ""
+    return f"- {name_pruning(summary)}: seed{several} {seeds}; noise floor {summary['floor']:.2f}."
 
 
 def _retrained_cells(summary: Summary) -> list[str]:
