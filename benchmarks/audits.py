@@ -27,6 +27,7 @@ from support.bank import Bank
 from support.recording import ROOT, append_row, environment, read_lines, record_folder, write_json
 from support.tasks import Setting, Tasks
 
+from dau_fast.audits.catalogue import find_audits
 from dau_fast.audits.comparing import Context
 from dau_fast.audits.evidence import Evidence, Scene, examine
 from dau_fast.audits.verdicts import Audited, audit_models
@@ -167,6 +168,7 @@ def main(
         run_flushed(work, torch.device("cpu"))
     except UserError as error:
         raise click.UsageError(str(error)) from error
+    (folder / "tables.md").write_text(write_tables(read_lines(folder / "audits.jsonl")))
 
 
 def audit_all(
@@ -210,6 +212,57 @@ def play(name: str, tasks: Sequence[Task], trials: int) -> tuple[list[Classifier
         return run_timed(name, lambda given: method.run(given, settings), task).model
 
     return list(map(unlearn, tasks)), asked
+
+
+def write_tables(rows: Sequence[dict[str, Any]]) -> str:
+    """A table for every task: each audit of each method, beside the band of retrained models."""
+    parts = []
+    for task in dict.fromkeys((row["task"], row["seed"]) for row in rows):
+        here = [row for row in rows if (row["task"], row["seed"]) == task]
+        lines = [
+            f"## {task[0]}, seed {task[1]}",
+            "",
+            _cells("audit", "retrained", *(r["entry"] for r in here)),
+        ]
+        lines.append(_cells(*["---"] * (2 + len(here))))
+        inside = (f"{sum(v['inside'] for v in r['verdicts'])} of {len(r['verdicts'])}" for r in here)
+        lines.append(_cells("models inside by all audits together", "", *inside))
+        outside = (f"{fmean(v['outside'] for v in r['verdicts']):.1f}" for r in here)
+        expected = here[0]["verdicts"][0]
+        lines.append(
+            _cells(
+                f"of {expected['audits']} audits outside", f"{expected['expected']:.1f} expected", *outside
+            )
+        )
+        for name, audit in here[0]["audits"].items():
+            found = (f"{fmean(r['audits'][name]['values']):.2f}" for r in here)
+            lines.append(_cells(_label(name), _band(audit), *found))
+        for name, audit in here[0]["together"].items():
+            lines.append(
+                _cells(_label(name), _band(audit), *(f"{r['together'][name]['value']:.2f}" for r in here))
+            )
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, LEGEND]) + "\n"
+
+
+LEGEND = (
+    "Means over a method's models; KLoM, U-LiRA and the challenge's scores compare them together.\n"
+    "retrained: mean of the held-out retrained models, in brackets the lowest and the highest of them."
+)
+
+
+def _label(name: str) -> str:
+    audit = find_audits()[name]
+    return f"{audit.label}, {audit.unit}" if audit.unit else audit.label
+
+
+def _band(audit: dict[str, Any]) -> str:
+    low, high = audit["band"]
+    return f"{audit['retrained']:.2f} ({low:.2f} to {high:.2f})"
+
+
+def _cells(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _parse(text: str) -> list[tuple[str, int]]:

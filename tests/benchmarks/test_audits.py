@@ -35,6 +35,9 @@ def test_every_method_is_audited_once_beside_the_untouched_originals(pictures: P
         assert "klom_forget_mean" in row["together"]
         low, high = row["audits"]["ua"]["band"]
         assert low <= row["audits"]["ua"]["retrained"] <= high
+    table = (tmp_path / "record" / "tables.md").read_text()
+    assert "| audit | retrained | original | ga | head_only |" in table
+    assert f"| UA, % | {rows[0]['audits']['ua']['retrained']:.2f} (" in table
     # A new last layer leaves the features as they were, and so what is found in them.
     head, untouched = rows[2]["audits"], rows[0]["audits"]
     assert head["information"]["values"] == untouched["information"]["values"]
