@@ -100,7 +100,7 @@ def find_images(entries: Iterable[Entry], names: Sequence[str], where: str) -> t
     """The indices of the images that `entries` name, each once.
 
     names: of all images, in their order; empty where they have none. A name is that of an image, or its last
-    parts where only one image has them; a number that no image is called is an index. where: what messages
+    parts where only one image has them, or one in train/ and its namesakes in val/ and test/; a number that no image is called is an index. where: what messages
     call the request. Raises UserError for a name of no image or several, and for one image named twice.
     """
     lookup = _Names(names)
@@ -134,6 +134,9 @@ class _Names:
         fitting = [
             index for index in self._ends.get(PurePath(name).name, []) if self._ends_alike(index, wanted)
         ]
+        trained = [index for index in fitting if self._names[index].startswith("train/")]
+        if len(trained) == 1 and self._are_namesakes(fitting):
+            return trained[0]  # only those of train/ can be forgotten
         if len(fitting) == 1:
             return fitting[0]
         if fitting:
@@ -146,6 +149,11 @@ class _Names:
         )
         hint = f": did you mean {near[0]!r}?" if near else f": they are called such as {self._names[0]!r}"
         raise UserError(f"{where} names {name!r}, which no image is called{hint}")
+
+    def _are_namesakes(self, indices: Sequence[int]) -> bool:
+        """Whether images are called alike but for the part of the data set that they are in."""
+        parts, _, names = zip(*(self._names[index].partition("/") for index in indices), strict=True)
+        return {*parts} <= {"train", "val", "test"} and len({*names}) == 1
 
     def _ends_alike(self, index: int, wanted: str) -> bool:
         known = PurePath(self._names[index]).as_posix()
