@@ -6,7 +6,8 @@ input, so torchvision's models and a caller's own need no change and keep their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -163,17 +164,39 @@ def build(arch: str, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
 
 
 def _timm(arch: str, name: str, classes: int, image_shape: tuple[int, ...]) -> nn.Module:
+    create = partial(_import_timm(arch).create_model, name, num_classes=classes, in_chans=image_shape[0])
+    try:
+        try:
+            made: nn.Module = create(img_size=image_shape[1:])
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            made = create()  # a convolutional one, which takes images of any size
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise UserError(f"`arch={arch}` cannot be made: {str(error).splitlines()[0]}") from error
+    return made
+
+
+def _import_timm(arch: str) -> Any:
     try:
         import timm
     except ImportError as error:
         raise UserError(f"`arch={arch}` needs timm, which is not installed: pip install timm") from error
-    size: dict[str, Any] = {"img_size": image_shape[1:]} if "vit" in name or "swin" in name else {}
-    try:
-        network = timm.create_model(name, num_classes=classes, in_chans=image_shape[0], **size)
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        raise UserError(f"`arch={arch}` cannot be made: {str(error).splitlines()[0]}") from error
-    made: nn.Module = network
-    return made
+    return timm
+
+
+def find_normalisation(arch: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation, in units of pixel / 255, that timm's weights of `arch` were trained with.
+
+    arch: `timm:NAME`. Raises UserError for any other, and where timm does not say it.
+    """
+    library, _, name = arch.rpartition(":")
+    if library != "timm":
+        raise UserError(f"`mean=timm` is for architectures of timm, not for `arch={arch}`: give numbers")
+    config = _import_timm(arch).get_pretrained_cfg(name)
+    if config is None:
+        raise UserError(f"timm does not say what `arch={arch}` was trained with: give `mean` and `std`")
+    return config.mean, config.std
 
 
 def _torchvision(arch: str, classes: int, small_image: bool) -> nn.Module:

@@ -99,7 +99,9 @@ class _Unlearn(GroupedCommand):
 @click.option("--data", type=Path, help=f"Where the data set is; {_listed(STORED)}: holds train/ and test/.")
 @click.option("--download", is_flag=True, help="Fetch a data set that is missing.")
 @click.option("--image-size", type=_PIXELS, help=f"Pixels; resize to a square; {_listed(RESIZED)} alone.")
-@click.option("--mean", help=f"Of pixels / 255, a number a channel; or {_listed(NORMALISATIONS)}.")
+@click.option(
+    "--mean", help=f"Of pixels / 255, a number a channel; or {_listed(NORMALISATIONS)}, or timm's: timm."
+)
 @click.option("--std", help="Standard deviation, alike; both as the model was trained with.")
 @click.option(
     "--stream", default="auto", help="Read images while training: on, off, auto if memory is short."

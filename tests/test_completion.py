@@ -73,7 +73,7 @@ def test_completion_knows_the_options_that_a_command_has(name: str) -> None:
         ("dataset", set(NAMES)),
         ("arch", {"small", "timm:", *models.list_models(models)}),
         ("stream", set(STREAMING)),
-        ("mean", set(NORMALISATIONS)),
+        ("mean", {"timm", *NORMALISATIONS}),
         ("retrain_recipe", set(RETRAIN_RECIPES)),
         ("sensitivity", set(SENSITIVITIES)),
         ("engine", {"auto", *ENGINES}),

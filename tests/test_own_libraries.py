@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from calling import call, succeed
 from torch import Tensor, nn
 
 from dau_fast.api import unlearn
-from dau_fast.models import build
+from dau_fast.errors import UserError
+from dau_fast.models import build, find_normalisation
 
 # Importing these libraries takes seconds.
 pytestmark = pytest.mark.slow
@@ -121,7 +124,22 @@ def test_a_network_of_timm_goes_in_as_it_is(name: str) -> None:
     assert result.after is not None
 
 
-def test_a_network_of_timm_is_an_architecture() -> None:
+@pytest.mark.parametrize("name", ["resnet10t", "deit_tiny_patch16_224", "mixer_s32_224"])
+def test_a_network_of_timm_is_an_architecture_whatever_the_size_of_images(name: str) -> None:
     pytest.importorskip("timm")
-    network = build("timm:resnet10t", 5, (1, 32, 32))
+    network = build(f"timm:{name}", 5, (1, 32, 32))
     assert network.eval()(torch.zeros(2, 1, 32, 32)).shape == (2, 5)
+
+
+def test_an_architecture_of_timm_brings_its_normalisation(pictures: Path, tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    assert find_normalisation("timm:vit_tiny_patch16_224") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    for arch, told in (("small", "for architectures of timm, not for `arch=small`"),
+                       ("timm:nothing", "does not say what `arch=timm:nothing`")):  # fmt: skip
+        with pytest.raises(UserError, match=told):
+            find_normalisation(arch)
+    given = ("--dataset", "folder", "--data", pictures, "--image-size", 32, "--arch", "timm:resnet10t",
+             "--forget", "class:red", "--methods", "ga", "--epochs", 1, "--mean", "timm")  # fmt: skip
+    report = succeed(tmp_path / "out", *given).report
+    assert report["run"]["normalisation"]["mean"] == pytest.approx([0.485, 0.456, 0.406])
+    assert "stands for both" in call(tmp_path / "other", *given, "--std", "0.2").stderr

@@ -179,7 +179,7 @@ _VALUES: dict[str, Callable[[], list[str]]] = {
     "dataset": _list_sets,
     "arch": _list_architectures,
     "stream": lambda: _literal("data/named.py", "STREAMING"),
-    "mean": lambda: _literal("data/normalisation.py", "NORMALISATIONS"),
+    "mean": lambda: [*_literal("data/normalisation.py", "NORMALISATIONS"), "timm"],
     "std": lambda: _literal("data/normalisation.py", "NORMALISATIONS"),
     "retrain_recipe": lambda: _literal("config.py", "RETRAIN_RECIPES"),
     "sensitivity": lambda: _literal("config.py", "SENSITIVITIES"),

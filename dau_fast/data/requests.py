@@ -100,8 +100,9 @@ def find_images(entries: Iterable[Entry], names: Sequence[str], where: str) -> t
     """The indices of the images that `entries` name, each once.
 
     names: of all images, in their order; empty where they have none. A name is that of an image, or its last
-    parts where only one image has them, or one in train/ and its namesakes in val/ and test/; a number that no image is called is an index. where: what messages
-    call the request. Raises UserError for a name of no image or several, and for one image named twice.
+    parts where only one image has them, or one in train/ and its namesakes in val/ and test/; a number that
+    no image is called is an index. where: what messages call the request. Raises UserError for a name of no
+    image or several, and for one image named twice.
     """
     lookup = _Names(names)
     found: dict[int, Entry] = {}

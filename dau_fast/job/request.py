@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from dau_fast import checkpoints
+from dau_fast import checkpoints, models
 from dau_fast.config import (
     RETRAIN_RECIPES,
     PruneConfig,
@@ -22,7 +22,7 @@ from dau_fast.config import (
 )
 from dau_fast.data import named
 from dau_fast.data.images import Images
-from dau_fast.data.normalisation import normalise_by, parse_normalisation
+from dau_fast.data.normalisation import Constants, normalise_by, parse_normalisation
 from dau_fast.data.progress import Progress
 from dau_fast.data.requests import read_request
 from dau_fast.data.split import Forget
@@ -159,7 +159,7 @@ def make_experiment(request: Request, runtime: Runtime, progress: Progress) -> E
             progress=progress,
         )
     images = match_precision(images, runtime, narrow=request.model is None)
-    constants = parse_normalisation(request.mean, request.std, len(images.mean))
+    constants = _choose_normalisation(request, len(images.mean))
     if constants:
         images = normalise_by(images, constants)
     experiment = Experiment(
@@ -181,6 +181,16 @@ def make_experiment(request: Request, runtime: Runtime, progress: Progress) -> E
     if request.checkpoint is None:
         return experiment
     return start_from(experiment, request.checkpoint, normalised=constants is not None)
+
+
+def _choose_normalisation(request: Request, channels: int) -> Constants | None:
+    """The constants that were asked for; None where the checkpoint or the images decide."""
+    if request.mean != "timm":
+        return parse_normalisation(request.mean, request.std, channels)
+    mean, std = models.find_normalisation(request.arch)
+    if request.std is not None or len(mean) != channels:
+        raise UserError(f"`mean=timm` stands for both, on {len(mean)} channels: leave `std` out")
+    return mean, std
 
 
 def _check_files(request: Request) -> None:

@@ -102,12 +102,12 @@ def test_an_image_is_found_by_its_name_or_the_end_of_it(entry: int | str, index:
 def test_numbering_that_starts_again_in_every_part_means_the_training_image() -> None:
     parts = [f"{part}/{kind}/1.png" for kind in "ab" for part in ("test", "train", "val")]
     assert find_images(["b/1.png"], parts, "it") == (4,)
-    with pytest.raises(UserError, match="'1.png', which 6 images end in"):
+    with pytest.raises(UserError, match=r"'1\.png', which 6 images end in"):
         find_images(["1.png"], parts, "it")
     # Classes may be called so, too.
-    with pytest.raises(UserError, match="'1.png', which 2 images end in"):
+    with pytest.raises(UserError, match=r"'1\.png', which 2 images end in"):
         find_images(["1.png"], ["train/1.png", "bus/1.png"], "it")
-    with pytest.raises(UserError, match="'1.png', which 2 images end in"):
+    with pytest.raises(UserError, match=r"'1\.png', which 2 images end in"):
         find_images(["1.png"], ["train/1.png", "val/a/1.png"], "it")
 
 
