@@ -67,18 +67,23 @@ def per_sample_grad_norms(
     to norms [B]. create_graph: makes the result differentiable.
     Layers: Linear, Conv1d to 3d, Embedding, LayerNorm, GroupNorm, BatchNorm1d to 3d and SyncBatchNorm, and
     what `register_layer` was told of; also used more than once, and with shared parameters. Parameters of any
-    other layer, as of attention or an LSTM, take a pass of the whole model under vmap, which is slower,
-    or one of every sample where vmap cannot; a line says so once. With strict=False they are left out and a
-    warning says so. Under autocast and in half precision, squares are summed in float32. Raises ValueError
-    for a parameter that is used outside its layer, as in x @ embedding.weight.T, and for other layers where
-    the model draws at random, as dropout in training does.
+    other layer, as of attention or an LSTM, and of one whose output is not one a sample, as of windows, take
+    a pass of the whole model under vmap, which is slower, or one of every sample where vmap cannot; a line
+    says so once. Another axis that comes first and is as long as the batch is taken for it. With strict=False such
+    layers are left out and a warning says so. Under autocast and in half precision, squares are summed in
+    float32. Raises ValueError for a parameter that is used outside its layer, as in x @ embedding.weight.T,
+    for outputs that the loss cannot take, and for layers without a rule where the model draws at random, as
+    dropout in training does.
     The model is left as it was: no gradients, no hooks, the same mode.
     """
-    layers, unknown = _layers(model, strict)
+    layers, unknown = _layers(model)
     losses = functools.partial(sample_losses, loss_fn)
-    squares = _Squares(layers)
+    squares = _Squares(layers, len(inputs))
     with squares.watching(), torch.enable_grad():
         loss = losses(model(inputs), targets).sum()
+    unknown |= squares.rearranged
+    if unknown and not strict:
+        _tell_of_left_out(unknown)
     apart = _find_apart(model, loss, squares.uses, unknown)
     if loss.grad_fn is None or not (squares.edges or (strict and apart)):
         raise ValueError(
@@ -164,6 +169,11 @@ def _checked_rule(rule: Callable[..., Iterable[tuple[Tensor, Tensor]]]) -> Rule:
 
 def sample_losses(loss_fn: LossFunction, outputs: Any, targets: Tensor) -> Tensor:
     """One loss a sample, [B]; ValueError where loss_fn gives anything else."""
+    if loss_fn is F.cross_entropy and not isinstance(outputs, Tensor):
+        raise ValueError(
+            f"the model returns a {type(outputs).__name__}: expected logits [B, C]; give as loss_fn a function "
+            "of it and the targets, one loss a sample"
+        )
     reduces = "reduction" in inspect.signature(loss_fn).parameters
     losses = loss_fn(outputs, targets, reduction="none") if reduces else loss_fn(outputs, targets)
     if losses.ndim == 0 or len(losses) != len(targets):
@@ -184,10 +194,11 @@ class _Squares:
     layer, in the order of the backward pass, that uses it.
     """
 
-    def __init__(self, layers: dict[str, nn.Module]) -> None:
+    def __init__(self, layers: dict[str, nn.Module], batch: int) -> None:
+        self.rearranged: dict[str, nn.Module] = {}  # layers whose inputs are not one a sample, as windows are
         self.edges: list[tuple[GradientEdge, bool]] = []  # and whether the layer is a first one
         self.left_out: set[int] = set()  # parameters, by their ids, that are not to be added up
-        self._layers = layers
+        self._layers, self._batch = layers, batch
         self.uses: Counter[int] = Counter()  # of each parameter, by its id
         self._totals: dict[str, Tensor] = {}
         self._shared: dict[int, tuple[str, Tensor]] = {}
@@ -212,6 +223,9 @@ class _Squares:
             if not output.requires_grad:
                 return  # the model switched gradients off here
             x = inputs[0] if inputs else named["input"]
+            if len(output) != self._batch:
+                self.rearranged[name] = layer
+                return
             self.uses.update(id(p) for p in layer.parameters(recurse=False) if p.requires_grad)
             # Edge and hook belong to the output as it is now: an activation may change it in place.
             self.edges.append((get_gradient_edge(output), not x.requires_grad))
@@ -247,7 +261,7 @@ class _Squares:
         return totals
 
 
-def _layers(model: nn.Module, strict: bool) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+def _layers(model: nn.Module) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
     """The layers with trainable parameters of their own, by name: the known and the unknown ones."""
     _refuse_mixing(model)
     known: dict[str, nn.Module] = {}
@@ -255,10 +269,12 @@ def _layers(model: nn.Module, strict: bool) -> tuple[dict[str, nn.Module], dict[
     for name, layer in model.named_modules():
         if any(parameter.requires_grad for parameter in layer.parameters(recurse=False)):
             (known if find_rule(layer) else unknown)[name] = layer
-    if unknown and not strict:
-        named = ", ".join(f"{name or 'the model itself'} ({type(m).__name__})" for name, m in unknown.items())
-        logging.getLogger("dau_fast").warning("per-sample gradient norms leave out %s", named)
     return known, unknown
+
+
+def _tell_of_left_out(layers: dict[str, nn.Module]) -> None:
+    named = ", ".join(f"{name or 'the model itself'} ({type(m).__name__})" for name, m in layers.items())
+    logging.getLogger("dau_fast").warning("per-sample gradient norms leave out %s", named)
 
 
 def _refuse_mixing(model: nn.Module) -> None:
@@ -281,7 +297,7 @@ def _get_rule(layer: nn.Module) -> Rule:
 @functools.cache
 def _tell_of_apart(kinds: str) -> None:
     logging.getLogger("dau_fast").warning(
-        "per-sample gradients of %s take a pass of the whole model, as no rule is known for them", kinds
+        "per-sample gradients of %s take a pass of the whole model, as no rule fits them", kinds
     )
 
 

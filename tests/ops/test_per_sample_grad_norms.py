@@ -344,3 +344,25 @@ def test_on_cuda_a_network_is_some_hundred_launches_and_not_one_a_sample(
     products = calls.seen["dau_fast::gram_squares"] + calls.seen["aten::bmm"]
     assert products == 20
     assert calls.seen.total() < 600
+
+
+def test_outputs_that_are_no_tensor_need_a_loss_of_their_own() -> None:
+    """As those of transformers are."""
+
+    class Answering(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, CLASSES)
+
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": self.head(x)}
+
+    model, (x, y) = Answering().double(), batch_for((4,))
+    with pytest.raises(ValueError, match=r"the model returns a dict: expected logits \[B, C\]; give"):
+        per_sample_grad_norms(model, x, y)
+
+    def loss(told: dict[str, Tensor], y: Tensor) -> Tensor:
+        return F.cross_entropy(told["logits"], y, reduction="none")
+
+    expected = per_sample_grad_norms(model.head, x, y)
+    torch.testing.assert_close(per_sample_grad_norms(model, x, y, loss), expected)

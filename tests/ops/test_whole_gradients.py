@@ -66,6 +66,20 @@ class Sequence(nn.Module):
         return self.out(self.read(self.layer, x)[:, -1])
 
 
+class Rearranged(nn.Module):
+    """Linear layers on windows [B W, D] and on sequences [T, B, D]; one of them is called both ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.windows, self.first, self.both = nn.Linear(2, 3), nn.Linear(3, 5), nn.Linear(5, 5)
+        self.out = nn.Linear(5, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.windows(x.flatten(0, 1)).tanh().unflatten(0, x.shape[:2])  # [B, W, 3]
+        x = self.both(self.first(x.transpose(0, 1)).tanh()).mean(0)  # [B, 5]
+        return self.out(self.both(x).tanh())
+
+
 STRANGERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "same": lambda: (nn.Sequential(SameLinear(4, 5), nn.Tanh(), nn.Linear(5, CLASSES)), (4,)),
     "doubled": lambda: (nn.Sequential(DoubledLinear(4, 5), nn.Tanh(), nn.Linear(5, CLASSES)), (4,)),
@@ -75,6 +89,7 @@ STRANGERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "parametrized": lambda: (
         nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(4, 5)), nn.Linear(5, CLASSES)), (4,),
     ),
+    "rearranged": lambda: (Rearranged(), (6, 2)),
     "attention": lambda: (
         Sequence(nn.MultiheadAttention(8, 2, batch_first=True), lambda layer, x: layer(x, x, x)[0]), (5, 8),
     ),
