@@ -69,11 +69,11 @@ def per_sample_grad_norms(
     what `register_layer` was told of; also used more than once, and with shared parameters. Parameters of any
     other layer, as of attention or an LSTM, and of one whose output is not one a sample, as of windows, take
     a pass of the whole model under vmap, which is slower, or one of every sample where vmap cannot; a line
-    says so once. Another axis that comes first and is as long as the batch is taken for it. With strict=False such
-    layers are left out and a warning says so. Under autocast and in half precision, squares are summed in
-    float32. Raises ValueError for a parameter that is used outside its layer, as in x @ embedding.weight.T,
-    for outputs that the loss cannot take, and for layers without a rule where the model draws at random, as
-    dropout in training does.
+    says so once. Another axis that comes first and is as long as the batch is taken for it. With
+    strict=False such layers are left out and a warning says so. Under autocast and in half precision, squares
+    are summed in float32. Raises ValueError for a parameter that is used outside its layer, as in
+    x @ embedding.weight.T, for outputs that the loss cannot take, and for layers without a rule where the
+    model draws at random, as dropout in training does.
     The model is left as it was: no gradients, no hooks, the same mode.
     """
     layers, unknown = _layers(model)
@@ -171,8 +171,8 @@ def sample_losses(loss_fn: LossFunction, outputs: Any, targets: Tensor) -> Tenso
     """One loss a sample, [B]; ValueError where loss_fn gives anything else."""
     if loss_fn is F.cross_entropy and not isinstance(outputs, Tensor):
         raise ValueError(
-            f"the model returns a {type(outputs).__name__}: expected logits [B, C]; give as loss_fn a function "
-            "of it and the targets, one loss a sample"
+            f"the model returns a {type(outputs).__name__}: expected logits [B, C]; give as loss_fn a "
+            "function of it and the targets, one loss a sample"
         )
     reduces = "reduction" in inspect.signature(loss_fn).parameters
     losses = loss_fn(outputs, targets, reduction="none") if reduces else loss_fn(outputs, targets)

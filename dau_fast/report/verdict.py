@@ -96,11 +96,15 @@ _LOSS = 2.0
 
 
 def _ruined(report: Report) -> tuple[str, ...]:
-    """Who left a model that no longer knows its retain set, which no average may hide."""
+    """Who left a model that no longer knows its retain set, which no average may hide.
+
+    Nobody is asked for more of it than a retrained model knows.
+    """
     methods, count = report["methods"], report["run"].get("sets", {}).get("retain")
-    before = methods.get("original", {}).get("ra")
+    before, retrained = (methods.get(name, {}).get("ra") for name in ("original", "retrain"))
     if not known(before):
         return ()
+    wanted = min(before, retrained) if known(retrained) else before
     error = math.sqrt(before * (100 - before) / count) if count else 0.0
     lost = [
         f"{method_name(report, name)} {measured['ra']:.1f} %"
@@ -108,7 +112,7 @@ def _ruined(report: Report) -> tuple[str, ...]:
         if name != "original"
         and not is_reference(report, name)
         and known(measured.get("ra"))
-        and measured["ra"] < before - _LOSS - 2 * error
+        and measured["ra"] < wanted - _LOSS - 2 * error
     ]
     if not lost:
         return ()
