@@ -10,7 +10,9 @@ from dau_fast.engine import starting  # noqa: F401  isort: skip  # first: what f
 import io
 import json
 import logging
+import os
 import re
+import select
 import shlex
 import sys
 import time
@@ -99,9 +101,7 @@ class _Unlearn(GroupedCommand):
 @click.option("--data", type=Path, help=f"Where the data set is; {_listed(STORED)}: holds train/ and test/.")
 @click.option("--download", is_flag=True, help="Fetch a data set that is missing.")
 @click.option("--image-size", type=_PIXELS, help=f"Pixels; resize to a square; {_listed(RESIZED)} alone.")
-@click.option(
-    "--mean", help=f"Of pixels / 255, a number a channel; or {_listed(NORMALISATIONS)}, or timm's: timm."
-)
+@click.option("--mean", help=f"Of pixels / 255, a number a channel; or {_listed((*NORMALISATIONS, 'timm'))}.")
 @click.option("--std", help="Standard deviation, alike; both as the model was trained with.")
 @click.option(
     "--stream", default="auto", help="Read images while training: on, off, auto if memory is short."
@@ -254,12 +254,26 @@ def run_command(command: click.Command, name: str, arguments: Sequence[str]) -> 
     except Stopped as stopped:
         sys.exit(_fail(launch, "stopped: nothing was written", 128 + stopped.number))
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _reader_left():
+            sys.exit(128 + 13)  # as a program that SIGPIPE ends
         sys.exit(_fail(launch, f"error: the system refused: {error}", 1))
     except (MemoryError, RuntimeError, ImportError) as error:
         told = _explain(launch, error)
         if told is None:
             raise
         sys.exit(_fail(launch, f"error: {told}", 1))
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads what is printed, as behind `| head`; what is left of it is then let go."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # POLLERR is always told of
+    left = any(event & select.POLLERR for _, event in poll.poll(0))
+    if left:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return left
 
 
 def _prepare_streams() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import subprocess
 import sys
@@ -371,3 +372,19 @@ def test_indices_are_asked_for_in_files_of_any_kind(tmp_path: Path, name: str) -
         file.write_text(texts[name])
     called = succeed(tmp_path / "out", "--forget", f"file:{file}", *QUICK)
     assert called.report["run"]["forget"]["indices"] == asked
+
+
+@pytest.mark.skipif(os.name == "nt", reason="has no such pipes")
+def test_a_reader_that_leaves_early_is_no_error(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As behind `| head`."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    monkeypatch.setattr(sys, "argv", ["dau_fast", "--help"])
+    with open(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(SystemExit) as leaving:
+            program.main()
+    assert leaving.value.code == 141
+    assert capfd.readouterr().err == ""

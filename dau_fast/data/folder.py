@@ -39,7 +39,9 @@ def read_folder(folder: Path, image_size: int | None, threads: int) -> Stored:
     test = _read_parts([part for part in held_out if part.name == "test"], train.classes)
     if not test:
         logging.getLogger("dau_fast").warning(
-            "'%s' has no test folder: a part of the images of every class is held out for it", folder
+            "'%s' has no test folder: a part of the images of every class is held out for it, which a given "
+            "checkpoint may have been trained on",
+            folder,
         )
     files = [*train.samples, *validation, *test]
     names = tuple(os.path.relpath(path, folder) for path, _ in files)

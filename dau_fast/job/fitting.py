@@ -187,7 +187,7 @@ def check_answers(features: Tensor, logits: Tensor, classes: int) -> None:
     if features.ndim != 2 or logits.ndim != 2 or logits.shape[1] < classes:
         raise UserError(
             f"the model gives features {list(features.shape)} and logits {list(logits.shape)} for two "
-            f"images: expected [2, D] and [2, C] with C of at least {classes}"
+            f"images: expected [2, D] and [2, C] with C of at least {classes}, for labels up to {classes - 1}"
         )
 
 
