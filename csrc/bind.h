@@ -9,6 +9,7 @@
 
 namespace dau_fast {
 
+void bind_barlow_twins(pybind11::module_& m);
 void bind_masks(pybind11::module_& m);
 void bind_selection(pybind11::module_& m);
 void bind_steps(pybind11::module_& m);

@@ -6,12 +6,14 @@ The mathematics stands in barlow_twins.py, which is the op's public half.
 from __future__ import annotations
 
 from functools import partial
+from types import ModuleType
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from dau_fast.ops._library import check_devices, compute_dtype, define, differentiable_once
+from dau_fast.ops._native import array
 
 PRECISIONS = ("ieee", "tf32x3", "tf32")
 
@@ -63,10 +65,14 @@ def forward_by(
         return primal_loss(product(a.T, b), mean, scale, lambd)
     products = torch.stack([product(a, a.T), product(b, b.T)])
     c = torch.linalg.vecdot(a, b, dim=0)
+    return gram_loss(products, c, lambd), torch.cat([mean, scale, c.unsqueeze(0)]), products
+
+
+def gram_loss(products: Tensor, c: Tensor, lambd: float) -> Tensor:
+    """The loss from A A^T and B B^T, [2, N, N], and the diagonal of C."""
     off_diagonal = torch.dot(products[0].view(-1), products[1].view(-1)) - torch.dot(c, c)
     missing = 1 - c
-    loss = torch.dot(missing, missing) + lambd * off_diagonal
-    return loss, torch.cat([mean, scale, c.unsqueeze(0)]), products
+    return torch.dot(missing, missing) + lambd * off_diagonal
 
 
 def primal_loss(
@@ -167,6 +173,98 @@ def _check_backward(
         )
 
 
+# ---- C++ between the products, in float32
+
+
+def _forward_cpp(
+    extension: ModuleType,
+    z_a: Tensor,
+    z_b: Tensor,
+    lambd: float,
+    eps: float,
+    gram: bool,
+    precision: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    sizes, views = _described(z_a, z_b)
+    n, d = z_a.shape
+    normalised, stats = views[0].new_empty((2, n, d)), views[0].new_empty((5 if gram else 7, d))
+    extension.normalise_views(
+        mean=array(stats[:2]),
+        scale=array(stats[2:4]),
+        views=array(normalised),
+        c=array(stats[4] if gram else None),
+        eps=eps,
+        **sizes,
+    )
+    if gram:
+        products, c = normalised @ normalised.mT, stats[4]
+        return gram_loss(products, c, lambd), stats, products
+    products = (normalised[0].T @ normalised[1]).unsqueeze(0)
+    loss = extension.primal_loss(
+        correlation=array(products),
+        c=array(stats[4]),
+        rows=array(stats[5]),
+        columns=array(stats[6]),
+        d=d,
+        lambd=lambd,
+        threads=sizes["threads"],
+    )
+    return stats.new_tensor(loss), stats, products
+
+
+def _backward_cpp(
+    extension: ModuleType,
+    grad_loss: Tensor,
+    z_a: Tensor,
+    z_b: Tensor,
+    stats: Tensor,
+    products: Tensor,
+    lambd: float,
+    gram: bool,
+    precision: str,
+    need_a: bool,
+    need_b: bool,
+) -> tuple[Tensor, Tensor]:
+    sizes, _views = _described(z_a, z_b)
+    stats = stats.contiguous()
+    normalised = stats.new_empty((2, *z_a.shape))
+    extension.standardise_views(
+        mean=array(stats[:2]), scale=array(stats[2:4]), views=array(normalised), **sizes
+    )
+
+    def gradient(side: int) -> Tensor:
+        own, other = normalised[side], normalised[1 - side]
+        correlation = products[0] if side else products[0].T
+        pulled = products[1 - side] @ own if gram else other @ correlation
+        extension.finish_gradient(
+            pulled=array(pulled),
+            own=array(own),
+            other=array(other),
+            c=array(stats[4]),
+            scale=array(stats[2 + side]),
+            squares=array(None if gram else stats[5 + side]),
+            n=len(own),
+            d=own.shape[1],
+            lambd=lambd,
+            grad_loss=float(grad_loss),
+            threads=sizes["threads"],
+        )
+        return pulled
+
+    return (
+        gradient(0).to(z_a.dtype) if need_a else z_a.new_empty(0),
+        gradient(1).to(z_b.dtype) if need_b else z_b.new_empty(0),
+    )
+
+
+def _described(z_a: Tensor, z_b: Tensor) -> tuple[dict[str, Any], tuple[Tensor, Tensor]]:
+    """What C++ is told of two views, and the tensors whose memory that is."""
+    a, b = z_a.float().contiguous(), z_b.float().contiguous()
+    n, d = a.shape
+    told = {"a": array(a), "b": array(b), "n": n, "d": d, "threads": torch.get_num_threads()}
+    return told, (a, b)
+
+
 # ---- registration
 
 
@@ -201,6 +299,7 @@ forward_op = define(
     partial(forward_by, _product),
     _forward_fake,
     check=_check_forward,
+    cpp=_forward_cpp,
     triton=("_barlow_twins_cuda", "forward"),
     takes=_takes_forward,
 )
@@ -210,6 +309,7 @@ backward_op = define(
     partial(backward_by, _product),
     _backward_fake,
     check=_check_backward,
+    cpp=_backward_cpp,
     triton=("_barlow_twins_cuda", "backward"),
     takes=_takes_backward,
 )
