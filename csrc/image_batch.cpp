@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <bit>
 #include <cmath>
+#include <cstring>
 #include <stdexcept>
 #include <utility>
 #include <vector>
@@ -75,6 +76,14 @@ template <std::size_t kChannels, typename T>
 DAU_FAST_INSIDE void look_up(const std::uint8_t* in, std::ptrdiff_t step, std::ptrdiff_t apart,
                              std::size_t channels, const T* table, T* out, std::size_t count) {
   if constexpr (kChannels != 0) channels = kChannels;
+  // Eight pixels are one load, which is what a table costs most.
+  if constexpr (kChannels == 1 && std::endian::native == std::endian::little) {
+    for (; step == 1 && count >= 8; count -= 8, in += 8, out += 8) {
+      std::uint64_t eight;
+      std::memcpy(&eight, in, 8);
+      for (std::size_t x = 0; x < 8; ++x) out[x] = table[eight >> 8 * x & 0xff];
+    }
+  }
   std::ptrdiff_t pixel = 0;
   for (std::size_t x = 0; x < count; ++x, pixel += step, out += channels) {
     for (std::size_t c = 0; c < channels; ++c) {
@@ -95,10 +104,14 @@ template <std::size_t kChannels, typename T>
 void images(const PixelStore& store, const Windows& windows, const T* table, T* out, std::size_t first,
             std::size_t last) {
   const auto [of_image, of_channel, of_row, of_column] = store.strides;
-  const std::size_t channels = store.channels, width = store.width;
+  // Rows that are taken whole, and lie behind one another, are one.
+  const bool one_row =
+      !windows.rows && !windows.flip && of_row == static_cast<std::ptrdiff_t>(store.width) * of_column;
+  const std::size_t channels = store.channels, height = one_row ? 1 : store.height,
+                    width = one_row ? store.height * store.width : store.width;
   for (std::size_t i = first; i < last; ++i) {
     const std::int64_t pad = windows.rows ? windows.pad : 0;
-    const Inside rows(store.height, windows.rows ? windows.rows[i] : 0, pad);
+    const Inside rows(height, windows.rows ? windows.rows[i] : 0, pad);
     const Inside columns(width, windows.columns ? windows.columns[i] : 0, pad);
     const bool flip = windows.flip && windows.flip[i] != 0;
     const std::size_t count = columns.end - columns.begin;
@@ -107,8 +120,8 @@ void images(const PixelStore& store, const Windows& windows, const T* table, T* 
     const std::size_t start = flip ? columns.end - 1 : columns.begin;
     const std::ptrdiff_t column = static_cast<std::ptrdiff_t>(start) + columns.shift;
     const std::uint8_t* image = store.pixels + windows.index[i] * of_image;
-    T* row = out + i * store.height * width * channels;
-    for (std::size_t y = 0; y < store.height; ++y, row += width * channels) {
+    T* row = out + i * height * width * channels;
+    for (std::size_t y = 0; y < height; ++y, row += width * channels) {
       if (y < rows.begin || y >= rows.end || count == 0) {
         zeros(table, channels, row, width);
         continue;

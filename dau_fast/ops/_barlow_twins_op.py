@@ -226,29 +226,19 @@ def _backward_cpp(
     need_b: bool,
 ) -> tuple[Tensor, Tensor]:
     sizes, _views = _described(z_a, z_b)
-    stats = stats.contiguous()
-    normalised = stats.new_empty((2, *z_a.shape))
-    extension.standardise_views(
-        mean=array(stats[:2]), scale=array(stats[2:4]), views=array(normalised), **sizes
-    )
+    stats, normalised = stats.contiguous(), stats.new_empty((2, *z_a.shape))
+    mean, scale, c = stats[:2], stats[2:4], stats[4]
+    extension.standardise_views(mean=array(mean), scale=array(scale), views=array(normalised), **sizes)
 
     def gradient(side: int) -> Tensor:
         own, other = normalised[side], normalised[1 - side]
         correlation = products[0] if side else products[0].T
         pulled = products[1 - side] @ own if gram else other @ correlation
         extension.finish_gradient(
-            pulled=array(pulled),
-            own=array(own),
-            other=array(other),
-            c=array(stats[4]),
-            scale=array(stats[2 + side]),
-            squares=array(None if gram else stats[5 + side]),
-            n=len(own),
-            d=own.shape[1],
-            lambd=lambd,
-            grad_loss=float(grad_loss),
-            threads=sizes["threads"],
-        )
+            pulled=array(pulled), own=array(own), other=array(other), c=array(c), scale=array(scale[side]),
+            squares=array(None if gram else stats[5 + side]), n=sizes["n"], d=sizes["d"], lambd=lambd,
+            grad_loss=float(grad_loss), threads=sizes["threads"],
+        )  # fmt: skip
         return pulled
 
     return (

@@ -135,9 +135,11 @@ def _cpp(
     dtype: torch.dtype,
 ) -> Tensor:
     channels = pixels.shape[1]
-    mean, std = ((x if len(x) == channels else x.expand(channels)).contiguous() for x in (mean, std))
+    # Written out: on small images the call itself is the cost.
+    mean = (mean if len(mean) == channels else mean.expand(channels)).contiguous()
+    std = (std if len(std) == channels else std.expand(channels)).contiguous()
     index = index.contiguous()
-    rows, columns, flip = (_int64(choice) for choice in (rows, columns, flip))
+    rows, columns, flip = _int64(rows), _int64(columns), _int64(flip)
     out = _empty(pixels, index, dtype)
     extension.image_batch(
         # The pixels may lie anywhere in their memory: what counts is how much of it comes after the first.

@@ -18,7 +18,10 @@ from dau_fast.ops.image_batch import image_batch_op
 from dau_fast.ops.reference import image_batch_reference
 
 # (N, C, H, W, B, pad): more padding than image and sides of 1 among them.
-SHAPES = [(5, 3, 8, 8, 7, 2), (9, 1, 8, 8, 21, 1), (4, 2, 3, 5, 6, 4), (3, 4, 6, 1, 5, 0), (2, 1, 1, 1, 3, 2)]
+SHAPES = [
+    (5, 3, 8, 8, 7, 2), (9, 1, 8, 8, 21, 1), (6, 1, 5, 7, 9, 2), (4, 2, 3, 5, 6, 4), (3, 4, 6, 1, 5, 0),
+    (2, 1, 1, 1, 3, 2),
+]  # fmt: skip
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
