@@ -29,6 +29,7 @@ from dau_fast.errors import UserError
 from dau_fast.job.assembly import network_builder
 from dau_fast.methods import original
 from dau_fast.methods.dau import game
+from dau_fast.methods.dau.attacker import attacker_loss
 from dau_fast.methods.registry import get_method
 from dau_fast.methods.task import Task, Unlearned
 from dau_fast.metrics.unlearning import measure
@@ -84,23 +85,23 @@ def averaged(values: list[torch.Tensor], weight: float) -> torch.Tensor:
 
 
 def first_turns(task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch, turns: int) -> dict[str, Any]:
-    """What both players learn from in a game's first turns, and the players after them."""
-    losses: dict[str, list[torch.Tensor]] = {"defender_loss": [], "attacker_gradients": []}
+    """Losses of both players in a game's first turns, and the players after them."""
+    losses: dict[str, list[torch.Tensor]] = {"defender_loss": [], "attacker_loss": []}
 
-    def watch(name: str) -> None:
-        given = getattr(game, name)
+    objective, gradients = game.defender_loss, game.attacker_gradients
 
-        def noted(*arguments: Any, **named: Any) -> Any:
-            value = given(*arguments, **named)
-            parts = value if isinstance(value, list) else [value.detach()]
-            losses[name].append(torch.cat([part.flatten() for part in parts]))
-            return value
+    def defend(*arguments: Any, **named: Any) -> torch.Tensor:
+        value = objective(*arguments, **named)
+        losses["defender_loss"].append(value.detach())
+        return value
 
-        monkeypatch.setattr(game, name, noted)
+    def attack(*seen: Any) -> list[torch.Tensor]:
+        losses["attacker_loss"].append(attacker_loss(*seen).detach())
+        return gradients(*seen)
 
     with monkeypatch.context() as monkeypatch:
-        for name in losses:
-            watch(name)
+        monkeypatch.setattr(game, "defender_loss", defend)
+        monkeypatch.setattr(game, "attacker_gradients", attack)
         with game_of(task, config, turns) as players:
             players.warm_up()
             players.play()
@@ -116,7 +117,7 @@ def compare_first_turns(rank: int, ranks: int, forget: Forget, config: DauConfig
     torch.testing.assert_close(
         averaged(together["defender_loss"], weight), torch.stack(alone["defender_loss"]), **CLOSE
     )
-    torch.testing.assert_close(together["attacker_gradients"], alone["attacker_gradients"], **CLOSE)
+    torch.testing.assert_close(together["attacker_loss"], alone["attacker_loss"], **CLOSE)
     for player in ("defender", "attacker"):
         found, expected = together[player].state_dict(), alone[player].state_dict()
         torch.testing.assert_close(dict(found), dict(expected), rtol=1e-8, atol=1e-9)

@@ -87,6 +87,12 @@ def count_game(task: Task, config: DauConfig) -> dict[str, int]:
         seen["attacker_rows" if torch.is_grad_enabled() else "judged_rows"] += len(u)
         return judge(self, u)
 
+    gradients = game.attacker_gradients
+
+    def learned(attacker: Attacker, *sets: Tensor) -> list[Tensor]:
+        seen["attacker_rows"] += len(sets[0]) + len(sets[1])
+        return gradients(attacker, *sets)
+
     def looked(self: referee.Referee, *given: Any) -> bool:
         seen["looks"] += 1
         return look(self, *given)
@@ -106,6 +112,7 @@ def count_game(task: Task, config: DauConfig) -> dict[str, int]:
         patch.setattr(difficulty.Rows, "forward", rated)
         patch.setattr(Classifier, "forward", passed)
         patch.setattr(Attacker, "forward", judged)
+        patch.setattr(game, "attacker_gradients", learned)
         patch.setattr(referee.Referee, "look", looked)
         handle = register_optimizer_step_post_hook(stepped)
         try:
