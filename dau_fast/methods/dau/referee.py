@@ -26,7 +26,7 @@ from dau_fast.models import Classifier
 
 # Points of retain accuracy that a finished game may cost, and those that a longer one may win back; the share
 # of it that must be left in the middle of a game, where the learning rate is still high.
-_LOSS, _COLLAPSE, _LEFT = 2.0, 10.0, 0.5
+_LOSS, _COLLAPSE, _LEFT = 1.0, 10.0, 0.5
 
 
 @dataclass
