@@ -19,7 +19,7 @@ from dau_fast.errors import Diverged, UserError
 from dau_fast.prune import Masks, omp
 
 Pair = tuple[Tensor, Tensor]
-CONFIG = DauConfig(label_conditioned=False, alpha=0.5, turns=64, batch_size=32, departure=1.0)
+CONFIG = DauConfig(label_conditioned=False, alpha=0.5, turns=64, batch_size=32, departure=1.0, lr=0.01)
 
 
 def blobs(count: int, labels: tuple[int, ...], seed: int) -> Pair:
