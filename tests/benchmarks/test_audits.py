@@ -33,6 +33,7 @@ def test_every_method_is_audited_once_beside_the_untouched_originals(pictures: P
     for row in rows:
         assert len(row["verdicts"]) == len(row["audits"]["ua"]["values"]) == 2
         assert "klom_forget_mean" in row["together"]
+        assert len({tuple(audit["values"]) for audit in row["audits"].values()}) > 5, "each audit has its own"
         low, high = row["audits"]["ua"]["band"]
         assert low <= row["audits"]["ua"]["retrained"] <= high
     table = (tmp_path / "record" / "tables.md").read_text()

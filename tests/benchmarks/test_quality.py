@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
 pytestmark = pytest.mark.usefixtures("importable")
@@ -40,6 +41,24 @@ def test_it_judges_once_and_goes_on_where_it_was(
     assert summary[2]["worse_than_dau"]["mean"] == pytest.approx(
         sum(ft) / 2 - sum(row["avg_gap"] for row in rows if row["entry"] == "dau") / 2
     )
+
+
+def test_methods_run_with_denormal_numbers_as_zero(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import quality
+
+    products, judge = [], quality.judge_original
+
+    def spy(*given: Any) -> dict[str, Any]:
+        products.append((torch.tensor(1e-30) * torch.tensor(1e-10)).item())
+        return judge(*given)
+
+    monkeypatch.setattr(quality, "PARTS", ())
+    monkeypatch.setattr(quality, "judge_original", spy)
+    result = judged(pictures, tmp_path)
+    assert result.exit_code == 0, result.output
+    assert products == [0.0, 0.0]
 
 
 def test_what_fails_is_counted_and_ends_nothing(tmp_path: Path) -> None:
