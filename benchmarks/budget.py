@@ -182,6 +182,7 @@ class Judge:
         sizes = {part: len(getattr(self.task.split, part)) for part in ("forget", "retain", "validation")}
         counted = count_equivalents(
             settings, {}, **sizes, classes=len(self.task.images.class_names),
+            features=self.task.original.head.in_features,
             batchnorm=has_batchnorm(self.task.original.network),
         )  # fmt: skip
         self._note(name or "defaults", measure_model(made.model, self.task), {

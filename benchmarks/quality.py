@@ -33,14 +33,18 @@ from dau_fast.errors import UserError
 # Where labels are wrong, what is shown for it is judged; elsewhere everything else.
 _WRONG = ("mislabelled", "backdoor")
 _OTHERS = tuple(kind for kind in KINDS if kind not in _WRONG)
-_SPREAD = tuple(kind for kind in KINDS if kind not in ("class", "digits-class"))
+_CLASSES = ("class", "digits-class")
+_SPREAD = tuple(kind for kind in KINDS if kind not in _CLASSES)
 
 PARTS = (
     Entry("dau"),
     Entry("no attacker", asked={"alpha": 0.0}, kinds=_OTHERS),
     Entry("attacker frozen after its warm-up", asked={"attacker_steps": 0}, kinds=_OTHERS),
     Entry("no anchor", asked={"anchor": 0.0}, kinds=_OTHERS),
-    Entry("no departure", asked={"departure": 0.0}, kinds=("class", "digits-class")),
+    Entry("no departure", asked={"departure": 0.0}, kinds=_CLASSES),
+    Entry("departure by the original alone", asked={"plain_share": 0.0}, kinds=_CLASSES),
+    Entry("features out of sight", asked={"features": False}, kinds=_CLASSES),
+    Entry("statistics taken at the end", asked={"settled": 0.0}, kinds=_CLASSES),
     Entry("difficulty out of sight", asked={"difficulty": False}, kinds=_SPREAD),
     Entry("no wrong labels shown", asked={"wrong_labels": 0.0}, kinds=_WRONG),
     Entry("pull without a limit", asked={"pull": 0.0}, kinds=_SPREAD),

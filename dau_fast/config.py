@@ -185,11 +185,15 @@ class DauConfig:
     alpha: float  # weight of the attacker's verdict, times the square of the original's exposure
     turns: int  # steps of the defender, over which lr falls to 0
     batch_size: int = 64  # images of each of retain, forget and validation set
-    departure: float = 0.0  # weight of the divergence from the original without the classes that are gone
-    anchor: float = 1.0  # weight of the same divergence on the retain set
+    departure: float = 0.0  # weight of the divergence of forget images from where those of classes that are
+    # gone would go
+    plain_share: float = 0.5  # of a plain model of the retain set in saying where, 0 to 1; the rest is the
+    # original's without these classes
+    anchor: float = 1.0  # weight of the divergence from the original on the retain set
     retain_sample: float | None = None  # times as many retain images as forget images are played with,
     # drawn once: the cost then follows the forget set and not the data set; None for all of them
     sensitivity: str = "none"  # one of SENSITIVITIES: what else the attacker sees
+    features: bool = False  # whether it sees the defender's features
     difficulty: bool = True  # whether it sees how hard an image is for a plain model of the retain set
     wrong_labels: float | None = None  # share of the forget set whose labels are wrong, which validation is
     # shown with too; None: estimated from difficulties
@@ -200,6 +204,8 @@ class DauConfig:
     lr: float = 0.02  # defender
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    settled: float = 0.0  # share of the turns, the last ones, in which BatchNorm normalises by statistics of
+    # the retain set, as afterwards
     attacker_hidden: int = 64  # units a layer
     attacker_lr: float = 1e-2  # Adam
     warmup_steps: int = 100  # attacker steps on the frozen original
@@ -213,20 +219,21 @@ class DauConfig:
     def __post_init__(self) -> None:
         _check_switch(self, "label_conditioned")
         _check_switch(self, "difficulty")
+        _check_switch(self, "features")
         _check(self, "batch_size", "norm_images", low=2, whole=True)
         _check(self, "turns", "attacker_hidden", "looks", "look_images", low=1, whole=True)
         _check(self, "warmup_steps", "attacker_steps", whole=True)
         _check(self, "retain_sample", "lr", "attacker_lr", open_low=True)
         _check(self, "alpha", "anchor", "departure", "beta", "lambd", "weight_decay")
         _check(self, "pull")
-        _check(self, "momentum", "exam_share", high=1, open_high=True)
-        _check(self, "wrong_labels", high=1)
+        _check(self, "momentum", "exam_share", "settled", high=1, open_high=True)
+        _check(self, "wrong_labels", "plain_share", high=1)
         check_choice("sensitivity", self.sensitivity, SENSITIVITIES)
 
     @property
-    def taught_sets(self) -> int:
-        """Of retain and forget, in this order, how many the original's outputs are needed on."""
-        return 2 if self.departure else int(self.anchor > 0)
+    def asks_plain(self) -> bool:
+        """Whether a plain model of the retain set is fitted."""
+        return self.difficulty or self.departure > 0 < self.plain_share
 
     @classmethod
     def default(
@@ -242,7 +249,7 @@ class DauConfig:
         The number of steps counts, and not how often each image is seen: six passes over a small retain
         set, or twelve over a forget set that is large beside it, a part of one over large sets. Where whole
         classes are forgotten, validation has none of their images; the label is then left out of what the
-        attacker compares, and the original's other outputs lead.
+        attacker compares, features stand in for it, and where the images would go leads.
         """
         played_with = sample_size(retain_images, forget_images, retain_sample)
         batch_size = 64 if played_with >= 2000 else 32
@@ -250,7 +257,8 @@ class DauConfig:
         alpha, departure = (0.2, 1.0) if classwise else (4.0, 0.0)
         return cls(
             not classwise, alpha, turns, batch_size, departure,
-            retain_sample=retain_sample, difficulty=not classwise,
+            retain_sample=retain_sample, features=classwise, difficulty=not classwise,
+            settled=0.5 if classwise else 0.0,
         )  # fmt: skip
 
 

@@ -159,9 +159,9 @@ def test_a_handful_of_images_is_enough(network: nn.Module) -> None:
 
 
 def test_the_configuration_is_the_one_that_is_played(network: nn.Module) -> None:
-    result = unlearn(network, **some_sets(), config=replace(CONFIG, turns=30, looks=3, lr=0.005))
+    result = unlearn(network, **some_sets(), config=replace(CONFIG, turns=90, looks=3, lr=0.005))
     assert result.history is not None
-    assert result.history["step"] == [0, 10, 20, 30]
+    assert result.history["step"] == [0, 30, 60, 90]
     assert result.history["lr"] == 0.005
 
 
@@ -381,8 +381,10 @@ def test_weights_that_are_masked_stay_zero(method: str, network: nn.Module) -> N
     masks.apply_(network)
     before = weights(network)
     result = unlearn(network, **some_sets(), masks=masks, method=method)
-    assert Masks.from_zeros(result.model, linear=True) == masks
-    assert not same(weights(result.model), before)
+    after = weights(result.model)
+    masks.apply_(result.model)
+    assert same(weights(result.model), after)
+    assert not same(after, before)
     assert same(weights(network), before)
 
 

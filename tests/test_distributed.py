@@ -30,6 +30,7 @@ from dau_fast.job.assembly import network_builder
 from dau_fast.methods import original
 from dau_fast.methods.dau import game
 from dau_fast.methods.dau.attacker import attacker_loss
+from dau_fast.methods.dau.shown import Shown
 from dau_fast.methods.registry import get_method
 from dau_fast.methods.task import Task, Unlearned
 from dau_fast.metrics.unlearning import measure
@@ -84,8 +85,10 @@ def averaged(values: list[torch.Tensor], weight: float) -> torch.Tensor:
 # ---- first steps
 
 
-def first_turns(task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch, turns: int) -> dict[str, Any]:
-    """Losses of both players in a game's first turns, and the players after them."""
+def first_turns(
+    task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch, turns: int, shown: Shown | None = None
+) -> dict[str, Any]:
+    """Losses of both players in a game's first turns, and the players after them; shown: to the attacker."""
     losses: dict[str, list[torch.Tensor]] = {"defender_loss": [], "attacker_loss": []}
 
     objective, gradients = game.defender_loss, game.attacker_gradients
@@ -102,7 +105,7 @@ def first_turns(task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch, 
     with monkeypatch.context() as monkeypatch:
         monkeypatch.setattr(game, "defender_loss", defend)
         monkeypatch.setattr(game, "attacker_gradients", attack)
-        with game_of(task, config, turns) as players:
+        with game_of(task, config, turns, shown) as players:
             players.warm_up()
             players.play()
     return {**losses, "defender": players.defender, "attacker": players.attacker}

@@ -19,7 +19,7 @@ from dau_fast.engine.loop import LoopCost
 from dau_fast.engine.runtime import Runtime
 from dau_fast.methods import original
 from dau_fast.methods.dau.game import Game, plan_game
-from dau_fast.methods.dau.shown import prepare_shown
+from dau_fast.methods.dau.shown import Shown, prepare_shown
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
 
@@ -84,12 +84,17 @@ def trained(forget: Forget, seed: int = 0, device: torch.device | None = None) -
 
 
 @contextmanager
-def game_of(task: Task, config: DauConfig, turns: int | None = None) -> Iterator[Game]:
-    """A game on a copy of the task's original, of `turns` turns without a look; None for its own length."""
+def game_of(
+    task: Task, config: DauConfig, turns: int | None = None, shown: Shown | None = None
+) -> Iterator[Game]:
+    """A game on a copy of the task's original, of `turns` turns without a look; None for its own length.
+
+    shown: to the attacker; prepared by default.
+    """
     task, schedule = plan_game(task, config)
     if turns is not None:
         schedule = dataclasses.replace(schedule, turns=turns, look_every=turns + 1)
-    shown = prepare_shown(task, config)
+    shown = shown or prepare_shown(task, config)
     with Game(copy.deepcopy(task.original), task.original, task, config, schedule, shown) as game:
         yield game
 

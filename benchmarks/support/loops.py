@@ -80,8 +80,9 @@ def playing_by_loader(task: Task, config: DauConfig, steps: int) -> Callable[[],
     network = _plain_network(task)
     pictures = plain.Pictures(task.images, augmented=True)
     job = plain.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
-    rated = plain.Rated(pictures, job)
-    game = plain.Game(network, copy.deepcopy(network), job, plain._shown_by_all(network, rated, job))
+    original = copy.deepcopy(network)
+    rated = plain.Rated(pictures, job, original)
+    game = plain.Game(network, original, job, plain._shown_by_all(network, rated, job))
     sets = (task.split.retain, task.split.forget, task.split.validation)
     batches = [plain._endless(rated, index, config.batch_size) for index in sets]
     device = task.images.device

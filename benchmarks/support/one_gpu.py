@@ -50,8 +50,8 @@ SHOWN = 0.17
 # Kernels of an attacker's step; of a turn beside those of both networks (attacker's steps among them, what
 # it sees, losses, updates); and of making a batch, which the host launches while the graph before it runs. A
 # test holds them against real turns.
-ATTACKER_KERNELS, TURN_KERNELS, BATCH_KERNELS = 37, 177, 10
-RETAIN, FORGET, VALIDATION, CLASSES = 40_500, 4500, 5000, 10
+ATTACKER_KERNELS, TURN_KERNELS, BATCH_KERNELS = 37, 177, 12
+RETAIN, FORGET, VALIDATION, CLASSES, FEATURES = 40_500, 4500, 5000, 10, 512
 # Bytes a parameter of a fused SGD step: gradient read, weight and momentum read and written.
 UPDATE_BYTES = 20
 
@@ -134,8 +134,8 @@ def turn(config: DauConfig, engine: str) -> float:
     """Seconds of a turn of the game."""
     shortest = LAUNCH if engine == "eager" else SHORTEST
     seconds = device_seconds(network_kernels(3 * config.batch_size, True), engine)
-    if config.taught_sets:
-        seconds += device_seconds(network_kernels(config.taught_sets * config.batch_size, False), engine)
+    if config.anchor:
+        seconds += device_seconds(network_kernels(config.batch_size, False), engine)
     seconds += TURN_KERNELS * shortest + UPDATE_BYTES * parameters() / COPY_BYTES
     return max(seconds, _host(engine))
 
@@ -168,7 +168,7 @@ def game_rows(classwise: bool, engine: str = "graphed") -> list[Row]:
     """The default game's loops."""
     config = DauConfig.default(classwise=classwise, retain_images=RETAIN, forget_images=FORGET)
     validation = 9 * VALIDATION // 10 if classwise else VALIDATION
-    schedule = plan_schedule(config, forget=FORGET, retain=RETAIN, classes=CLASSES)
+    schedule = plan_schedule(config, forget=FORGET, retain=RETAIN, classes=CLASSES, features=FEATURES)
     lesson = sum(lesson_sizes(schedule, FORGET, validation))
     looks = schedule.looks * sum(look_sizes(schedule, FORGET, validation))
     norms = split_norm_batches(schedule.norm_images)
@@ -176,9 +176,12 @@ def game_rows(classwise: bool, engine: str = "graphed") -> list[Row]:
     name = "dau, class" if classwise else "dau, random 10 %"
     attacker = config.warmup_steps * ATTACKER_KERNELS * SHORTEST
     rated = LESSON_IMAGES + FORGET + VALIDATION
-    shown = [] if classwise else [Row(name, "difficulty of images", "eager", rated, SHOWN)]
+    asked = "where the class goes" if classwise else "difficulty of images"
+    seconds = SHOWN + (passes(FORGET, 500) if classwise else 0.0)
+    level = look_sizes(schedule, FORGET, validation)[-1] if classwise else 0
+    looks += level
     return [
-        *shown,
+        Row(name, asked, "eager", rated, seconds),
         Row(name, "lesson and warm-up", "eager", lesson, passes(lesson, 500) + attacker),
         Row(name, "turns", engine, 3 * config.batch_size * config.turns, config.turns * turn(config, engine)),
         Row(name, "looks", "eager", looks, passes(looks, 500)),
@@ -239,7 +242,7 @@ def default_equivalents(classwise: bool) -> Mapping[str, float]:
     task = _cifar(classwise)
     split = task.split
     sizes = Sizes(len(split.forget), len(split.retain), len(split.validation), split.classwise)
-    counts = {**asdict(sizes), "classes": CLASSES, "batchnorm": True}
+    counts = {**asdict(sizes), "classes": CLASSES, "features": FEATURES, "batchnorm": True}
     recipes = {"retrain": TrainingRecipe(), "retrain_fast": fast_recipe("cifar10")}
     game = count_equivalents(get_method("dau").resolve(task), recipes, **counts)
     rivals = {name: count_rival(name, get_method(name).resolve(task), sizes) for name in COUNTS}

@@ -36,8 +36,8 @@ class Equivalents:
     def describe(self) -> str:
         """All of it in one line."""
         game = self.game
-        forward = {"original": game.teaching, "looks": game.looks, "lesson": game.lesson}
-        forward["BatchNorm"] = game.batchnorm
+        forward = {"original": game.teaching + game.departing, "looks": game.looks + game.levelling}
+        forward |= {"lesson": game.lesson, "BatchNorm": game.batchnorm}
         parts = {"turns": game.turns} | {name: n / FORWARDS_A_STEP for name, n in forward.items()}
         within = ", ".join(f"{name} {count:,.0f}" for name, count in parts.items())
         costs = [f"dau {game.equivalents:,.0f} ({within})"]
@@ -62,18 +62,21 @@ def count_equivalents(
     retain: int,
     validation: int,
     classes: int,
+    features: int,
     batchnorm: bool,
     classwise: bool = False,
     others: Mapping[str, Any] | None = None,
 ) -> Equivalents:
     """For a game by `config` and retraining by `recipes`, by method, on sets of as many images.
 
-    batchnorm: whether the network has any. classwise: whether whole classes are forgotten. others: settings
-    of methods beside these, by name; those that `count_rival` does not know are left out.
+    features: of an image, that the last layer takes. batchnorm: whether the network has any. classwise:
+    whether whole classes are forgotten. others: settings of methods beside these, by name; those that
+    `count_rival` does not know are left out.
     """
     game = count_passes(
-        config, forget=forget, retain=retain, validation=validation, classes=classes, batchnorm=batchnorm
-    )
+        config, forget=forget, retain=retain, validation=validation, classes=classes, features=features,
+        batchnorm=batchnorm,
+    )  # fmt: skip
     retraining = {
         name: steps_for(recipe.epochs, retain, recipe.batch_size) * recipe.batch_size
         for name, recipe in recipes.items()

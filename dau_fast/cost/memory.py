@@ -12,6 +12,8 @@ from dau_fast.methods.dau.difficulty import FEATURES, LESSON_IMAGES, count_patch
 
 # Of an image, on every process: its label, its places in the split and in the order of a pass, its exam.
 _IMAGE_BYTES = 5 * 8 + 1
+# Where classes go, also: its row in their targets, the class it goes to, and how much it says.
+_DEPARTING_BYTES = 8 + 8 + 4
 # Of an image, in the pass for BatchNorm's statistics: where it is cropped, and whether it is mirrored.
 _DRAW_BYTES = 3 * 8
 # Results of a residual block's layers that are there at once, where no graph keeps them.
@@ -21,6 +23,8 @@ _LIVE = 4
 _LOGIT_COPIES = 6
 # The same, of those that the original teaches from.
 _TAUGHT_COPIES = 3
+# The same of the targets of a class that goes: what both models say of it, their mean, and one more.
+_DEPARTING_COPIES = 4
 # The same of a plain model's scores: before and after its bias, and without the label's.
 _SCORE_COPIES = 4
 # Numbers that a filter's answer to a patch takes.
@@ -36,7 +40,8 @@ Parts = dict[str, float]
 def count_memory(job: Job) -> dict[str, Parts]:
     """Bytes by part of what one process's device holds, in each phase of `job`."""
     return {
-        "difficulty of images": _hold_difficulty(job),
+        "difficulty of images": _hold_plain(job),
+        "departures": _hold_departures(job),
         "warm-up of the attacker": _hold_lesson(job),
         "game": _hold_turn(job),
         "looks": _hold_look(job),
@@ -61,11 +66,12 @@ def find_fullest(job: Job) -> tuple[str, Parts]:
 
 
 def _hold_always(job: Job) -> Parts:
-    images = job.forget + job.retain + job.validation
+    images, departs = job.forget + job.retain + job.validation, job.config.departure > 0
     return {
         "weights": 2 * _weight_bytes(job),  # the original's and the defender's
         "images": 0.0 if job.streamed else job.image_bytes * images,
-        "labels and indices": float(_IMAGE_BYTES * images),
+        "labels and indices": float((_IMAGE_BYTES + departs * _DEPARTING_BYTES) * images),
+        "targets": departs * job.forget * _row_bytes(job),
     }
 
 
@@ -92,7 +98,7 @@ def _hold_step(job: Job, rows: int) -> Parts:
 def _hold_turn(job: Job) -> Parts:
     """A step on three sets, the original's pass, and of several processes all that the attacker sees."""
     rows = share_rows(job.config.batch_size, job.processes)
-    taught = job.config.taught_sets * rows
+    taught = (job.config.anchor > 0) * rows
     gathered = 0.0 if job.processes == 1 else 2 * 2 * job.config.batch_size * _seen_bytes(job)
     logits = (3 * rows * _LOGIT_COPIES + taught * _TAUGHT_COPIES) * _row_bytes(job)
     return _hold_step(job, 3 * rows) | {
@@ -101,9 +107,16 @@ def _hold_turn(job: Job) -> Parts:
     }
 
 
-def _hold_difficulty(job: Job) -> Parts:
+def _hold_departures(job: Job) -> Parts:
+    """What both models say of the forget images while it is made one."""
+    if not job.config.departure:
+        return _hold_always(job)
+    return _hold_always(job) | {"targets": job.forget * _DEPARTING_COPIES * _row_bytes(job)}
+
+
+def _hold_plain(job: Job) -> Parts:
     """The plain model of the retain set while it is fitted, in float64, or while it scores a batch."""
-    if not job.config.difficulty:
+    if not job.config.asks_plain:
         return _hold_always(job)
     learned = min(LESSON_IMAGES, job.schedule.retain_images)
     rows = min(EVALUATION_BATCH, share_rows(job.forget + job.validation, job.processes))

@@ -20,6 +20,7 @@ class Passes:
 
     turns: forward and backward. teaching, looks, lesson, batchnorm: forward alone, through the original in
     every turn, shown to the referee, to the attacker before the first turn, and for BatchNorm's statistics.
+    departing: through the original, which says where a class goes. levelling: for the level of its logits.
     """
 
     turns: int
@@ -27,6 +28,8 @@ class Passes:
     looks: int
     lesson: int
     batchnorm: int
+    departing: int = 0
+    levelling: int = 0
 
     @property
     def equivalents(self) -> float:
@@ -36,7 +39,8 @@ class Passes:
     @property
     def forward(self) -> int:
         """Images that pass forward alone."""
-        return self.teaching + self.looks + self.lesson + self.batchnorm
+        shown = self.looks + self.lesson + self.levelling
+        return self.teaching + self.departing + shown + self.batchnorm
 
 
 def count_passes(
@@ -46,35 +50,36 @@ def count_passes(
     retain: int,
     validation: int,
     classes: int,
+    features: int,
     batchnorm: bool,
     processes: int = 1,
 ) -> Passes:
     """A game's, played to its last turn on sets of as many images in `classes` classes.
 
-    batchnorm: whether the network has any. processes: that share every batch. The sensitivities "input" and
-    "full" take passes of their own, which are not among these.
+    features: of an image, that the last layer takes. batchnorm: whether the network has any. processes: that
+    share every batch. The sensitivities "input" and "full" take passes of their own, which are not among
+    these.
     """
-    schedule = plan_schedule(config, forget=forget, retain=retain, classes=classes)
+    schedule = plan_schedule(config, forget=forget, retain=retain, classes=classes, features=features)
+    departs = config.departure > 0
     rows = share_rows(config.batch_size, processes)
     norm_batches = split_norm_batches(schedule.norm_images) if batchnorm else {}
     shown = look_sizes(schedule, forget, validation)
     return Passes(
         turns=3 * schedule.turns * rows,
-        teaching=config.taught_sets * schedule.turns * rows,
+        teaching=(config.anchor > 0) * schedule.turns * rows,
         looks=schedule.looks * sum(share_rows(count, processes) for count in shown),
         lesson=sum(share_rows(count, processes) for count in lesson_sizes(schedule, forget, validation)),
         batchnorm=sum(times * share_rows(size, processes) for size, times in norm_batches.items()),
+        departing=departs * share_rows(forget, processes),
+        levelling=departs * share_rows(shown[-1], processes),
     )
 
 
-def plan_schedule(config: DauConfig, *, forget: int, retain: int, classes: int) -> Schedule:
-    """The game's own, on sets of as many images in `classes` classes."""
-    return Schedule.plan(config, retain=retain, forget=forget, columns=count_columns(config, classes))
-
-
-def count_columns(config: DauConfig, classes: int) -> int:
-    """How many numbers the attacker sees of a sample."""
-    return View(config.label_conditioned, config.sensitivity, config.difficulty).count_columns(classes)
+def plan_schedule(config: DauConfig, *, forget: int, retain: int, classes: int, features: int) -> Schedule:
+    """The game's own, on sets of as many images in `classes` classes; features: of an image."""
+    columns = View.of(config).count_columns(classes, features)
+    return Schedule.plan(config, retain=retain, forget=forget, columns=columns)
 
 
 def look_sizes(schedule: Schedule, forget: int, validation: int) -> list[int]:

@@ -10,7 +10,6 @@ from dau_fast.config import DauConfig
 from dau_fast.cost.network import Network
 from dau_fast.cost.passes import (
     Passes,
-    count_columns,
     count_passes,
     lesson_sizes,
     look_sizes,
@@ -22,6 +21,7 @@ from dau_fast.engine.evaluation import EVALUATION_BATCH
 from dau_fast.engine.losses import ASKED_TOGETHER
 from dau_fast.methods.dau.difficulty import LESSON_IMAGES
 from dau_fast.methods.dau.schedule import Schedule
+from dau_fast.methods.dau.view import View
 
 # DistributedDataParallel averages gradients in buckets: a first small one, the others of 25 MiB.
 _FIRST_BUCKET, _BUCKET = 2**20, 25 * 2**20
@@ -48,13 +48,13 @@ class Job:
     @property
     def schedule(self) -> Schedule:
         """The game's own."""
-        classes = self.network.classes
-        return plan_schedule(self.config, forget=self.forget, retain=self.retain, classes=classes)
+        network, sizes = self.network, {"forget": self.forget, "retain": self.retain}
+        return plan_schedule(self.config, **sizes, classes=network.classes, features=network.features)
 
     @property
     def columns(self) -> int:
         """How many numbers the attacker sees of a sample."""
-        return count_columns(self.config, self.network.classes)
+        return View.of(self.config).count_columns(self.network.classes, self.network.features)
 
     @property
     def look_sizes(self) -> list[int]:
@@ -80,6 +80,7 @@ class Job:
             retain=self.retain,
             validation=self.validation,
             classes=self.network.classes,
+            features=self.network.features,
             batchnorm=self.network.norms > 0,
             processes=self.processes,
         )
@@ -90,7 +91,7 @@ class Work:
     """What the first process does, which has the largest share.
 
     turns: of the defender. looks: of the referee, those at the original and at the finished model included.
-    training_images: forward and backward. taught_images: forward through the original, in turns.
+    training_images: forward and backward. taught_images: forward through the original.
     evaluated_images: shown to the referee and to the attacker. norm_images: of the BatchNorm pass.
     evaluation_batches: of these three. rated_images: through the features of the plain model of the retain
     set, no pass of the defender. attacker_steps; attacker_rows: forward and backward, in its own steps and in
@@ -126,8 +127,8 @@ def count_work(job: Job) -> Work:
         turns=turns,
         looks=schedule.looks,
         training_images=passes.turns,
-        taught_images=passes.teaching,
-        evaluated_images=passes.looks + passes.lesson,
+        taught_images=passes.teaching + passes.departing,
+        evaluated_images=passes.looks + passes.lesson + passes.levelling,
         norm_images=passes.batchnorm,
         evaluation_batches=_count_evaluation_batches(job),
         rated_images=_count_rated_images(job),
@@ -143,19 +144,23 @@ def count_work(job: Job) -> Work:
 
 
 def _count_evaluation_batches(job: Job) -> int:
-    """Of the original in turns, of looks, of the attacker's lesson and of the BatchNorm pass."""
-    taught = job.schedule.turns * (job.config.taught_sets > 0)
-    shown = job.schedule.looks * job.look_sizes + job.lesson_sizes
+    """Of the original, of looks, of the attacker's lesson, of the level and of the BatchNorm pass."""
+    taught = job.schedule.turns * (job.config.anchor > 0)
+    departing = [job.forget, job.look_sizes[-1]] if job.config.departure else []
+    shown = job.schedule.looks * job.look_sizes + job.lesson_sizes + departing
     batches = (math.ceil(share_rows(count, job.processes) / EVALUATION_BATCH) for count in shown)
     return taught + sum(batches) + sum(job.norm_batches.values())
 
 
 def _count_rated_images(job: Job) -> int:
     """What the plain model learns from, on every process, and its share of what is rated."""
-    if not job.config.difficulty:
+    config, sets = job.config, (job.forget, job.validation)
+    if not config.asks_plain:
         return 0
     learned = min(LESSON_IMAGES, job.schedule.retain_images)
-    return learned + share_rows(job.forget + job.validation, job.processes)
+    rated = config.difficulty * share_rows(sum(sets), job.processes)
+    departing = sum(share_rows(count, job.processes) for count in sets)
+    return learned + rated + (config.departure > 0 < config.plain_share) * departing
 
 
 def _list_messages(job: Job) -> Iterator[tuple[int, int, float]]:
@@ -168,7 +173,19 @@ def _list_messages(job: Job) -> Iterator[tuple[int, int, float]]:
     ranks = job.processes
     if job.config.difficulty:
         yield 2, *_gather(ranks, job.forget + job.validation, 1)  # with true labels, and with wrong ones
-    yield 1, ranks - 1, (ranks - 1) * 8  # rows of a batch, by process
+    if job.config.departure:
+        yield from _list_departure_messages(job)
+    loops = 2 if job.schedule.settled_turns and job.network.norms else 1
+    yield loops, ranks - 1, (ranks - 1) * 8  # rows of a batch, by process
+
+
+def _list_departure_messages(job: Job) -> Iterator[tuple[int, int, float]]:
+    """What both models say, and of retain images the least logit."""
+    ranks, classes = job.processes, job.network.classes
+    asked = (job.forget, job.forget, job.validation) if job.config.plain_share else (job.forget,)
+    for count in asked:
+        yield 1, *_gather(ranks, count, classes)
+    yield 1, *_gather(ranks, job.look_sizes[-1], 1)
 
 
 def _list_step_messages(job: Job) -> Iterator[tuple[int, int, float]]:
@@ -180,10 +197,11 @@ def _list_step_messages(job: Job) -> Iterator[tuple[int, int, float]]:
     if norms:
         # Sums, then squares; in the backward pass both gradients at once. Every layer counts as a mean one.
         channels = network.channels / norms
-        passes = steps + sum(job.norm_batches.values())
+        normed = steps - job.schedule.settled_turns
+        passes = normed + sum(job.norm_batches.values())
         yield norms * passes, *_reduce(ranks, channels + 1)
         yield norms * passes, *_reduce(ranks, channels)
-        yield norms * steps, *_reduce(ranks, 2 * channels)
+        yield norms * normed, *_reduce(ranks, 2 * channels)
 
 
 def _list_turn_messages(job: Job) -> Iterator[tuple[int, int, float]]:

@@ -20,6 +20,7 @@ from dau_fast.engine.batches import Batch
 from dau_fast.engine.chance import seeded
 from dau_fast.engine.device import fastest_convolutions
 from dau_fast.engine.losses import BrokenLoss, Losses, describe_loss, find_broken_layer, name_images
+from dau_fast.engine.modes import find_batchnorms
 from dau_fast.engine.profiling import LoopProfile, Profiler, optimizer_section, section
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.steps import Compile, Players, Prepared, Step, prepare
@@ -46,7 +47,8 @@ class Loop:
     whose `after` judges what becomes of the model; a loss that is not finite is then told and not raised.
     after: called with the number of steps taken so far; true ends the loop. compilable: why its steps
     cannot be compiled, if so. seed: of what the model itself draws, such as dropout. before_step: called
-    when a batch's gradients are complete, which it may change; it waits for nothing.
+    when a batch's gradients are complete, which it may change; it waits for nothing. settled: BatchNorm
+    normalises by its running statistics, and leaves them as they are.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Loop:
     compilable: str | None = None
     seed: int = 0
     before_step: Callable[[], None] = _leave_gradients
+    settled: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,9 @@ def run_in_turns(loops: Sequence[Loop], turns: Sequence[int], runtime: Runtime) 
         Profiler(first.name, runtime.device, runtime.traces) as profiler,
     ):
         first.model.train()
+        if first.settled:
+            for norm in find_batchnorms(first.model):
+                norm.eval()
         for turn in turns:
             if runs[turn].take_step(profiler):
                 break

@@ -62,6 +62,16 @@ def own_share(tensor: Tensor) -> Tensor:
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
+def share_out(whole: Tensor, like: Tensor) -> Tensor:
+    """`whole`, the same on all processes, laid out as a sharded model's tensor `like` is; else as it is."""
+    if not hasattr(like, "to_local"):
+        return whole
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    assert isinstance(like, DTensor)
+    return distribute_tensor(whole, like.device_mesh, like.placements)
+
+
 def check_shard(shard: bool, sensitivity: str, *, pruned: bool) -> None:
     """Raises UserError where `shard` does not go with the game's `sensitivity` or a pruned model."""
     if shard and sensitivity not in ("none", "classifier"):

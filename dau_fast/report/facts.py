@@ -108,6 +108,7 @@ def describe_costs(result: SeedResult) -> Equivalents | None:
         retain=len(split.retain),
         validation=len(split.validation),
         classes=model.head.out_features,
+        features=model.head.in_features,
         batchnorm=has_batchnorm(model.network),
         classwise=split.classwise,
         others=settings,
@@ -147,8 +148,9 @@ def _waiting_share(loops: Iterable[LoopCost], name: str) -> float:
     return sum(loop.data_seconds for loop in same) / seconds if seconds else 0.0
 
 
-def _profiles(loops: Iterable[LoopCost]) -> dict[str, Any]:
-    found = {loop.loop: asdict(loop.profile) for loop in loops if loop.profile}
+def _profiles(loops: Sequence[LoopCost]) -> dict[str, Any]:
+    # Of several loops of one name the first.
+    found = {loop.loop: asdict(loop.profile) for loop in reversed(loops) if loop.profile}
     return {"profile": found} if found else {}
 
 

@@ -38,7 +38,7 @@ def test_the_kernels_of_a_turn_are_those_of_a_real_one(forget: str) -> None:
         with one_gpu.Kernels() as trained:
             F.cross_entropy(game.defender(inputs[0]).logits, inputs[1]).backward()
         with torch.no_grad(), one_gpu.Kernels() as taught:
-            task.original(inputs[0][: config.taught_sets * config.batch_size])
+            task.original(inputs[0][: config.batch_size])
         width = game.attacker.mean.numel()
         seen = [torch.randn(64, width) for _ in range(2)]
         with one_gpu.Kernels() as learned:

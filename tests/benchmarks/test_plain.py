@@ -12,13 +12,15 @@ from toys import ONE_CLASS, TENTH, game_of, trained
 
 from dau_fast.config import DauConfig
 from dau_fast.data.split import Forget
+from dau_fast.methods.dau.shown import prepare_shown
 
 SPREAD = DauConfig(label_conditioned=True, alpha=0.5, turns=5, batch_size=16, warmup_steps=3, exam_share=0.0)
+OTHERS = replace(SPREAD, label_conditioned=False, difficulty=False)
 GAMES: dict[str, tuple[Forget, DauConfig]] = {
     "spread": (TENTH, SPREAD),
-    "class": (ONE_CLASS, replace(SPREAD, label_conditioned=False, difficulty=False, departure=0.7, pull=0.0)),
+    "class": (ONE_CLASS, replace(OTHERS, features=True, departure=0.7, pull=0.1)),
     "other weights": (TENTH, replace(SPREAD, sensitivity="classifier", anchor=0.3)),
-    "the predicted label": (ONE_CLASS, replace(SPREAD, label_conditioned=False, sensitivity="classifier")),
+    "the predicted label": (ONE_CLASS, replace(OTHERS, difficulty=True, sensitivity="classifier")),
 }
 
 
@@ -36,7 +38,9 @@ def test_the_rival_takes_the_same_turns(name: str) -> None:
     with game_of(task, config, config.turns) as ours:
         ours.warm_up()
         shown = [ours.referee.reveal(task.original, i) for i in (task.split.forget, task.split.validation)]
-        theirs = plain.Game(networks[0], networks[1], job, (shown[0], shown[1]))
+        departures = ours.shown.departures
+        says = torch.ones(len(task.labels)) if departures is None else departures.counts
+        theirs = plain.Game(networks[0], networks[1], job, (*shown, says[task.split.validation].double()))
         # An attacker's first weights are drawn: the rival's takes over ours, with what it has learned.
         theirs.attacker.load_state_dict(ours.attacker.state_dict())
         theirs.attack.load_state_dict(copy.deepcopy(ours._attack.state_dict()))
@@ -47,9 +51,29 @@ def test_the_rival_takes_the_same_turns(name: str) -> None:
     sets = task.split.retain, task.split.forget, task.split.validation
     batches = task.feed("game", 16, *sets)
     for _, batch in zip(range(config.turns), batches, strict=False):
-        columns = (batch.images, ours.shown.labels[batch.indices], rated[batch.indices])
+        index = batch.indices
+        columns = [batch.images, ours.shown.labels[index], rated[index], says[index].double()]
+        if departures is not None:
+            columns.append(departures.look_up(index).exp())
         theirs.turn(*zip(*(column.chunk(3) for column in columns), strict=True))
     for found, expected in ((theirs.network, ours.defender.network), (theirs.attacker, ours.attacker)):
         states = dict(found.state_dict()), dict(expected.state_dict())
         torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
     assert theirs.defend.param_groups[0]["lr"] == pytest.approx(config.lr / config.turns)
+
+
+@pytest.mark.usefixtures("importable")
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_the_rival_sends_a_class_where_the_game_does(share: float) -> None:
+    from support import plain
+
+    config = replace(OTHERS, departure=1.0, plain_share=share)
+    task = trained(ONE_CLASS)
+    ours = prepare_shown(task, config).departures
+    assert ours is not None
+    network = task.original.network
+    job: Any = plain.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
+    theirs = plain.Rated(plain.Pictures, job, network)
+    split = task.split
+    torch.testing.assert_close(theirs.targets[split.forget], ours.targets.exp(), rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(theirs.counts, ours.counts, rtol=1e-3, atol=1e-5)

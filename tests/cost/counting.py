@@ -34,6 +34,9 @@ CONFIGS = {
     "more looks than turns": replace(USUAL, turns=7, looks=40, batch_size=64),
     "short looks and statistics": replace(USUAL, look_images=10, norm_images=37),
     "another view": replace(USUAL, label_conditioned=False, departure=1.0, sensitivity="classifier"),
+    "a class as usual": replace(
+        USUAL, label_conditioned=False, departure=1.0, difficulty=False, features=True, settled=0.3
+    ),
     "no teacher": replace(USUAL, anchor=0.0),
 }
 

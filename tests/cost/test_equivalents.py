@@ -44,6 +44,7 @@ def predicted(task: Task, config: DauConfig) -> Equivalents:
         retain=len(split.retain),
         validation=len(split.validation),
         classes=len(task.images.class_names),
+        features=task.original.head.in_features,
         batchnorm=has_batchnorm(task.original.network),
     )
 
@@ -70,6 +71,7 @@ def test_retrainings_make_the_passes_that_were_predicted() -> None:
 def test_the_default_game_on_cifar_stays_within_its_budget(classwise: bool, most: int) -> None:
     config = DauConfig.default(classwise=classwise, retain_images=40_500, forget_images=4500)
     sizes = {"retain": 40_500, "forget": 4500, "validation": 4500 if classwise else 5000, "classes": 10}
+    sizes["features"] = 512
     found = count_equivalents(config, {"retrain": TrainingRecipe()}, **sizes, batchnorm=True)
     totals = found.list_totals()
     assert totals["dau"] <= most
@@ -181,7 +183,8 @@ def test_totals_name_all_methods(forget: Forget) -> None:
     found = count_equivalents(
         settings.pop("dau"), {"retrain": settings["retrain"]}, others=settings,
         forget=len(split.forget), retain=len(split.retain), validation=len(split.validation),
-        classes=len(task.images.class_names), batchnorm=False, classwise=split.classwise,
+        classes=len(task.images.class_names), features=task.original.head.in_features, batchnorm=False,
+        classwise=split.classwise,
     )  # fmt: skip
     assert found.list_totals().keys() == {"dau", "retrain", "ft", "scrub"}
     assert f"ft {found.others['ft']:,.0f}" in found.describe()

@@ -45,6 +45,7 @@ from dau_fast.engine.sharding import check_shard, is_sharded, placed, sharded
 from dau_fast.errors import UserError
 from dau_fast.methods import original
 from dau_fast.methods.dau import view
+from dau_fast.methods.dau.shown import prepare_shown
 from dau_fast.methods.dau.view import View
 from dau_fast.methods.running import run_timed
 from dau_fast.methods.task import Task
@@ -101,9 +102,10 @@ def sharded_turns(
     task: Task, config: DauConfig, monkeypatch: pytest.MonkeyPatch, turns: int
 ) -> dict[str, Any]:
     """What first_turns finds of a sharded defender, which it has whole in the end."""
-    whole = copy.deepcopy(task.original)
+    whole, shown = copy.deepcopy(task.original), prepare_shown(task, config)
     with task.teacher() as teacher, sharded(whole, CPU) as part:
-        found = first_turns(replace(task, original=_Alias(part, teacher)), config, monkeypatch, turns)
+        alias = replace(task, original=_Alias(part, teacher))
+        found = first_turns(alias, config, monkeypatch, turns, shown)
         assert is_sharded(found["defender"])
     return {**found, "defender": whole}
 

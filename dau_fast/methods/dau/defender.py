@@ -11,11 +11,9 @@ from torch.nn import functional as F
 from dau_fast.config import DauConfig
 from dau_fast.engine.profiling import section
 from dau_fast.methods.dau.attacker import Attacker
+from dau_fast.methods.dau.departure import GONE
 from dau_fast.models import Outputs
 from dau_fast.ops import barlow_twins_loss
-
-# In place of the logit of a class that is gone: its probability is 0, and 0 times its logarithm too.
-_GONE = -1e4
 
 
 def defender_loss(
@@ -26,6 +24,7 @@ def defender_loss(
     attacker: Attacker,
     taught: Tensor | None,
     gone: Tensor,
+    departures: Tensor | None = None,
     *,
     alpha: float,
     config: DauConfig,
@@ -35,22 +34,20 @@ def defender_loss(
 
     sets: outputs on as many images of retain, forget and validation. u_forget: what the attacker sees of
     forget, with its graph. asked [B]: 1 for rows of forget that are to be forgotten, 0 for those that fill
-    the batch up. taught: the original's logits on the first config.taught_sets sets. gone: bool [C], the
-    classes that are forgotten as a whole. alpha: in place of config's. sizes: where a batch is shared by
-    several processes, its rows by rank; the average over ranks, each weighed by its rows, is then the loss of
-    the whole batch.
+    the batch up. taught: the original's logits on retain, where there is an anchor. gone: bool [C], the
+    classes that are forgotten as a whole. departures [B, C]: the targets of forget. alpha: in place of
+    config's. sizes: where a batch is shared by several processes, its rows by rank; the average over ranks,
+    each weighed by its rows, is then the loss of the whole batch.
     """
     retain, forget, validation = sets
     loss = F.cross_entropy(retain.logits, retain_labels)
     if taught is not None:
         # No image is of a class that is gone.
-        taught = taught.masked_fill(gone, _GONE)
-    if config.anchor and taught is not None:
-        loss = loss + config.anchor * _divergence(taught[: len(retain.logits)], retain.logits)
+        loss = loss + config.anchor * _divergences(taught.masked_fill(gone, GONE), retain.logits).mean()
     if alpha:
         loss = loss + alpha * (asked * F.softplus(attacker(u_forget))).mean()
-    if config.departure and taught is not None:
-        loss = loss + config.departure * _divergence(taught[len(retain.logits) :], forget.logits)
+    if departures is not None:
+        loss = loss + config.departure * (asked * _divergences(departures, forget.logits)).mean()
     if config.beta:
         with section("Barlow Twins"):
             alignment = _alignment(forget.features, validation.features, config.lambd, sizes)
@@ -58,9 +55,10 @@ def defender_loss(
     return loss
 
 
-def _divergence(target: Tensor, logits: Tensor) -> Tensor:
-    """KL(softmax(target) || softmax(logits)) of logits [B, C], in nats, the mean over rows."""
-    return F.kl_div(logits.log_softmax(1), target.log_softmax(1), log_target=True, reduction="batchmean")
+def _divergences(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(target) || softmax(logits)) of each row of logits [B, C], in nats; [B]."""
+    found = F.kl_div(logits.log_softmax(1), target.log_softmax(1), log_target=True, reduction="none")
+    return found.sum(1)
 
 
 def _alignment(forget: Tensor, validation: Tensor, lambd: float, sizes: Sequence[int]) -> Tensor:

@@ -4,14 +4,15 @@
                           and how hard x is for a plain model of the retain set                       (1)
     attacker step       maximise E_f log A(u) + E_v log(1 - A(u))                                     (2)
     defender step       minimise CE(retain) + kappa E_r KL(teacher || defender)
-                          + alpha E_f[-log(1 - A(u))] + delta E_f KL(teacher || defender)
+                          + alpha E_f[-log(1 - A(u))] + delta E_f KL(target || defender)
                           + beta L_BT(h_f, h_v)                                                       (3)
 
-The teacher is the original without the classes that are gone. The attacker first learns on the frozen
-original. Then both take turns, each on one forward pass, in one phase: the learning rate falls to zero over
-the whole game, so that it forgets first and settles at the end. BatchNorm statistics, which still hold the
-forget set, are taken anew. Where the model was ruined, the game is played again from the original: longer,
-once, or with smaller steps where little was left of it.
+The teacher is the original without the classes that are gone, and the target where their images would go.
+The attacker first learns on the frozen original. Then both take turns, each on one forward pass, in one
+phase: the learning rate falls to zero over the whole game, so that it forgets first and settles at the end.
+BatchNorm statistics, which still hold the forget set, are taken anew: at the end, or where the last turns
+begin. Where the model was ruined, the game is played again from the original: longer, once, or with smaller
+steps where little was left of it.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from dau_fast.data.split import draw_sample
 from dau_fast.engine.batches import Batch
 from dau_fast.engine.chance import seeded
 from dau_fast.engine.loop import Forward, Loop, LoopCost, PartLoss, run_loop
+from dau_fast.engine.modes import find_batchnorms
 from dau_fast.engine.optimizers import adam, sgd
 from dau_fast.engine.profiling import section
 from dau_fast.engine.ranks import MicroBatch
@@ -40,6 +42,7 @@ from dau_fast.engine.training import recompute_batchnorm
 from dau_fast.errors import UserError
 from dau_fast.methods.dau.attacker import Attacker, attacker_gradients, auc
 from dau_fast.methods.dau.defender import defender_loss
+from dau_fast.methods.dau.departure import level_gone, mark_gone
 from dau_fast.methods.dau.referee import History, Referee
 from dau_fast.methods.dau.schedule import Schedule
 from dau_fast.methods.dau.shown import Shown, prepare_shown
@@ -86,7 +89,7 @@ def unlearn(task: Task, config: DauConfig) -> Unlearned:
 def plan_game(task: Task, config: DauConfig) -> tuple[Task, Schedule]:
     """`task` with as much of the retain set as `config` asks for, and how long its game lasts."""
     split, classes = task.split, task.original.head.out_features
-    columns = View(config.label_conditioned, config.sensitivity, config.difficulty).count_columns(classes)
+    columns = View.of(config).count_columns(classes, task.original.head.in_features)
     schedule = Schedule.plan(config, retain=len(split.retain), forget=len(split.forget), columns=columns)
     retain = draw_sample(split.retain, schedule.retain_images, task.generator("retain sample"))
     return replace(task, split=replace(split, retain=retain)), schedule
@@ -129,14 +132,13 @@ class Game:
         self.task, self.config, self.schedule, self.shown = task, config, schedule, shown
         self.taken = 0  # turns
         split = task.split
-        self.view = View(config.label_conditioned, config.sensitivity, shown.difficulty is not None)
+        self.view = View.of(config, difficulty=shown.difficulty is not None)
         self.referee = Referee(
             split, task.labels, task.images, exam_share=config.exam_share, look_images=config.look_images,
             view=self.view, shown=shown, generator=task.generator("exam"), ranks=task.ranks,
         )  # fmt: skip
-        self.gone = torch.zeros(task.original.head.out_features, dtype=torch.bool, device=task.labels.device)
-        if split.classwise:
-            self.gone[task.labels[split.forget]] = True
+        self.gone = mark_gone(task)
+        self._settles = schedule.settled_turns > 0 and bool(find_batchnorms(defender))
         self._defend = _sgd(defender, task, config)
         self._decay = LinearLR(self._defend, 1.0, 1 / schedule.turns, total_iters=schedule.turns)
         self._asked = torch.zeros(len(task.labels), dtype=torch.bool, device=task.labels.device)
@@ -147,7 +149,8 @@ class Game:
         forget = torch.cat([split.forget, filler])
         sets = split.retain, forget, split.validation
         # Of two unrelated images Barlow Twins says nothing: see docs/method.md.
-        pairs = shown.labels if config.beta else None
+        classes = shown.departures.classes if shown.departures else shown.labels
+        pairs = classes if config.beta else None
         self._batches = task.feed("game", config.batch_size, *sets, paired_by=pairs)
 
     def __enter__(self) -> Game:
@@ -169,7 +172,7 @@ class Game:
             for index in (split.forget, split.validation)
         ]
         u_forget, u_validation = (self.referee.reveal(self.defender, index) for index in sets)
-        may_study = [self.referee.grant_study(index) for index in sets]
+        may_study = [self._weigh(index) for index in sets]
         seen = torch.cat([u_forget, u_validation])
         with seeded(self.task.derive_seed("attacker"), seen.device):
             self.attacker = Attacker(seen, self.config.attacker_hidden).to(seen)
@@ -203,25 +206,41 @@ class Game:
 
     def play(self, advance: Callable[[], None] = lambda: None) -> tuple[LoopCost, ...]:
         """Take all turns, after `warm_up`, unless the referee ends it; `advance` is called after each."""
-        return run_loop(self.make_loop(advance), self.task.runtime)
+        runtime, last = self.task.runtime, self.schedule.settled_turns
+        if not self._settles:
+            return run_loop(self.make_loop(advance), runtime)
+        costs = run_loop(self.make_loop(advance, turns=self.schedule.turns - last), runtime)
+        if self.referee.ended:
+            return costs
+        self._take_statistics()
+        return costs + run_loop(self.make_loop(advance, turns=last, settled=True), runtime)
 
     def finish(self) -> None:
-        """Take BatchNorm's statistics of the retain set alone, as training sees it, and look once more."""
+        """Take BatchNorm's statistics, unless the last turns were played with them, and look once more."""
+        if not self._settles:
+            self._take_statistics()
+        if self.shown.departures:
+            level_gone(self.defender, self.task, self.gone, self.schedule.look_images)
+        self.referee.look(self.defender, self.attacker, self.taken)
+
+    def _take_statistics(self) -> None:
+        """BatchNorm's, of the retain set alone, as training sees it."""
         task = self.task
         index = draw_sample(task.split.retain, self.schedule.norm_images, task.generator("statistics sample"))
         noise, load = task.derive_seed("statistics noise"), task.load_augmented("statistics")
         recompute_batchnorm(self.defender, load, index, ranks=task.ranks, seed=noise)
-        self.referee.look(self.defender, self.attacker, self.taken)
 
-    def make_loop(self, advance: Callable[[], None] = lambda: None) -> Loop:
-        """The turns as a loop, after `warm_up`."""
+    def make_loop(
+        self, advance: Callable[[], None] = lambda: None, *, turns: int | None = None, settled: bool = False
+    ) -> Loop:
+        """The next `turns` as a loop, after `warm_up`; all by default. settled: with BatchNorm at rest."""
 
-        def after(turn: int) -> bool:
-            self.taken = turn
+        def after(_: int) -> bool:
+            self.taken += 1
             self._decay.step()
             advance()
-            due = turn % self.schedule.look_every == 0 and turn < self.schedule.turns
-            return due and self.referee.look(self.defender, self.attacker, turn)
+            due = self.taken % self.schedule.look_every == 0 and self.taken < self.schedule.turns
+            return due and self.referee.look(self.defender, self.attacker, self.taken)
 
         # Some sensitivities take a gradient inside the pass.
         simple = self.config.sensitivity in ("none", "classifier")
@@ -230,7 +249,7 @@ class Game:
             self.defender,
             self._defend,
             self._batches,
-            self.schedule.turns,
+            turns or self.schedule.turns,
             loss=self._build_turn,
             inputs=self._show,
             after=after,
@@ -238,15 +257,23 @@ class Game:
             partners=(self.attacker,),
             their_optimizers=(self._attack,),
             compilable=None if simple else f"sensitivity '{self.config.sensitivity}' cannot be compiled",
-            seed=self.task.derive_seed("game noise"),
+            seed=self.task.derive_seed("settling noise" if settled else "game noise"),
+            settled=settled,
         )
 
     def _show(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Images of all three sets, what the attacker is shown and may study, and what is to be forgotten."""
+        """Images of all sets, what the attacker is shown, how much it says, what is to go, and where to."""
         index, asked = batch.indices, self._asked[batch.indices].float()
         labels, difficulty = self.shown.labels[index], self.shown.rate(index)
         rated = asked if difficulty is None else difficulty
-        return batch.images, labels, rated, self.referee.grant_study(index), asked
+        departures = self.shown.departures
+        targets = (departures.look_up(index),) if departures else ()
+        return batch.images, labels, rated, self._weigh(index), asked, *targets
+
+    def _weigh(self, index: Tensor) -> Tensor:
+        """How much each of the images `index` [B] says to the attacker, 0 for those it may not learn from."""
+        granted, departures = self.referee.grant_study(index), self.shown.departures
+        return granted * departures.counts[index] if departures else granted
 
     def _build_turn(self, compile: Compile, forward: Forward) -> PartLoss:
         """One turn on a part of a batch: reveal, attacker steps, and the loss of the defender's step."""
@@ -255,23 +282,25 @@ class Game:
         learn, judge = self._learner(compile(attacker_gradients)), _frozen(self.attacker)
 
         def turn(
-            part: MicroBatch, images: Tensor, labels: Tensor, rated: Tensor, study: Tensor, asked: Tensor
-        ) -> Tensor:
+            part: MicroBatch, images: Tensor, labels: Tensor, rated: Tensor, study: Tensor, asked: Tensor,
+            *targets: Tensor,
+        ) -> Tensor:  # fmt: skip
             limit = config.pull * part.weight / (len(images) // 3)  # gradients are those of a mean
             with section("forward"):
                 # (1)
                 sets, u_forget, u_validation = reveal(
                     forward, self.defender, self.view, images, labels, rated, limit
                 )
-                taught = teach(self.original, images, config.taught_sets)
+                taught = teach(self.original, images) if config.anchor else None
             with section("attacker"):
                 seen = self._gather(u_forget, u_validation, study, part.sizes)
                 for _ in range(_deal(config.attacker_steps, part.number, part.count)):
                     learn(*seen)  # (2)
             with section("forward"):
                 retain_labels, of_forget = labels.chunk(3)[0], asked.chunk(3)[1]
+                departures = targets[0].chunk(3)[1] if targets else None
                 loss: Tensor = objective(
-                    sets, retain_labels, u_forget, of_forget, judge, taught, gone,
+                    sets, retain_labels, u_forget, of_forget, judge, taught, gone, departures,
                     alpha=alpha, config=config, sizes=part.sizes,
                 )  # fmt: skip
             return loss  # (3)
@@ -304,11 +333,9 @@ class Game:
 
 
 @torch.no_grad()
-def _teach(original: Classifier, images: Tensor, sets: int) -> Tensor | None:
-    """The original's logits on the first `sets` of the three sets in `images` [3B, ...], None for none."""
-    if not sets:
-        return None
-    logits: Tensor = original(images[: sets * (len(images) // 3)]).logits
+def _teach(original: Classifier, images: Tensor) -> Tensor:
+    """The original's logits [B, C] on the first of the three sets in `images` [3B, ...]."""
+    logits: Tensor = original(images.chunk(3)[0]).logits
     return logits
 
 

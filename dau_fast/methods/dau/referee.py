@@ -70,7 +70,7 @@ class Referee:
     ) -> None:
         self.labels, self.load, self.ranks, self.view, self.shown = labels, load, ranks, view, shown
         self.history = History(wrong_labels=shown.wrong_labels)
-        self._ended = False  # before all turns were taken
+        self.ended = False  # before all turns were taken
         self._exam = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
         # Nothing is learned from retain images, which fill up the batches of a small forget set.
         self._exam[split.retain] = True
@@ -102,7 +102,7 @@ class Referee:
         """Write down where the game stands after `step`; true where the defender is beyond help."""
         with section("referee"):
             lost = self._look(defender, attacker, step)
-        self._ended = self._ended or lost
+        self.ended = self.ended or lost
         return lost
 
     def _look(self, defender: Classifier, attacker: Attacker, step: int) -> bool:
@@ -127,11 +127,11 @@ class Referee:
 
         Clearly: beyond what is allowed by two standard errors, as a few images more or less tell nothing.
         """
-        return self._ended or self._lost_more_than(_LOSS)
+        return self.ended or self._lost_more_than(_LOSS)
 
     def finds_collapse(self) -> bool:
         """Whether it knows so much less that more turns of the same size would not win it back."""
-        return self._ended or self._lost_more_than(_COLLAPSE)
+        return self.ended or self._lost_more_than(_COLLAPSE)
 
     def _lost_more_than(self, points: float) -> bool:
         before, after = self.history.retain_accuracy[0], self.history.retain_accuracy[-1]

@@ -13,7 +13,8 @@ _LESSON_NUMBERS = 2**27
 
 @dataclass(frozen=True)
 class Schedule:
-    """retain_images: those played with. turns: of the game. look_every: turns between looks.
+    """retain_images: those played with. turns: of the game. settled_turns: of these, the last ones, in which
+    BatchNorm's statistics are at rest. look_every: turns between looks.
 
     look_images: of each of retain, forget and validation that are looked at, at most. norm_images: of retain
     that BatchNorm's statistics are taken of. lesson_images: of forget and validation each that the attacker
@@ -22,6 +23,7 @@ class Schedule:
 
     retain_images: int
     turns: int
+    settled_turns: int
     look_every: int
     look_images: int
     norm_images: int
@@ -34,6 +36,7 @@ class Schedule:
         return cls(
             retain_images=count,
             turns=config.turns,
+            settled_turns=min(config.turns - 1, round(config.settled * config.turns)),
             look_every=math.ceil(config.turns / config.looks),
             look_images=config.look_images,
             norm_images=min(count, config.norm_images),

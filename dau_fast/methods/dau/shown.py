@@ -16,7 +16,8 @@ from torch import Tensor
 
 from dau_fast.config import DauConfig
 from dau_fast.data.split import draw_sample
-from dau_fast.methods.dau.difficulty import fit_plain_model, rate_difficulty
+from dau_fast.methods.dau.departure import Departures, prepare_departures
+from dau_fast.methods.dau.difficulty import PlainModel, fit_plain_model, rate_difficulty
 from dau_fast.methods.task import Task
 
 # Wrong labels are believed in where chance gives as clear signs once in a thousand forget sets.
@@ -30,12 +31,14 @@ _BACKGROUND = 0.02
 class Shown:
     """labels: int64 [N], of all images, those that the attacker is shown. difficulty: float [N], or None.
 
-    wrong_labels: share of the validation set that is shown with wrong labels.
+    wrong_labels: share of the validation set that is shown with wrong labels. departures: of classes that are
+    gone, where they depart.
     """
 
     labels: Tensor
     difficulty: Tensor | None = None
     wrong_labels: float = 0.0
+    departures: Departures | None = None
 
     def rate(self, index: Tensor) -> Tensor | None:
         """Difficulty [B] of the images `index` [B]."""
@@ -46,18 +49,22 @@ def prepare_shown(task: Task, config: DauConfig) -> Shown:
     """For the game of `task`, whose retain set is all that the plain model learns from."""
     labels, validation, chance = task.labels, task.split.validation, task.generator("difficulty")
     wrong = draw_wrong_labels(labels[validation], labels[task.split.forget], chance)
-    rated = _rate(task, labels.index_put((validation,), wrong), chance) if config.difficulty else None
+    plain = _fit(task, chance) if config.asks_plain else None
+    rated = (
+        _rate(task, plain, labels.index_put((validation,), wrong)) if plain and config.difficulty else None
+    )
     share = config.wrong_labels
     if share is None:
         share = _compare(rated, wrong != labels[validation], chance) if rated else 0.0
     chosen = torch.rand(len(wrong), generator=chance, device=labels.device) < share
     shown = labels.index_put((validation[chosen],), wrong[chosen])
+    departures = prepare_departures(task, plain, config.plain_share, chance) if config.departure else None
     if rated is None:
-        return Shown(shown, None, share)
+        return Shown(shown, None, share, departures)
     difficulty = rated.forget.new_zeros(len(labels))
     difficulty[task.split.forget] = rated.forget
     difficulty[validation] = torch.where(chosen, rated.wrong, rated.right)
-    return Shown(shown, difficulty, share)
+    return Shown(shown, difficulty, share, departures)
 
 
 def draw_wrong_labels(labels: Tensor, among: Tensor, generator: torch.Generator) -> Tensor:
@@ -102,12 +109,15 @@ class _Rated:
     wrong: Tensor
 
 
-def _rate(task: Task, changed: Tensor, generator: torch.Generator) -> _Rated | None:
-    """changed: labels [N] with wrong ones for validation. None where inputs are not of a kind to be rated."""
-    split, classes = task.split, task.original.head.out_features
-    model = fit_plain_model(task.images, split, task.labels, classes, generator)
-    if model is None:
-        return None
+def _fit(task: Task, generator: torch.Generator) -> PlainModel | None:
+    """None where inputs are not of a kind that it takes."""
+    classes = task.original.head.out_features
+    return fit_plain_model(task.images, task.split, task.labels, classes, generator)
+
+
+def _rate(task: Task, model: PlainModel, changed: Tensor) -> _Rated:
+    """changed: labels [N] with wrong ones for validation."""
+    split = task.split
     index, versions = torch.cat([split.forget, split.validation]), [task.labels, changed]
     true, other = rate_difficulty(model, task.images, index, versions, task.ranks)
     return _Rated(true[: len(split.forget)], true[len(split.forget) :], other[len(split.forget) :])

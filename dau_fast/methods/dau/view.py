@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dau_fast.config import SENSITIVITIES
+from dau_fast.config import SENSITIVITIES, DauConfig
 from dau_fast.engine.batches import Load
 from dau_fast.engine.device import Stopwatch
 from dau_fast.engine.evaluation import map_batches
@@ -32,13 +32,15 @@ _LEAST_ENTROPY = 1e-4
 _LEAST_SENSITIVITY = 1e-3
 # In place of a logit that is left out: finite, so that 0 times its logarithm is 0.
 _LEFT_OUT = -1e4
+# Of the limit at the logits, that at the features: those of images that stay move with them.
+_FEATURES_SHARE = 0.5
 
 
 @dataclass(frozen=True)
 class View:
     """sensitivity: one of SENSITIVITIES, at the label seen; "input" and "full" from a pass of their own.
 
-    difficulty: whether u ends with a column of it.
+    features: whether the defender's are in u too. difficulty: whether u ends with a column of it.
 
     label_conditioned: u = [log p_y, margin of y, log entropy, one-hot of y]. Otherwise the label is left out
     and u = [log of the two largest of q, log entropy of q] with q the softmax over all other classes; the
@@ -48,11 +50,18 @@ class View:
     label_conditioned: bool = True
     sensitivity: str = "none"
     difficulty: bool = False
+    features: bool = False
 
-    def count_columns(self, classes: int) -> int:
-        """How many numbers the attacker sees of a sample, of a model of as many `classes`."""
+    @classmethod
+    def of(cls, config: DauConfig, *, difficulty: bool = True) -> View:
+        """As `config` has it. difficulty: whether there is one to be seen."""
+        rated = config.difficulty and difficulty
+        return cls(config.label_conditioned, config.sensitivity, rated, config.features)
+
+    def count_columns(self, classes: int, features: int) -> int:
+        """How many numbers the attacker sees of a sample, of a model of as many `classes` and `features`."""
         shown = 3 + classes if self.label_conditioned else 1 + min(2, classes - 1)
-        return shown + (self.sensitivity != "none") + self.difficulty
+        return shown + self.features * features + (self.sensitivity != "none") + self.difficulty
 
     def reveal(
         self,
@@ -68,6 +77,8 @@ class View:
         are enabled.
         """
         columns = [(_show_label if self.label_conditioned else _show_others)(outputs.logits, labels)]
+        if self.features:
+            columns.append(outputs.features)
         if self.sensitivity != "none":
             s = self._measure(defender, images, outputs, labels)
             columns.append(torch.log(s + _LEAST_SENSITIVITY).unsqueeze(1))
@@ -150,7 +161,8 @@ def reveal_turn(
     """One pass over as many images of retain, forget and validation: outputs, and what the attacker sees.
 
     forward: how to call the defender. images [3B, ...], labels, difficulty [3B]; u [B, U] of forget with its
-    graph, of validation without. limit: of the norm of a row's gradient at the logits through u; 0 for none.
+    graph, of validation without. limit: of the norm of a row's gradient through u at the logits, and half
+    of it at features that are seen; 0 for none.
     """
     outputs = forward(images)
     retain, forget, validation = (
@@ -158,6 +170,8 @@ def reveal_turn(
     )
     shown = list(zip(images.chunk(3), labels.chunk(3), difficulty.chunk(3), strict=True))
     seen = forget._replace(logits=_Limit.apply(forget.logits, limit)) if limit else forget
+    if limit and view.features:
+        seen = seen._replace(features=_Limit.apply(forget.features, _FEATURES_SHARE * limit))
     u_forget = view.reveal(defender, shown[1][0], seen, *shown[1][1:])
     with torch.no_grad():
         u_validation = view.reveal(defender, shown[2][0], validation, *shown[2][1:])

@@ -95,7 +95,8 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
         assert len(taught) == CLASSWISE.warmup_steps
         assert all(torch.equal(one, other) for one, other in zip(taught[0][:2], shown, strict=True))
         assert torch.equal(taught[0][2], (~exam[split.forget]).float())
-        assert torch.equal(taught[0][3], (~exam[split.validation]).float())
+        counts = players.shown.departures.counts
+        assert torch.equal(taught[0][3], (~exam[split.validation]).float() * counts[split.validation])
         taught.clear()
         batch = next(players._batches)
         players._batches = (b for b in [batch])
@@ -103,7 +104,7 @@ def test_the_attacker_sees_no_exam_image_while_it_learns(monkeypatch: pytest.Mon
     assert len(taught) == 2 * CLASSWISE.attacker_steps, "in the rehearsal and in the turn"
     for seen in taught:
         for studied, index in zip(seen[2:], batch.indices.chunk(3)[1:], strict=True):
-            assert torch.equal(studied, (~exam[index]).float())
+            assert torch.equal(studied, (~exam[index]).float() * counts[index])
             assert 0 < studied.sum() < len(index)
         assert not any(tensor.requires_grad for tensor in seen)
 
@@ -176,16 +177,19 @@ def test_the_defenders_loss_is_the_sum_of_its_terms() -> None:
     retain, forget, validation = sets
     asked = torch.tensor([1.0, 1, 0, 1, 0, 1])
     labels, u = torch.arange(6) % 3, _show_others(forget.logits, torch.zeros(6, dtype=torch.int64))
-    taught, attacker = torch.randn(12, 3, generator=torch.Generator().manual_seed(3)), Attacker(u, 8)
+    taught, goes = torch.randn(12, 3, generator=torch.Generator().manual_seed(3)).chunk(2)
+    attacker = Attacker(u, 8)
     gone = torch.tensor([True, False, False])
     config = replace(CLASSWISE, anchor=0.4, departure=0.6, beta=0.2, lambd=0.3)
     fit = -retain.logits.log_softmax(1)[torch.arange(6), labels].mean()
     exposed = -(asked * torch.log(1 - torch.sigmoid(attacker(u)))).sum() / 6
     without = taught.clone()
     without[:, 0] = -torch.inf
-    kept, left = divergence(without[:6], retain.logits), divergence(without[6:], forget.logits)
+    kept = divergence(without, retain.logits)
+    rows = [slice(i, i + 1) for i in range(6) if asked[i]]
+    left = torch.stack([divergence(goes[row], forget.logits[row]) for row in rows]).sum() / 6
     alignment = barlow_twins_loss(forget.features, validation.features, 0.3)
-    found = defender_loss(sets, labels, u, asked, attacker, taught, gone, alpha=0.7, config=config)
+    found = defender_loss(sets, labels, u, asked, attacker, taught, gone, goes, alpha=0.7, config=config)
     torch.testing.assert_close(found, fit + 0.4 * kept + 0.7 * exposed + 0.6 * left + 0.2 * alignment)
     bare = replace(config, anchor=0.0, departure=0.0, beta=0.0)
     found = defender_loss(sets, labels, u, asked, attacker, None, gone, alpha=0.0, config=bare)
@@ -204,11 +208,11 @@ def test_the_original_is_asked_for_no_more_than_is_needed(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(Classifier, "forward", noted)
     for config, rows in (
-        (CLASSWISE, [64, 64]), (replace(CLASSWISE, departure=0.0), [32, 32]),
+        (CLASSWISE, [88, 32, 32]), (replace(CLASSWISE, departure=0.0), [32, 32]),
         (replace(CLASSWISE, departure=0.0, anchor=0.0), []),
     ):  # fmt: skip
         asked.clear()
         with game_of(task, config, turns=1) as players:
             players.warm_up()
             players.play()
-        assert asked == rows, "in the rehearsal and in the turn"
+        assert asked == rows, "where all forget images go, in the rehearsal and in the turn"

@@ -56,7 +56,7 @@ def test_the_attacker_sees_margin_entropy_and_label_or_the_others(conditioned: b
     logits, labels = torch.randn(5, 4, generator=generator).double(), torch.tensor([0, 1, 2, 3, 1])
     model = Classifier(nn.Sequential(nn.Linear(6, 4)))
     u = View(conditioned).reveal(model, torch.zeros(5, 6), Outputs(torch.zeros(5, 6), logits), labels)
-    assert u.shape == (5, View(conditioned).count_columns(4))
+    assert u.shape == (5, View(conditioned).count_columns(4, 6))
     for row, z, y in zip(u, logits, labels, strict=True):
         p = z.exp() / z.exp().sum()
         if conditioned:
@@ -272,10 +272,32 @@ def test_difficulty_is_a_column_of_its_own(model: Classifier) -> None:
     images, labels = some_images(5)
     difficulty, index = torch.tensor([0.1, -0.2, 0.3, 0.0, 0.5]), torch.tensor([4, 1])
     plain, rated = View(), View(difficulty=True)
-    assert rated.count_columns(3) == plain.count_columns(3) + 1
+    assert rated.count_columns(3, 8) == plain.count_columns(3, 8) + 1
     found = rated.reveal_all(model, lambda i: images[i], index, labels, difficulty=difficulty)
     expected = plain.reveal_all(model, lambda i: images[i], index, labels)
     torch.testing.assert_close(found, torch.cat([expected, difficulty[index, None]], 1))
+
+
+def test_features_are_columns_of_their_own(model: Classifier) -> None:
+    images, labels = some_images(5)
+    outputs = model(images)
+    plain, wider = View(False), View(False, features=True)
+    width = outputs.features.shape[1]
+    assert wider.count_columns(3, width) == plain.count_columns(3, width) + width
+    found = wider.reveal(model, images, outputs, labels)
+    expected = [plain.reveal(model, images, outputs, labels), outputs.features]
+    torch.testing.assert_close(found, torch.cat(expected, 1))
+
+
+def test_at_features_that_are_seen_a_forget_image_pulls_half_as_hard_at_most() -> None:
+    features = torch.randn(9, 2, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    outputs, model = Outputs(features, torch.zeros(9, 3)), perceptron(0)
+    shown = torch.zeros(9, 6), torch.arange(9) % 3, torch.zeros(9)
+    _, u, _ = reveal_turn(lambda _: outputs, model, View(False, features=True), *shown, 0.3)
+    (u[:, -2:].square().sum(1) * torch.tensor([1e-4, 1.0, 50.0])).sum().backward()
+    lengths = 2 * features[3:6].detach().norm(dim=1) * torch.tensor([1e-4, 1.0, 50.0])
+    assert features.grad is not None
+    torch.testing.assert_close(features.grad[3:6].norm(dim=1), lengths.clamp(max=0.15))
 
 
 def turn_of(limit: float) -> tuple[Tensor, Tensor]:

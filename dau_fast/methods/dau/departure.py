@@ -1,0 +1,153 @@
+"""Where images of classes that are gone would go: what a model that never saw such a class says of them.
+
+Retrained models see something of other classes in them. The original without the classes that are gone does
+too, but it has learned these very images as what they are. A plain model of the retain set has not, but it
+sees little. The mean of what both say is nearer to retrained models than either; it is less sure than one
+network is, and so it is sharpened.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from dau_fast.data.split import draw_sample
+from dau_fast.engine.evaluation import map_batches, predict_each
+from dau_fast.engine.sharding import share_out
+from dau_fast.methods.dau.difficulty import PlainModel
+from dau_fast.methods.task import Task
+from dau_fast.models import Classifier
+
+# In place of the logit of a class that is gone: its probability is 0, and 0 times its logarithm too.
+GONE = -1e4
+# Power of the mean of two models' probabilities.
+_SHARPENED = 2.0
+# How much a single image says to the attacker at most: few images would else be all that it learns from.
+_MOST = 10.0
+# By which scores of the plain model, regressions of 0 and 1, may be divided.
+_TEMPERATURES = torch.logspace(-3, 1, 41)
+
+
+@dataclass(frozen=True)
+class Departures:
+    """targets: float [F, C], log-probabilities of the forget images, 0 of the classes that are gone.
+
+    rows: int64 [N], of each image of all its row in them, 0 where it has none. classes: int64 [N], labels of
+    all images, of a forget image one that is drawn from its target. counts: float [N], how much an image says
+    to the attacker: validation images as much as forget images go to their class, on average 1, and all
+    others 1.
+    """
+
+    targets: Tensor
+    rows: Tensor
+    classes: Tensor
+    counts: Tensor
+
+    def look_up(self, index: Tensor) -> Tensor:
+        """Targets [B, C] of the images `index` [B]; of any but forget images they mean nothing."""
+        return self.targets[self.rows[index]]
+
+
+def mark_gone(task: Task) -> Tensor:
+    """bool [C]: the classes that are forgotten as a whole."""
+    gone = torch.zeros(task.original.head.out_features, dtype=torch.bool, device=task.labels.device)
+    if task.split.classwise:
+        gone[task.labels[task.split.forget]] = True
+    return gone
+
+
+@torch.no_grad()
+def prepare_departures(
+    task: Task, plain: PlainModel | None, share: float, chance: torch.Generator
+) -> Departures:
+    """For a class-wise `task`. plain: of its retain set, None for none; share: of it in the mean, 0 to 1."""
+    forget, labels, gone = task.split.forget, task.labels, mark_gone(task)
+    with task.teacher() as original:
+        targets = predict_each(
+            original, task.images, forget, lambda logits, _: _leave_out(logits, gone), ranks=task.ranks
+        )
+    if plain is not None and share:
+        believed = _leave_out(_score(plain, task, forget) / _fit_temperature(plain, task, gone), gone)
+        parts = targets + _log(1 - share), believed.to(targets) + _log(share)
+        targets = _leave_out(_SHARPENED * torch.logaddexp(*parts), gone)
+    # The largest after Gumbel noise is a draw, and no number that is not finite ends it.
+    noise = torch.empty_like(targets).exponential_(generator=chance).log()
+    drawn = (targets - noise).argmax(1)
+    rows = torch.zeros_like(labels).index_put((forget,), torch.arange(len(forget), device=labels.device))
+    return Departures(targets, rows, labels.index_put((forget,), drawn), _count(task, targets))
+
+
+def _count(task: Task, targets: Tensor) -> Tensor:
+    """How much each image of all says, [N]."""
+    labels, validation = task.labels, task.split.validation
+    going = targets.exp().mean(0)
+    held = labels[validation].bincount(minlength=len(going)).to(going) / len(validation)
+    says = (going / held.clamp_min(torch.finfo(held.dtype).tiny)).clamp_max(_MOST)[labels[validation]]
+    return says.new_ones(len(labels)).index_put((validation,), says)
+
+
+@torch.no_grad()
+def level_gone(model: Classifier, task: Task, gone: Tensor, most: int) -> None:
+    """Put a constant in place of the logits of the classes `gone` [C], in place: it holds nothing of them.
+
+    The mean, over at most `most` retain images, of the least that the classifier layer gives to a class that
+    stays: retrained models find a class that they never saw about as unlikely. Nothing happens where fewer
+    than two classes stay.
+    """
+    if (~gone).sum() < 2:
+        return
+    index = draw_sample(task.split.retain, most, task.generator("level of classes that are gone"))
+    head, given = model.head, list[Tensor]()
+    handle = head.register_forward_hook(lambda _, inputs, output: given.append(output.detach()))
+
+    def compute(images: Tensor, _: Tensor) -> tuple[Tensor, ...]:
+        features = model(images).features
+        least = given.pop().to(features).masked_fill(gone, torch.inf).amin(1)
+        # Without a bias the mean of the features is all that such a layer has for a constant.
+        return (least,) if head.bias is not None else (least, features)
+
+    try:
+        least, *rest = map_batches(model, task.images, index, compute, ranks=task.ranks)
+    finally:
+        handle.remove()
+    level, taken = least.mean(), gone.to(least)
+    head.weight.mul_(share_out((1 - taken)[:, None].expand_as(head.weight).contiguous(), head.weight))
+    if head.bias is not None:
+        head.bias.mul_(share_out(1 - taken, head.bias)).add_(share_out(level * taken, head.bias))
+    else:
+        mean = rest[0].mean(0)
+        row = taken[:, None] * (level / mean.square().sum() * mean)
+        head.weight.add_(share_out(row, head.weight))
+    if task.masks:
+        task.masks.apply_(model.network)
+
+
+def _fit_temperature(plain: PlainModel, task: Task, gone: Tensor) -> float:
+    """By which the scores of `plain` are divided to make the likeliest softmax of validation labels.
+
+    (Guo et al. 2017, arXiv 1706.04599, here over a grid.)
+    """
+    scores, labels = _score(plain, task, task.split.validation), task.labels[task.split.validation]
+    losses = [F.cross_entropy(_leave_out(scores / t, gone), labels) for t in _TEMPERATURES.tolist()]
+    return float(_TEMPERATURES[int(torch.stack(losses).argmin())])
+
+
+def _score(plain: PlainModel, task: Task, index: Tensor) -> Tensor:
+    def compute(images: Tensor, _: Tensor) -> tuple[Tensor]:
+        return (plain(images),)
+
+    return map_batches(plain, task.images, index, compute, ranks=task.ranks)[0]
+
+
+def _leave_out(logits: Tensor, gone: Tensor) -> Tensor:
+    """Log-probabilities of `logits` [B, C] without the classes `gone` [C], in float32 or wider."""
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return wide.masked_fill(gone, GONE).log_softmax(1)
+
+
+def _log(share: float) -> float:
+    return math.log(share) if share > 0 else GONE

@@ -1,0 +1,130 @@
+"""Where images of a class that is gone go, and what is left of its row in the classifier layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from games import CLASSWISE
+from torch import Tensor
+from torch.nn import functional as F
+from toys import ONE_CLASS, trained
+
+from dau_fast.data.split import Forget
+from dau_fast.engine.evaluation import predict
+from dau_fast.methods.dau.departure import Departures, _fit_temperature, level_gone, mark_gone
+from dau_fast.methods.dau.difficulty import PlainModel, fit_plain_model
+from dau_fast.methods.dau.shown import prepare_shown
+from dau_fast.methods.task import Task
+from dau_fast.models import Classifier
+
+
+def departures_of(task: Task, share: float) -> Departures:
+    found = prepare_shown(task, replace(CLASSWISE, difficulty=False, plain_share=share)).departures
+    assert found is not None
+    return found
+
+
+def plain_model_of(task: Task) -> PlainModel:
+    found = fit_plain_model(task.images, task.split, task.labels, 3, torch.Generator().manual_seed(0))
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_nothing_goes_to_a_class_that_is_gone(share: float) -> None:
+    task = trained(ONE_CLASS)
+    found = departures_of(task, share)
+    assert found.targets.shape == (len(task.split.forget), 3)
+    torch.testing.assert_close(found.targets.exp().sum(1), torch.ones(len(task.split.forget)))
+    assert (found.targets.exp()[:, 2] == 0).all()
+    assert (found.classes[task.split.forget] < 2).all()
+    assert torch.equal(found.classes[task.split.retain], task.labels[task.split.retain])
+
+
+def test_without_the_plain_model_they_go_where_the_original_would_put_them() -> None:
+    task = trained(ONE_CLASS)
+    logits = predict(task.original, task.images, task.split.forget).logits
+    torch.testing.assert_close(departures_of(task, 0.0).targets.exp()[:, :2], logits[:, :2].softmax(1))
+
+
+def test_with_it_they_go_where_the_mean_of_both_says_sharpened() -> None:
+    task = trained(ONE_CLASS)
+    plain, forget = plain_model_of(task), task.split.forget
+    scores = plain(task.images.batch(forget))[:, :2]
+    parts = departures_of(task, 0.0).targets.exp()[:, :2], departures_of(task, 1.0).targets.exp()[:, :2]
+    believed = (scores / _fit_temperature(plain, task, mark_gone(task))).softmax(1)
+    torch.testing.assert_close(parts[1], F.normalize(believed.square(), 1, 1), rtol=1e-3, atol=1e-4)
+    mean = 0.7 * parts[0] + 0.3 * believed
+    found = departures_of(task, 0.3).targets.exp()[:, :2]
+    torch.testing.assert_close(found, F.normalize(mean.square(), 1, 1), rtol=1e-3, atol=1e-4)
+
+
+def test_a_temperature_makes_validation_labels_likely() -> None:
+    task = trained(ONE_CLASS)
+    plain, validation = plain_model_of(task), task.split.validation
+    scores, labels = plain(task.images.batch(validation))[:, :2], task.labels[validation]
+
+    def loss(temperature: float) -> float:
+        return float(F.cross_entropy(scores / temperature, labels))
+
+    best = _fit_temperature(plain, task, mark_gone(task))
+    assert loss(best) <= min(loss(best * factor) for factor in (0.8, 1.25, 4.0, 0.25))
+
+
+def test_each_image_has_its_own_target() -> None:
+    task = trained(ONE_CLASS)
+    found, forget = departures_of(task, 0.5), task.split.forget
+    order = torch.randperm(len(forget), generator=torch.Generator().manual_seed(3))
+    assert torch.equal(found.look_up(forget[order]), found.targets[order])
+
+
+def test_validation_says_as_much_of_a_class_as_goes_to_it() -> None:
+    task = trained(ONE_CLASS)
+    found, validation = departures_of(task, 0.5), task.split.validation
+    labels, counts = task.labels[validation], found.counts[validation]
+    said = torch.stack([counts[labels == label].sum() for label in (0, 1)]) / len(validation)
+    torch.testing.assert_close(said, found.targets.exp().mean(0)[:2], rtol=1e-4, atol=1e-6)
+    assert (found.counts[task.split.forget] == 1).all()
+
+
+def test_few_images_are_not_all_that_is_learned_from() -> None:
+    task = trained(ONE_CLASS)
+    labels = task.labels[task.split.validation]
+    kept = torch.cat([task.split.validation[labels == 0], task.split.validation[labels == 1][:1]])
+    task = replace(task, split=replace(task.split, validation=kept))
+    counts = departures_of(task, 0.5).counts[kept]
+    assert counts[:-1].max() <= 1.5
+    assert counts[-1] <= 10
+
+
+# ---- what is left of a class
+
+
+def logits_of(model: Classifier, task: Task) -> Tensor:
+    return predict(model, task.images, task.split.train).logits
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_of_a_class_that_is_gone_no_logit_tells_anything(bias: bool) -> None:
+    task = trained(ONE_CLASS)
+    model, gone = task.original, mark_gone(task)
+    if not bias:
+        model.head.register_parameter("bias", None)
+    before = logits_of(model, task)
+    level_gone(model, task, gone, most=10_000)
+    after = logits_of(model, task)
+    torch.testing.assert_close(after[:, :2], before[:, :2])
+    if bias:
+        assert after[:, 2].std() < 1e-5
+    retain = predict(model, task.images, task.split.retain).logits
+    torch.testing.assert_close(retain[:, 2].mean(), retain[:, :2].amin(1).mean(), rtol=1e-4, atol=1e-5)
+    assert (retain.argmax(1) < 2).all()
+
+
+def test_where_one_class_stays_there_is_no_level() -> None:
+    task = trained(Forget("two of three", indices=tuple(range(10))))
+    before = logits_of(task.original, task)
+    level_gone(task.original, task, torch.tensor([True, True, False]), most=100)
+    assert torch.equal(logits_of(task.original, task), before)
