@@ -145,7 +145,8 @@ def _summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def _summary_line(line: dict[str, Any]) -> str:
     if "gap" not in line:
         return f"{line['task']:10} {line['entry']:36} failed"
-    return f"{line['task']:10} {line['entry']:36} {line['gap']:6.2f}, {line['floors']:5.2f} floors"
+    more = "".join(f", {name} {value:+.1f}" for name, value in line["extra_signed"].items())
+    return f"{line['task']:10} {line['entry']:36} {line['gap']:6.2f}, {line['floors']:5.2f} floors{more}"
 
 
 if __name__ == "__main__":

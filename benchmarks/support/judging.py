@@ -8,11 +8,14 @@ from itertools import combinations
 from statistics import mean
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from dau_fast.audits.evidence import Scene, measure_new_head
+from dau_fast.config import AuditConfig
 from dau_fast.errors import UserError
 from dau_fast.metrics.accuracy import accuracy
 from dau_fast.metrics.unlearning import Measures, avg_gap
+from dau_fast.models import Classifier
 from support.bank import Bank
 from support.outputs import Outputs, margins
 from support.tasks import Problem
@@ -33,7 +36,8 @@ class Judgement:
     avg_gap: mean of the avg gaps to each of them. gap_to_mean: avg gap to the mean of their measures (the
     definition of AMUN, arXiv 2503.00917). rates: in percent, ua, ra, ta and each attack's efficacy. signed:
     rates less their mean.
-    extra: measures of the task's kind, in percent; extra_signed: less the mean of the retrained models.
+    extra: measures of the task's kind, in percent, for a class `new_head` too: how many of its images a new
+    last layer on the features recognises; extra_signed: less the mean of the retrained models.
     margins: by set, root mean square of (margin - mean retrained margin) in units of what is expected between
     a retrained model and the mean of K others: 1 for another retraining, on average.
     """
@@ -87,24 +91,29 @@ class Judge:
         if retrained < 2:
             raise UserError(f"`retrained={retrained}`: expected 2 or more, as one has no spread")
         self.outputs = Outputs(problem, bank)
-        self._references = [self._refer(self.outputs.retrained(number)) for number in range(retrained)]
+        self._references = [
+            self._refer(self.outputs.retrained(number), bank.get(problem.retrained(number)))
+            for number in range(retrained)
+        ]
 
     @property
     def floor(self) -> float:
         """The noise floor: mean avg gap between two retrained models, in percentage points."""
         return mean(avg_gap(a.measures, b.measures) for a, b in combinations(self._references, 2))
 
-    def judge(self, model: nn.Module) -> Judgement:
+    def judge(self, model: Classifier) -> Judgement:
         """`model` beside all retrained ones."""
-        return self.judge_logits(self.outputs.compute(model))
+        return self._compare(self._refer(self.outputs.compute(model), model), self._references)
 
     def judge_logits(self, logits: Tensor) -> Judgement:
-        """The same of a model whose logits [N, C] on all images of the task are given."""
+        """The same of a model of which nothing is known but its logits [N, C] on all images of the task."""
         return self._compare(self._refer(logits), self._references)
 
     def judge_original(self) -> Judgement:
         """What doing nothing comes to."""
-        return self.judge_logits(self.outputs.original())
+        outputs = self.outputs
+        model = outputs.bank.get(outputs.problem.original())
+        return self._compare(self._refer(outputs.original(), model), self._references)
 
     def judge_retrained(self, number: int) -> Judgement:
         """What another retraining comes to: one of the retrained models beside the others.
@@ -124,8 +133,13 @@ class Judge:
         )
         return Telling(self.floor, self.judge_original().avg_gap, train, test)
 
-    def _refer(self, logits: Tensor) -> _Reference:
-        return _Reference(logits, self.outputs.measure(logits), self.outputs.problem.measure_extra(logits))
+    def _refer(self, logits: Tensor, model: Classifier | None = None) -> _Reference:
+        problem = self.outputs.problem
+        extra = problem.measure_extra(logits)
+        if model is not None and problem.split.classwise:
+            scene = Scene(problem.images, problem.split, problem.seed, AuditConfig())
+            extra["new_head"] = measure_new_head(model, scene)
+        return _Reference(logits, self.outputs.measure(logits), extra)
 
     def _compare(self, one: _Reference, others: Sequence[_Reference]) -> Judgement:
         own, means = _collect(one.measures), _average([_collect(each.measures) for each in others])

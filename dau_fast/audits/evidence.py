@@ -118,7 +118,7 @@ def examine(model: Classifier, scene: Scene, relearn_to: float) -> Evidence:
             name: margins(found.logits, labels[sets[name]]).cpu().numpy() for name, found in outputs.items()
         },
         distributions=mean_distributions(_numpy(predicted), _numpy(labels[sets["forget"]])),
-        head_accuracy=_head_accuracy(model, scene, outputs["forget"].features),
+        head_accuracy=measure_new_head(model, scene, outputs["forget"].features),
         information=_information(scene, outputs["forget"].features, outputs["retain"].features),
         relearning=float(steps),
         noisy=seen.noisy,
@@ -130,13 +130,19 @@ def _numpy(tensor: Tensor) -> np.ndarray:
     return tensor.cpu().numpy()
 
 
-def _head_accuracy(model: Classifier, scene: Scene, features: Tensor) -> float:
-    """Of a new head, on the forget images that it has not seen; on all where it has seen all of them."""
+def measure_new_head(model: Classifier, scene: Scene, features: Tensor | None = None) -> float:
+    """Percent of the forget images that a new head on the frozen features of `model` recognises.
+
+    Of those that it has not seen; of all where it has seen all of them. features [N, D]: of the forget images
+    that are looked at, where they are known.
+    """
     labels, forget = scene.images.labels, scene.sets["forget"]
     fresh = ~torch.isin(forget, scene.shown)
     if not fresh.any():
         fresh[:] = True
     shown = predict(model, scene.images, scene.shown).features
+    if features is None:
+        features = predict(model, scene.images, forget).features
     asked = features.double()[fresh], labels[forget][fresh]
     return head_accuracy(_numpy(shown.double()), _numpy(labels[scene.shown]), *map(_numpy, asked))
 

@@ -86,6 +86,20 @@ def test_extra_measures_stand_beside_those_of_retrained_models(judge: Judge) -> 
     assert found.extra_signed["label_error"] == pytest.approx(100 - said["label_error"])
 
 
+def test_of_a_class_a_new_head_says_what_the_features_know(tasks: Tasks) -> None:
+    from support.judging import Judge
+
+    problem = tasks.problem("class", 0)
+    judge, original = Judge(problem, tasks.bank, 2), tasks.bank.get(problem.original())
+    found = judge.judge(original)
+    assert found.extra["new_head"] == judge.judge_original().extra["new_head"]
+    references = [judge.judge(tasks.bank.get(problem.retrained(i))).extra["new_head"] for i in range(2)]
+    assert found.extra_signed["new_head"] == pytest.approx(found.extra["new_head"] - sum(references) / 2)
+    with torch.no_grad():
+        original.head.weight.zero_()
+    assert judge.judge(original).extra["new_head"] == found.extra["new_head"], "the old head does not count"
+
+
 def test_a_single_retrained_model_has_no_spread(tasks: Tasks, judge: Judge) -> None:
     from support.judging import Judge
 
