@@ -19,6 +19,10 @@ class Diverged(UserError):
     """A model's weights or outputs are no longer finite: its training went wrong, or its settings."""
 
 
+class Ruined(Diverged):
+    """A method left a model that no longer knows what it was to keep."""
+
+
 def check_choice(field: str, value: object, known: Iterable[str]) -> None:
     """UserError unless `value`, which `field` was given, is one of `known`."""
     if value not in (choices := tuple(known)):

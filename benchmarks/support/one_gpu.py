@@ -50,7 +50,7 @@ SHOWN = 0.17
 # Kernels of an attacker's step; of a turn beside those of both networks (attacker's steps among them, what
 # it sees, losses, updates); and of making a batch, which the host launches while the graph before it runs. A
 # test holds them against real turns.
-ATTACKER_KERNELS, TURN_KERNELS, BATCH_KERNELS = 37, 177, 12
+ATTACKER_KERNELS, TURN_KERNELS, BATCH_KERNELS = 37, 194, 12
 RETAIN, FORGET, VALIDATION, CLASSES, FEATURES = 40_500, 4500, 5000, 10, 512
 # Bytes a parameter of a fused SGD step: gradient read, weight and momentum read and written.
 UPDATE_BYTES = 20

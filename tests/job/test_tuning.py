@@ -180,6 +180,14 @@ def test_a_trial_that_diverges_is_noted_and_loses(task: Task) -> None:
     assert tuned.settings.scale == -1
 
 
+def test_a_trial_that_ruins_the_model_loses_too(task: Task) -> None:
+    dau = get_method("dau")
+    ruinous = replace(dau.resolve(task), lr=1e3, turns=16)
+    tuned = tune(dau, task, 3, ruinous)
+    assert "every game ruined the model" in (tuned.tuning.trials[0].failure or "")
+    assert tuned.tuning.chosen > 0
+
+
 def test_outputs_that_overflow_have_diverged_too(task: Task) -> None:
     tuned = tune(planted(scale=(3e38, -1.0)), task, 2, {"scale": 3e38})
     assert "NaN or infinity" in tuned.tuning.trials[0].failure

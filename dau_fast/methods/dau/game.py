@@ -39,7 +39,7 @@ from dau_fast.engine.ranks import MicroBatch
 from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.steps import Compile, Players, prepare
 from dau_fast.engine.training import recompute_batchnorm
-from dau_fast.errors import UserError
+from dau_fast.errors import Ruined
 from dau_fast.methods.dau.attacker import Attacker, attacker_gradients, auc
 from dau_fast.methods.dau.defender import defender_loss
 from dau_fast.methods.dau.departure import level_gone, mark_gone
@@ -59,7 +59,7 @@ _GAMES, _LONGER, _SMALLER = 4, 2, 0.25
 def unlearn(task: Task, config: DauConfig) -> Unlearned:
     """Make a copy of the original forget task.split.forget.
 
-    Raises UserError where every game ruined it.
+    Raises Ruined where every game ruined it.
     """
     task, _ = plan_game(task, config)
     shown = prepare_shown(task, config)
@@ -80,7 +80,7 @@ def unlearn(task: Task, config: DauConfig) -> Unlearned:
             config = replace(config, lr=config.lr * _SMALLER)
         else:
             config = replace(config, turns=config.turns * _LONGER)
-    raise UserError(
+    raise Ruined(
         f"every game ruined the model, the last of {last.turns} turns with `lr={last.lr:g}`: take a smaller "
         "`alpha` or `lr`, or more `turns`"
     )
