@@ -242,7 +242,9 @@ class Game:
             network.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
         self.decay = torch.optim.lr_scheduler.LinearLR(self.defend, 1.0, 1 / config.turns, config.turns)
-        self.alpha = config.alpha * (exposure(*seen[:2]) ** 2 if config.label_conditioned else 1.0)
+        shown = [u[:, 1] for u in seen[:2]] if config.label_conditioned else _class_margins(original, job)
+        wholly = 1.0 if config.label_conditioned else 0.6
+        self.alpha = config.alpha * min(1.0, exposure(*shown) / wholly) ** 2
         for _ in range(config.warmup_steps):
             self.learn(*seen)
 
@@ -300,9 +302,21 @@ def _limited(limit: float) -> Callable[[Tensor], Tensor]:
     return lambda g: g * (limit / g.norm(dim=1, keepdim=True).clamp(min=limit))
 
 
-def exposure(u_forget: Tensor, u_validation: Tensor) -> float:
-    """How far margins tell forget from validation: 2 AUC - 1 over all pairs, at least 0.05."""
-    above = u_forget[:, 1, None] - u_validation[None, :, 1]
+@torch.no_grad()
+def _class_margins(original: nn.Module, job: Job) -> list[Tensor]:
+    """Of retain and validation images, as validation has none of a class that is gone."""
+    found = []
+    for index in (job.split.retain, job.split.validation):
+        some = index[torch.randperm(len(index))[: job.config.look_images].to(index.device)]
+        log_p = torch.cat([original(job.images.batch(part)).log_softmax(1) for part in some.split(128)])
+        right = F.one_hot(job.images.labels[some], log_p.shape[1]).bool()
+        found.append(log_p[right] - log_p.masked_fill(right, -torch.inf).logsumexp(1))
+    return found
+
+
+def exposure(members: Tensor, others: Tensor) -> float:
+    """How far margins tell members from others: 2 AUC - 1 over all pairs, at least 0.05."""
+    above = members[:, None] - others[None, :]
     return max(0.05, float(above.sign().double().mean()))
 
 

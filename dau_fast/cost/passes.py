@@ -64,12 +64,12 @@ def count_passes(
     departs = config.departure > 0
     rows = share_rows(config.batch_size, processes)
     norm_batches = split_norm_batches(schedule.norm_images) if batchnorm else {}
-    shown = look_sizes(schedule, forget, validation)
+    shown, lesson = (sizes(schedule, forget, validation) for sizes in (look_sizes, lesson_sizes))
     return Passes(
         turns=3 * schedule.turns * rows,
         teaching=(config.anchor > 0) * schedule.turns * rows,
         looks=schedule.looks * sum(share_rows(count, processes) for count in shown),
-        lesson=sum(share_rows(count, processes) for count in lesson_sizes(schedule, forget, validation)),
+        lesson=sum(share_rows(count, processes) for count in (*lesson, *exposing_sizes(config, shown))),
         batchnorm=sum(times * share_rows(size, processes) for size, times in norm_batches.items()),
         departing=departs * share_rows(forget, processes),
         levelling=departs * share_rows(shown[-1], processes),
@@ -90,6 +90,11 @@ def look_sizes(schedule: Schedule, forget: int, validation: int) -> list[int]:
 def lesson_sizes(schedule: Schedule, forget: int, validation: int) -> list[int]:
     """Images of forget and validation set that the attacker warms up on."""
     return [min(count, schedule.lesson_images) for count in (forget, validation)]
+
+
+def exposing_sizes(config: DauConfig, looks: list[int]) -> list[int]:
+    """Images of validation and retain set that say how exposed a class is; looks: those of `look_sizes`."""
+    return [] if config.label_conditioned else looks[1:]
 
 
 def share_rows(count: int, processes: int) -> int:

@@ -11,6 +11,7 @@ from dau_fast.cost.network import Network
 from dau_fast.cost.passes import (
     Passes,
     count_passes,
+    exposing_sizes,
     lesson_sizes,
     look_sizes,
     plan_schedule,
@@ -148,6 +149,7 @@ def _count_evaluation_batches(job: Job) -> int:
     taught = job.schedule.turns * (job.config.anchor > 0)
     departing = [job.forget, job.look_sizes[-1]] if job.config.departure else []
     shown = job.schedule.looks * job.look_sizes + job.lesson_sizes + departing
+    shown += exposing_sizes(job.config, job.look_sizes)
     batches = (math.ceil(share_rows(count, job.processes) / EVALUATION_BATCH) for count in shown)
     return taught + sum(batches) + sum(job.norm_batches.values())
 
@@ -226,6 +228,8 @@ def _list_look_messages(job: Job) -> Iterator[tuple[int, int, float]]:
         yield 1, *_gather(ranks, count, job.columns)
     for count in job.look_sizes:
         yield looks, *_gather(ranks, count, 2)  # the attacker's score, and whether the label was right
+    for count in exposing_sizes(job.config, job.look_sizes):
+        yield 1, *_gather(ranks, count, 3 + job.network.classes)
     yield looks + 1, 1, 1  # the first process's verdict, and in the end whether the model was ruined
 
 

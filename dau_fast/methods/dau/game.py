@@ -52,6 +52,8 @@ from dau_fast.models import Classifier
 
 # What margins do not show an attacker may still see.
 _LEAST_EXPOSURE = 0.05
+# From where on a class is known by heart, and its attacker's weight is whole.
+_WHOLLY_EXPOSED = 0.6
 # Games at most, and how many times as many turns, once, or as large steps the next one has.
 _GAMES, _LONGER, _SMALLER = 4, 2, 0.25
 
@@ -177,7 +179,11 @@ class Game:
         with seeded(self.task.derive_seed("attacker"), seen.device):
             self.attacker = Attacker(seen, self.config.attacker_hidden).to(seen)
         self._attack = adam(self.attacker, lr=self.config.attacker_lr)
-        self.alpha = self.config.alpha * self._measure_exposure(u_forget, u_validation) ** 2
+        if self.view.label_conditioned:
+            self.alpha = self.config.alpha * self._note_exposure(u_forget[:, 1], u_validation[:, 1]) ** 2
+        else:
+            exposure = self._note_exposure(*self._show_margins())
+            self.alpha = self.config.alpha * min(1.0, exposure / _WHOLLY_EXPOSED) ** 2
         seen_apart = (u_forget, u_validation, *may_study)
         learn = self._prepare_lesson(seen_apart)
         for _ in range(self.config.warmup_steps):
@@ -193,16 +199,24 @@ class Game:
         how, steps = Runtime(runtime.device, engine="auto"), self.config.warmup_steps
         return prepare("warm-up", lambda _, parts: learn, seen, players, steps, how).step
 
-    def _measure_exposure(self, u_forget: Tensor, u_validation: Tensor) -> float:
-        """How far the original's margins tell forget from validation: 1 for surely, never less than a little.
+    def _note_exposure(self, members: Tensor, others: Tensor) -> float:
+        """How far the original's margins tell members from others: 1 for surely, never less than a little.
 
         An attacker that learned what is not there would push the defender for nothing, and ruin it.
         """
-        if not self.view.label_conditioned:
-            return 1.0
-        exposed = max(_LEAST_EXPOSURE, 2 * auc(u_forget[:, 1], u_validation[:, 1]) - 1)
+        exposed = max(_LEAST_EXPOSURE, 2 * auc(members, others) - 1)
         self.history.exposure = exposed
         return exposed
+
+    def _show_margins(self) -> tuple[Tensor, Tensor]:
+        """Of retain images as members, as validation has none of a class that is gone, and of validation."""
+        task, most, chance = self.task, self.schedule.look_images, self.task.generator("exposure")
+        sets = (draw_sample(index, most, chance) for index in (task.split.retain, task.split.validation))
+        retain, validation = (
+            View().reveal_all(self.defender, task.images, index, task.labels, ranks=task.ranks)[:, 1]
+            for index in sets
+        )
+        return retain, validation
 
     def play(self, advance: Callable[[], None] = lambda: None) -> tuple[LoopCost, ...]:
         """Take all turns, after `warm_up`, unless the referee ends it; `advance` is called after each."""

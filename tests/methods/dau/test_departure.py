@@ -9,7 +9,7 @@ import torch
 from games import CLASSWISE
 from torch import Tensor
 from torch.nn import functional as F
-from toys import ONE_CLASS, trained
+from toys import ONE_CLASS, game_of, trained
 
 from dau_fast.data.split import Forget
 from dau_fast.engine.evaluation import predict
@@ -97,6 +97,17 @@ def test_few_images_are_not_all_that_is_learned_from() -> None:
     counts = departures_of(task, 0.5).counts[kept]
     assert counts[:-1].max() <= 1.5
     assert counts[-1] <= 10
+
+
+def test_a_class_is_exposed_by_images_of_other_classes() -> None:
+    task = trained(ONE_CLASS)
+    with game_of(task, CLASSWISE) as players:
+        retain, validation = players._show_margins()
+    for found, index in ((retain, task.split.retain), (validation, task.split.validation)):
+        log_p = predict(task.original, task.images, index).logits.double().log_softmax(1)
+        own = log_p.gather(1, task.labels[index].unsqueeze(1)).squeeze(1)
+        expected = own - torch.log(-torch.expm1(own))
+        torch.testing.assert_close(found.sort().values.double(), expected.sort().values, rtol=1e-3, atol=1e-3)
 
 
 # ---- what is left of a class

@@ -377,6 +377,16 @@ def test_the_pull_follows_how_far_the_originals_margins_tell_the_sets_apart() ->
         players.warm_up()
         assert players.history.exposure == 0.05
         assert players.alpha == pytest.approx(0.05**2 * SPREAD.alpha)
-    with game_of(trained(ONE_CLASS), CLASSWISE) as players:
+
+
+@pytest.mark.parametrize(("known", "share"), [(0, (0.05 / 0.6) ** 2), (30, (0.3 / 0.6) ** 2), (100, 1.0)])
+def test_a_class_is_exposed_as_far_as_retain_images_are_known_by_heart(
+    known: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = trained(ONE_CLASS)
+    margins = torch.linspace(-1, 1, 201)
+    shifted = torch.cat([margins + 3] * known + [margins] * (100 - known))
+    monkeypatch.setattr(Game, "_show_margins", lambda _: (shifted, margins))
+    with game_of(task, CLASSWISE) as players:
         players.warm_up()
-        assert players.alpha == CLASSWISE.alpha
+        assert players.alpha == pytest.approx(share * CLASSWISE.alpha, rel=1e-3)
