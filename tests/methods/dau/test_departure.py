@@ -13,6 +13,7 @@ from toys import ONE_CLASS, game_of, trained
 
 from dau_fast.data.split import Forget
 from dau_fast.engine.evaluation import predict
+from dau_fast.methods.dau import game
 from dau_fast.methods.dau.departure import Departures, _fit_temperature, level_gone, mark_gone
 from dau_fast.methods.dau.difficulty import PlainModel, fit_plain_model
 from dau_fast.methods.dau.shown import prepare_shown
@@ -132,6 +133,22 @@ def test_of_a_class_that_is_gone_no_logit_tells_anything(bias: bool) -> None:
     retain = predict(model, task.images, task.split.retain).logits
     torch.testing.assert_close(retain[:, 2].mean(), retain[:, :2].amin(1).mean(), rtol=1e-4, atol=1e-5)
     assert (retain.argmax(1) < 2).all()
+
+
+def test_a_game_leaves_nothing_of_the_class_in_the_last_layer() -> None:
+    task = trained(ONE_CLASS)
+    model = game.unlearn(task, CLASSWISE).model
+    assert (model.head.weight[2] == 0).all()
+    assert logits_of(model, task)[:, 2].std() < 1e-5
+
+
+def test_barlow_twins_pairs_by_where_the_class_goes() -> None:
+    task = trained(ONE_CLASS)
+    with game_of(task, replace(CLASSWISE, beta=0.1)) as players:
+        _, forget, validation = next(players._batches).indices.chunk(3)
+        departures = players.shown.departures
+    assert departures is not None
+    assert torch.equal(task.labels[validation], departures.classes[forget])
 
 
 def test_where_one_class_stays_there_is_no_level() -> None:

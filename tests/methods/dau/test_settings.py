@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 from torch import nn
-from toys import TENTH, trained
+from toys import ONE_CLASS, TENTH, trained
 
 from dau_fast.config import DauConfig
+from dau_fast.data.split import Forget
 from dau_fast.methods.registry import get_method
 from dau_fast.models import Classifier
 
@@ -50,3 +51,13 @@ def test_the_usual_game_makes_six_passes_over_a_middling_set_and_part_of_one_ove
     assert middle.turns < large.turns < 1_000_000 // 64
     half = DauConfig.default(classwise=False, retain_images=1200, forget_images=1200)
     assert half.turns == middle.turns
+
+
+@pytest.mark.parametrize(("forget", "seen", "settled"), [(ONE_CLASS, True, 0.5), (TENTH, False, 0.0)])
+def test_features_are_seen_and_turns_settled_where_classes_go(
+    forget: Forget, seen: bool, settled: float
+) -> None:
+    task = trained(forget)
+    config = get_method("dau").resolve(task)
+    assert (config.features, config.settled) == (seen, settled)
+    assert (config.departure > 0, config.plain_share) == (seen, 0.5)

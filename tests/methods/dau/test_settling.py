@@ -17,7 +17,7 @@ from dau_fast.engine.evaluation import predict
 from dau_fast.engine.loop import Loop
 from dau_fast.engine.training import recompute_batchnorm
 from dau_fast.methods.dau import game
-from dau_fast.methods.dau.game import Game, plan_game
+from dau_fast.methods.dau.game import plan_game
 from dau_fast.models import Classifier
 
 SETTLED = replace(CLASSWISE, settled=0.4)
@@ -94,7 +94,8 @@ def test_a_network_without_batchnorm_plays_in_one_piece(played: list[tuple[int, 
     torch.manual_seed(0)
     network = nn.Sequential(nn.Linear(6, 32), nn.ReLU(), nn.Linear(32, 3))
     game.unlearn(replace(task, original=Classifier(network).eval()), replace(SETTLED, turns=20, lr=0.001))
-    assert all(turns == (20, False) or turns == (40, False) for turns in played)
+    assert played
+    assert not any(settled for _, settled in played)
 
 
 def test_a_lost_game_is_not_settled(played: list[tuple[int, bool]], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,4 +111,3 @@ def test_a_lost_game_is_not_settled(played: list[tuple[int, bool]], monkeypatch:
         players.play()
     assert played == [(36, False)]
     assert not same(weights(players.defender), before)
-    assert isinstance(players, Game)
