@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from support import plain
+from support import plain, plain_data
 from support.jobs import experiment, settings, untrained
 
 from dau_fast.engine.device import run_flushed
@@ -61,7 +61,7 @@ def theirs(device: torch.device, smoke: bool) -> dict[str, float]:
     task = untrained(experiment(device, smoke=smoke))
     config = settings(task)
     network = task.original.release().to(memory_format=torch.contiguous_format)
-    job = plain.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
+    job = plain_data.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
     return run_flushed(lambda: plain.run(job), device)
 
 

@@ -26,7 +26,7 @@ from dau_fast.methods.dau.game import Game, plan_game
 from dau_fast.methods.dau.shown import prepare_shown
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
-from support import plain
+from support import plain_data, plain_game
 
 
 def stepping(loop: Loop, runtime: Runtime) -> Callable[[], None]:
@@ -53,8 +53,8 @@ def training(task: Task, batch_size: int, steps: int) -> Callable[[], None]:
 
 def training_by_loader(task: Task, batch_size: int, steps: int) -> Callable[[], None]:
     network = _plain_network(task)
-    pictures = plain.Pictures(task.images, augmented=True)
-    batches = plain._for_ever(plain.loader(pictures, task.split.train, batch_size))
+    pictures = plain_data.Pictures(task.images, augmented=True)
+    batches = plain_data.for_ever(plain_data.loader(pictures, task.split.train, batch_size))
     optimizer = torch.optim.SGD(network.parameters(), 0.01, momentum=0.9, weight_decay=5e-4)
     device = task.images.device
 
@@ -78,13 +78,13 @@ def playing(task: Task, config: DauConfig, steps: int) -> Callable[[], None]:
 
 def playing_by_loader(task: Task, config: DauConfig, steps: int) -> Callable[[], None]:
     network = _plain_network(task)
-    pictures = plain.Pictures(task.images, augmented=True)
-    job = plain.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
+    pictures = plain_data.Pictures(task.images, augmented=True)
+    job = plain_data.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
     original = copy.deepcopy(network)
-    rated = plain.Rated(pictures, job, original)
-    game = plain.Game(network, original, job, plain._shown_by_all(network, rated, job))
+    rated = plain_game.Rated(pictures, job, original)
+    game = plain_game.Game(network, original, job, plain_game.show_all(network, rated, job))
     sets = (task.split.retain, task.split.forget, task.split.validation)
-    batches = [plain._endless(rated, index, config.batch_size) for index in sets]
+    batches = [plain_game.endless(rated, index, config.batch_size) for index in sets]
     device = task.images.device
 
     def work() -> None:

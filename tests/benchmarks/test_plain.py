@@ -27,20 +27,24 @@ GAMES: dict[str, tuple[Forget, DauConfig]] = {
 @pytest.mark.usefixtures("importable")
 @pytest.mark.parametrize("name", GAMES)
 def test_the_rival_takes_the_same_turns(name: str) -> None:
-    from support import plain
+    from support import plain_data, plain_game
 
     forget, config = GAMES[name]
     task = trained(forget)
     pixels = task.images.pixels.double()
     task = replace(task, images=replace(task.images, pixels=pixels), original=task.original.double())
     networks = [copy.deepcopy(task.original.network) for _ in range(2)]
-    job: Any = plain.Job(task.images, task.split, networks[0], task.original.head_name, task.recipe, config)
+    job: Any = plain_data.Job(
+        task.images, task.split, networks[0], task.original.head_name, task.recipe, config
+    )
     with game_of(task, config, config.turns) as ours:
         ours.warm_up()
         shown = [ours.referee.reveal(task.original, i) for i in (task.split.forget, task.split.validation)]
         departures = ours.shown.departures
         says = torch.ones(len(task.labels)) if departures is None else departures.counts
-        theirs = plain.Game(networks[0], networks[1], job, (*shown, says[task.split.validation].double()))
+        theirs = plain_game.Game(
+            networks[0], networks[1], job, (*shown, says[task.split.validation].double())
+        )
         # An attacker's first weights are drawn: the rival's takes over ours, with what it has learned.
         theirs.attacker.load_state_dict(ours.attacker.state_dict())
         theirs.attack.load_state_dict(copy.deepcopy(ours._attack.state_dict()))
@@ -65,15 +69,15 @@ def test_the_rival_takes_the_same_turns(name: str) -> None:
 @pytest.mark.usefixtures("importable")
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 def test_the_rival_sends_a_class_where_the_game_does(share: float) -> None:
-    from support import plain
+    from support import plain_data, plain_game
 
     config = replace(OTHERS, departure=1.0, plain_share=share)
     task = trained(ONE_CLASS)
     ours = prepare_shown(task, config).departures
     assert ours is not None
     network = task.original.network
-    job: Any = plain.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
-    theirs = plain.Rated(plain.Pictures, job, network)
+    job: Any = plain_data.Job(task.images, task.split, network, task.original.head_name, task.recipe, config)
+    theirs = plain_game.Rated(plain_data.Pictures, job, network)
     split = task.split
     torch.testing.assert_close(theirs.targets[split.forget], ours.targets.exp(), rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(theirs.counts, ours.counts, rtol=1e-3, atol=1e-5)

@@ -19,6 +19,7 @@ from dau_fast.methods.dau.difficulty import PlainModel, fit_plain_model
 from dau_fast.methods.dau.shown import prepare_shown
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
+from dau_fast.prune import omp
 
 
 def departures_of(task: Task, share: float) -> Departures:
@@ -133,6 +134,18 @@ def test_of_a_class_that_is_gone_no_logit_tells_anything(bias: bool) -> None:
     retain = predict(model, task.images, task.split.retain).logits
     torch.testing.assert_close(retain[:, 2].mean(), retain[:, :2].amin(1).mean(), rtol=1e-4, atol=1e-5)
     assert (retain.argmax(1) < 2).all()
+
+
+def test_masked_weights_of_a_layer_without_bias_stay_zero() -> None:
+    task = trained(ONE_CLASS)
+    task.original.head.register_parameter("bias", None)
+    masks = omp(task.original.network, 0.5, linear=True)
+    masks.apply_(task.original.network)
+    level_gone(task.original, replace(task, masks=masks), mark_gone(task), most=100)
+    after = task.original.head.weight.clone()
+    assert after[2].any()
+    masks.apply_(task.original.network)
+    assert torch.equal(task.original.head.weight, after)
 
 
 def test_a_game_leaves_nothing_of_the_class_in_the_last_layer() -> None:
