@@ -83,6 +83,16 @@ def trained(forget: Forget, seed: int = 0, device: torch.device | None = None) -
     return task
 
 
+def with_earlier(task: Task, count: int) -> Task:
+    """`task` as if the first `count` of its retain images had been forgotten before."""
+    split = task.split
+    gone, retain = split.retain[:count], split.retain[count:]
+    train = torch.cat([split.forget, retain]).sort().values
+    return dataclasses.replace(
+        task, split=dataclasses.replace(split, train=train, retain=retain, earlier=gone)
+    )
+
+
 @contextmanager
 def game_of(
     task: Task, config: DauConfig, turns: int | None = None, shown: Shown | None = None

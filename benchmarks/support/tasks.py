@@ -254,13 +254,14 @@ def answer_requests(
     """What is left of the original after `requests`, each a part of the forget set, one after the other.
 
     unlearn: is given the model so far as the original of a task that forgets one request, and whose
-    training images are those that no earlier request named.
+    training images are those that no earlier request named, and which knows of these.
     """
-    model, left = task.original, task.split.train
+    model, left, gone = task.original, task.split.train, task.split.earlier
     for forget in requests:
         retain = left[~torch.isin(left, forget)]
-        split = replace(task.split, train=left, forget=forget, retain=retain)
+        split = replace(task.split, train=left, forget=forget, retain=retain, earlier=gone)
         model, left = unlearn(replace(task, split=split, original=model)), retain
+        gone = torch.cat([gone, forget]).sort().values
     return model
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from dau_fast.cost.passes import share_rows
+from dau_fast.cost.passes import count_taught_sets, share_rows
 from dau_fast.cost.work import Job
 from dau_fast.engine.evaluation import EVALUATION_BATCH
 from dau_fast.methods.dau.difficulty import FEATURES, LESSON_IMAGES, count_patch_numbers
@@ -66,7 +66,8 @@ def find_fullest(job: Job) -> tuple[str, Parts]:
 
 
 def _hold_always(job: Job) -> Parts:
-    images, departs = job.forget + job.retain + job.validation, job.config.departure > 0
+    images = job.forget + job.retain + job.validation + job.earlier
+    departs = job.config.departure > 0
     return {
         "weights": 2 * _weight_bytes(job),  # the original's and the defender's
         "images": 0.0 if job.streamed else job.image_bytes * images,
@@ -98,7 +99,7 @@ def _hold_step(job: Job, rows: int) -> Parts:
 def _hold_turn(job: Job) -> Parts:
     """A step on three sets, the original's pass, and of several processes all that the attacker sees."""
     rows = share_rows(job.config.batch_size, job.processes)
-    taught = (job.config.anchor > 0) * rows
+    taught = count_taught_sets(job.config, job.earlier) * rows
     gathered = 0.0 if job.processes == 1 else 2 * 2 * job.config.batch_size * _seen_bytes(job)
     logits = (3 * rows * _LOGIT_COPIES + taught * _TAUGHT_COPIES) * _row_bytes(job)
     return _hold_step(job, 3 * rows) | {

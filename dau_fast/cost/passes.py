@@ -52,13 +52,14 @@ def count_passes(
     classes: int,
     features: int,
     batchnorm: bool,
+    earlier: int = 0,
     processes: int = 1,
 ) -> Passes:
     """A game's, played to its last turn on sets of as many images in `classes` classes.
 
-    features: of an image, that the last layer takes. batchnorm: whether the network has any. processes: that
-    share every batch. The sensitivities "input" and "full" take passes of their own, which are not among
-    these.
+    features: of an image, that the last layer takes. batchnorm: whether the network has any. earlier: images
+    of requests before this one. processes: that share every batch. The sensitivities "input" and "full" take
+    passes of their own, which are not among these.
     """
     schedule = plan_schedule(config, forget=forget, retain=retain, classes=classes, features=features)
     departs = config.departure > 0
@@ -67,7 +68,7 @@ def count_passes(
     shown, lesson = (sizes(schedule, forget, validation) for sizes in (look_sizes, lesson_sizes))
     return Passes(
         turns=3 * schedule.turns * rows,
-        teaching=(config.anchor > 0) * schedule.turns * rows,
+        teaching=count_taught_sets(config, earlier) * schedule.turns * rows,
         looks=schedule.looks * sum(share_rows(count, processes) for count in shown),
         lesson=sum(share_rows(count, processes) for count in (*lesson, *exposing_sizes(config, shown))),
         batchnorm=sum(times * share_rows(size, processes) for size, times in norm_batches.items()),
@@ -80,6 +81,11 @@ def plan_schedule(config: DauConfig, *, forget: int, retain: int, classes: int, 
     """The game's own, on sets of as many images in `classes` classes; features: of an image."""
     columns = View.of(config).count_columns(classes, features)
     return Schedule.plan(config, retain=retain, forget=forget, columns=columns)
+
+
+def count_taught_sets(config: DauConfig, earlier: int) -> int:
+    """Sets of a batch that the original is shown: retain, and the forget part after earlier requests."""
+    return (config.anchor > 0) * (1 + (earlier > 0))
 
 
 def look_sizes(schedule: Schedule, forget: int, validation: int) -> list[int]:

@@ -33,7 +33,8 @@ class Job:
     """One unlearning. forget, retain, validation: images. image_bytes: of one uint8 image.
 
     processes: that share every batch, each on a device of its own. number_bytes: of activations, 2 for
-    bf16 under autocast. streamed: whether images stay off the device until they are needed.
+    bf16 under autocast. streamed: whether images stay off the device until they are needed. earlier: images
+    of requests before this one.
     """
 
     network: Network
@@ -45,6 +46,7 @@ class Job:
     processes: int = 1
     number_bytes: int = 4
     streamed: bool = False
+    earlier: int = 0
 
     @property
     def schedule(self) -> Schedule:
@@ -83,6 +85,7 @@ class Job:
             classes=self.network.classes,
             features=self.network.features,
             batchnorm=self.network.norms > 0,
+            earlier=self.earlier,
             processes=self.processes,
         )
 

@@ -110,6 +110,7 @@ def describe_costs(result: SeedResult) -> Equivalents | None:
         classes=model.head.out_features,
         features=model.head.in_features,
         batchnorm=has_batchnorm(model.network),
+        earlier=len(split.earlier),
         classwise=split.classwise,
         others=settings,
     )

@@ -199,13 +199,14 @@ def test_requests_are_answered_one_after_the_other(tasks: Tasks) -> None:
     seen = []
 
     def unlearn(task: Task) -> Classifier:
-        seen.append((task.original.number, *(len(part) for part in (task.split.train, task.split.retain))))
-        assert torch.equal(torch.cat([task.split.forget, task.split.retain]).sort().values, task.split.train)
+        split = task.split
+        seen.append((task.original.number, len(split.train), len(split.retain), split.earlier.tolist()))
+        assert torch.equal(torch.cat([split.forget, split.retain]).sort().values, split.train)
         return Numbered(task.original.number + 1)  # type: ignore[return-value]
 
     left = answer_requests(replace(task, original=Numbered(0)), problem.requests, unlearn)  # type: ignore[arg-type]
     assert left == Numbered(2)
-    assert seen == [(0, 24, 22), (1, 22, 20)]
+    assert seen == [(0, 24, 22, []), (1, 22, 20, [0, 1])]
 
 
 @pytest.mark.parametrize(("kind", "classwise"), [("digits", False), ("digits-class", True)])

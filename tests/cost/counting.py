@@ -150,4 +150,4 @@ def job_of(task: Task, config: DauConfig, processes: int = 1) -> Job:
     split = task.split
     network = count_network(task.fresh(0), task.images.batch(split.retain[:4]))
     sizes = len(split.forget), len(split.retain), len(split.validation)
-    return Job(network, config, *sizes, 24.0, processes=processes)
+    return Job(network, config, *sizes, 24.0, processes=processes, earlier=len(split.earlier))

@@ -11,7 +11,7 @@ import torch
 from counting import CONFIGS, count_equivalents_of, once
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from toys import ONE_CLASS, TENTH, trained
+from toys import ONE_CLASS, TENTH, trained, with_earlier
 
 from dau_fast.config import DauConfig, TrainingRecipe
 from dau_fast.cost import (
@@ -46,6 +46,7 @@ def predicted(task: Task, config: DauConfig) -> Equivalents:
         classes=len(task.images.class_names),
         features=task.original.head.in_features,
         batchnorm=has_batchnorm(task.original.network),
+        earlier=len(split.earlier),
     )
 
 
@@ -53,6 +54,14 @@ def predicted(task: Task, config: DauConfig) -> Equivalents:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_game_makes_the_passes_that_were_predicted(name: str, forget: Forget) -> None:
     task = trained(forget)
+    with once():
+        made = count_equivalents_of(lambda: game.unlearn(task, CONFIGS[name]))
+    assert predicted(task, CONFIGS[name]).list_totals()["dau"] == pytest.approx(made, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", ["usual", "no teacher"])
+def test_after_earlier_requests_the_original_is_shown_their_images_too(name: str) -> None:
+    task = with_earlier(trained(TENTH), 30)
     with once():
         made = count_equivalents_of(lambda: game.unlearn(task, CONFIGS[name]))
     assert predicted(task, CONFIGS[name]).list_totals()["dau"] == pytest.approx(made, rel=1e-12)

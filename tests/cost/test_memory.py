@@ -40,6 +40,12 @@ def test_a_model_that_does_not_fit_cannot_be_helped_by_fewer_images() -> None:
     assert (found.part, found.growth) == ("weights", 0.0)
 
 
+def test_after_earlier_requests_a_turn_holds_more_of_the_original() -> None:
+    usual, later = (count_memory(replace(JOB, earlier=count)) for count in (0, 50))
+    assert later["game"]["logits"] > usual["game"]["logits"]
+    assert later["game"]["images"] - usual["game"]["images"] == 50 * JOB.image_bytes
+
+
 def test_more_processes_than_images_in_a_batch_break_before_memory_does() -> None:
     assert what_breaks_first(replace(JOB, processes=65), 8e9).part.startswith("batch")
 

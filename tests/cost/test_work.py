@@ -12,7 +12,7 @@ from counting import CONFIGS, Watched, count_game, job_of
 from machines import USUAL
 from ranks import together
 from torch import nn
-from toys import TENTH, trained
+from toys import TENTH, trained, with_earlier
 
 from dau_fast.config import DauConfig
 from dau_fast.cost import count_work
@@ -28,6 +28,13 @@ def test_the_work_is_that_of_a_real_game(name: str, forget: Forget) -> None:
     predicted = asdict(count_work(job_of(task, CONFIGS[name])))
     assert [predicted.pop(name) for name in ("collectives", "hops", "wire_bytes")] == [0, 0, 0]
     assert count_game(task, CONFIGS[name]) == {name: count for name, count in predicted.items() if count}
+
+
+def test_the_work_after_earlier_requests_is_that_of_a_real_game() -> None:
+    task = with_earlier(trained(TENTH), 30)
+    predicted = {name: count for name, count in asdict(count_work(job_of(task, USUAL))).items() if count}
+    assert count_game(task, USUAL) == predicted
+    assert predicted["taught_images"] == 2 * count_work(job_of(trained(TENTH), USUAL)).taught_images
 
 
 def test_without_batchnorm_there_is_no_pass_for_it() -> None:

@@ -21,6 +21,7 @@ def defender_loss(
     retain_labels: Tensor,
     u_forget: Tensor,
     asked: Tensor,
+    held: Tensor,
     attacker: Attacker,
     taught: Tensor | None,
     gone: Tensor,
@@ -33,8 +34,9 @@ def defender_loss(
     """What the defender minimises, equation (3) of `dau_fast/methods/dau/game.py`; scalar.
 
     sets: outputs on as many images of retain, forget and validation. u_forget: what the attacker sees of
-    forget, with its graph. asked [B]: 1 for rows of forget that are to be forgotten, 0 for those that fill
-    the batch up. taught: the original's logits on retain, where there is an anchor. gone: bool [C], the
+    forget, with its graph. asked [B]: 1 for rows of forget that are to be forgotten, 0 for those that stand
+    beside them; held [B]: 1 for those of earlier requests. taught: the original's logits [B, C] on retain,
+    or [2B, C] on retain and forget after earlier requests, where there is an anchor. gone: bool [C], the
     classes that are forgotten as a whole. departures [B, C]: the targets of forget. alpha: in place of
     config's. sizes: where a batch is shared by several processes, its rows by rank; the average over ranks,
     each weighed by its rows, is then the loss of the whole batch.
@@ -43,7 +45,10 @@ def defender_loss(
     loss = F.cross_entropy(retain.logits, retain_labels)
     if taught is not None:
         # No image is of a class that is gone.
-        loss = loss + config.anchor * _divergences(taught.masked_fill(gone, GONE), retain.logits).mean()
+        of_retain, *of_forget = taught.masked_fill(gone, GONE).split(len(retain.logits))
+        loss = loss + config.anchor * _divergences(of_retain, retain.logits).mean()
+        for target in of_forget:  # what it knows of images that were forgotten is all it may know
+            loss = loss + config.anchor * (held * _divergences(target, forget.logits)).mean()
     if alpha:
         loss = loss + alpha * (asked * F.softplus(attacker(u_forget))).mean()
     if departures is not None:

@@ -44,6 +44,7 @@ from dau_fast.methods.dau.attacker import Attacker, attacker_gradients, auc
 from dau_fast.methods.dau.defender import defender_loss
 from dau_fast.methods.dau.departure import level_gone, mark_gone
 from dau_fast.methods.dau.referee import History, Referee
+from dau_fast.methods.dau.rows import choose_rows
 from dau_fast.methods.dau.schedule import Schedule
 from dau_fast.methods.dau.shown import Shown, prepare_shown
 from dau_fast.methods.dau.view import View, reveal_turn
@@ -145,11 +146,10 @@ class Game:
         self._decay = LinearLR(self._defend, 1.0, 1 / schedule.turns, total_iters=schedule.turns)
         self._asked = torch.zeros(len(task.labels), dtype=torch.bool, device=task.labels.device)
         self._asked[split.forget] = True
-        # A forget set smaller than a batch is filled up: copies of few images would bend its statistics.
-        missing = max(0, config.batch_size - len(split.forget))
-        filler = draw_sample(split.retain, missing, task.generator("filler")) if missing else split.retain[:0]
-        forget = torch.cat([split.forget, filler])
-        sets = split.retain, forget, split.validation
+        self._held = torch.zeros_like(self._asked)
+        self._held[split.earlier] = True
+        rows = choose_rows(split, config.batch_size, task.generator("filler"))
+        sets = split.retain, rows, split.validation
         # Of two unrelated images Barlow Twins says nothing: see docs/method.md.
         classes = shown.departures.classes if shown.departures else shown.labels
         pairs = classes if config.beta else None
@@ -276,13 +276,17 @@ class Game:
         )
 
     def _show(self, batch: Batch) -> tuple[Tensor, ...]:
-        """Images of all sets, what the attacker is shown, how much it says, what is to go, and where to."""
-        index, asked = batch.indices, self._asked[batch.indices].float()
+        """Images of all sets, what the attacker is shown, how much it says, what is to go, and to stay gone.
+
+        Last, of classes that are gone, where to.
+        """
+        index = batch.indices
+        asked, held = self._asked[index].float(), self._held[index].float()
         labels, difficulty = self.shown.labels[index], self.shown.rate(index)
         rated = asked if difficulty is None else difficulty
         departures = self.shown.departures
         targets = (departures.look_up(index),) if departures else ()
-        return batch.images, labels, rated, self._weigh(index), asked, *targets
+        return batch.images, labels, rated, self._weigh(index), asked, held, *targets
 
     def _weigh(self, index: Tensor) -> Tensor:
         """How much each of the images `index` [B] says to the attacker, 0 for those it may not learn from."""
@@ -292,12 +296,13 @@ class Game:
     def _build_turn(self, compile: Compile, forward: Forward) -> PartLoss:
         """One turn on a part of a batch: reveal, attacker steps, and the loss of the defender's step."""
         config, gone, alpha = self.config, self.gone, self.alpha
+        taught_sets = 1 + (len(self.task.split.earlier) > 0)
         reveal, objective, teach = compile(reveal_turn), compile(defender_loss), compile(_teach)
         learn, judge = self._learner(compile(attacker_gradients)), _frozen(self.attacker)
 
         def turn(
             part: MicroBatch, images: Tensor, labels: Tensor, rated: Tensor, study: Tensor, asked: Tensor,
-            *targets: Tensor,
+            held: Tensor, *targets: Tensor,
         ) -> Tensor:  # fmt: skip
             limit = config.pull * part.weight / (len(images) // 3)  # gradients are those of a mean
             with section("forward"):
@@ -305,16 +310,16 @@ class Game:
                 sets, u_forget, u_validation = reveal(
                     forward, self.defender, self.view, images, labels, rated, limit
                 )
-                taught = teach(self.original, images) if config.anchor else None
+                taught = teach(self.original, images, taught_sets) if config.anchor else None
             with section("attacker"):
                 seen = self._gather(u_forget, u_validation, study, part.sizes)
                 for _ in range(_deal(config.attacker_steps, part.number, part.count)):
                     learn(*seen)  # (2)
             with section("forward"):
-                retain_labels, of_forget = labels.chunk(3)[0], asked.chunk(3)[1]
+                retain_labels, of_forget, of_earlier = labels.chunk(3)[0], asked.chunk(3)[1], held.chunk(3)[1]
                 departures = targets[0].chunk(3)[1] if targets else None
                 loss: Tensor = objective(
-                    sets, retain_labels, u_forget, of_forget, judge, taught, gone, departures,
+                    sets, retain_labels, u_forget, of_forget, of_earlier, judge, taught, gone, departures,
                     alpha=alpha, config=config, sizes=part.sizes,
                 )  # fmt: skip
             return loss  # (3)
@@ -347,9 +352,9 @@ class Game:
 
 
 @torch.no_grad()
-def _teach(original: Classifier, images: Tensor) -> Tensor:
-    """The original's logits [B, C] on the first of the three sets in `images` [3B, ...]."""
-    logits: Tensor = original(images.chunk(3)[0]).logits
+def _teach(original: Classifier, images: Tensor, sets: int) -> Tensor:
+    """The original's logits [sets B, C] on the first `sets` of the three in `images` [3B, ...]."""
+    logits: Tensor = original(images[: sets * (len(images) // 3)]).logits
     return logits
 
 

@@ -72,8 +72,9 @@ class Referee:
         self.history = History(wrong_labels=shown.wrong_labels)
         self.ended = False  # before all turns were taken
         self._exam = torch.zeros(len(labels), dtype=torch.bool, device=labels.device)
-        # Nothing is learned from retain images, which fill up the batches of a small forget set.
+        # Nothing is learned from images that stand beside the forget set in its batches.
         self._exam[split.retain] = True
+        self._exam[split.earlier] = True
         for index in (split.forget, split.validation):
             order = torch.randperm(len(index), generator=generator, device=index.device)
             self._exam[index[order[: round(exam_share * len(index))]]] = True

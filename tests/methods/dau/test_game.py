@@ -349,7 +349,8 @@ def test_a_small_forget_set_is_filled_up_with_retain_images_that_nobody_learns_f
     retain = set(task.split.retain.tolist())
     with game_of(task, SPREAD) as players:
         for batch in itertools.islice(players._batches, 3):
-            *_, study, asked = players._show(batch)
+            *_, study, asked, held = players._show(batch)
+            assert not held.any()
             middle = batch.indices.chunk(3)[1].tolist()
             assert sorted(set(middle) - retain) == [3, 7]
             assert len(set(middle)) == 32

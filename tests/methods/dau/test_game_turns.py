@@ -175,7 +175,7 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
 def test_the_defenders_loss_is_the_sum_of_its_terms() -> None:
     sets = some_outputs(6, 0), some_outputs(6, 1), some_outputs(6, 2)
     retain, forget, validation = sets
-    asked = torch.tensor([1.0, 1, 0, 1, 0, 1])
+    asked, held = torch.tensor([1.0, 1, 0, 1, 0, 1]), torch.tensor([0.0, 0, 1, 0, 0, 0])
     labels, u = torch.arange(6) % 3, _show_others(forget.logits, torch.zeros(6, dtype=torch.int64))
     taught, goes = torch.randn(12, 3, generator=torch.Generator().manual_seed(3)).chunk(2)
     attacker = Attacker(u, 8)
@@ -189,10 +189,18 @@ def test_the_defenders_loss_is_the_sum_of_its_terms() -> None:
     rows = [slice(i, i + 1) for i in range(6) if asked[i]]
     left = torch.stack([divergence(goes[row], forget.logits[row]) for row in rows]).sum() / 6
     alignment = barlow_twins_loss(forget.features, validation.features, 0.3)
-    found = defender_loss(sets, labels, u, asked, attacker, taught, gone, goes, alpha=0.7, config=config)
-    torch.testing.assert_close(found, fit + 0.4 * kept + 0.7 * exposed + 0.6 * left + 0.2 * alignment)
+    common = labels, u, asked, held, attacker
+    found = defender_loss(sets, *common, taught, gone, goes, alpha=0.7, config=config)
+    expected = fit + 0.4 * kept + 0.7 * exposed + 0.6 * left + 0.2 * alignment
+    torch.testing.assert_close(found, expected)
+    again = torch.randn(6, 3, generator=torch.Generator().manual_seed(4))
+    both = torch.cat([taught, again])
+    found = defender_loss(sets, *common, both, gone, goes, alpha=0.7, config=config)
+    again[:, 0] = -torch.inf
+    stay = divergence(again[2:3], forget.logits[2:3]) / 6  # the third image is of an earlier request
+    torch.testing.assert_close(found, expected + 0.4 * stay)
     bare = replace(config, anchor=0.0, departure=0.0, beta=0.0)
-    found = defender_loss(sets, labels, u, asked, attacker, None, gone, alpha=0.0, config=bare)
+    found = defender_loss(sets, *common, None, gone, alpha=0.0, config=bare)
     torch.testing.assert_close(found, fit)
 
 
