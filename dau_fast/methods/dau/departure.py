@@ -2,8 +2,8 @@
 
 Retrained models see something of other classes in them. The original without the classes that are gone does
 too, but it has learned these very images as what they are. A plain model of the retain set has not, but it
-sees little. The mean of what both say is nearer to retrained models than either; it is less sure than one
-network is, and so it is sharpened.
+sees little. What both say is nearer to retrained models than either: of single images their product, which is
+as sure as one network, and of all images together their mean, as a product prefers what is likely anyway.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ from dau_fast.models import Classifier
 
 # In place of the logit of a class that is gone: its probability is 0, and 0 times its logarithm too.
 GONE = -1e4
-# Power of the mean of two models' probabilities.
+# Power of the two models' geometric mean: of equal parts it is their product.
 _SHARPENED = 2.0
+# Of scaling its columns and rows in turn. Where neither model is all but sure the columns are right by then.
+_ROUNDS = 30
 # How much a single image says to the attacker at most: few images would else be all that it learns from.
 _MOST = 10.0
 # By which scores of the plain model, regressions of 0 and 1, may be divided.
@@ -72,13 +74,25 @@ def prepare_departures(
         )
     if plain is not None and share:
         believed = _leave_out(_score(plain, task, forget) / _fit_temperature(plain, task, gone), gone)
-        parts = targets + _log(1 - share), believed.to(targets) + _log(share)
-        targets = _leave_out(_SHARPENED * torch.logaddexp(*parts), gone)
+        targets = _join(targets, believed.to(targets), share, gone)
     # The largest after Gumbel noise is a draw, and no number that is not finite ends it.
     noise = torch.empty_like(targets).exponential_(generator=chance).log()
     drawn = (targets - noise).argmax(1)
     rows = torch.zeros_like(labels).index_put((forget,), torch.arange(len(forget), device=labels.device))
     return Departures(targets, rows, labels.index_put((forget,), drawn), _count(task, targets))
+
+
+def _join(one: Tensor, other: Tensor, share: float, gone: Tensor) -> Tensor:
+    """What two models say together, as log-probabilities like theirs, [F, C]; share: of `other`, 0 to 1.
+
+    The product of their probabilities (Hinton 2002), scaled by class so that its mean over all images is the
+    mean of both (Sinkhorn 1967).
+    """
+    wanted = torch.logaddexp(one + _log(1 - share), other + _log(share)).logsumexp(0)
+    joined = _leave_out(_SHARPENED * ((1 - share) * one + share * other), gone)
+    for _ in range(_ROUNDS):
+        joined = _leave_out(joined + (wanted - joined.logsumexp(0)).masked_fill(gone, 0), gone)
+    return joined
 
 
 def _count(task: Task, targets: Tensor) -> Tensor:

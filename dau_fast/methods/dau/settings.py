@@ -19,6 +19,8 @@ from dau_fast.methods.task import Task
 
 # Of the usual step, in networks with LayerNorm and no BatchNorm: a whole one ruins transformers.
 _SMALL_STEPS = 0.25
+# Where whole classes are forgotten by networks with BatchNorm, which bear it: less is left in features.
+_LARGE_STEPS = 2.0
 
 
 def choose(task: Task, asked: Mapping[str, Any]) -> DauConfig:
@@ -30,12 +32,14 @@ def choose(task: Task, asked: Mapping[str, Any]) -> DauConfig:
         forget_images=len(split.forget),
         retain_sample=asked.get("retain_sample"),
     )
-    return replace(config, lr=config.lr * _SMALL_STEPS) if _is_layer_normed(task.original) else config
+    return replace(config, lr=config.lr * _scale_steps(task.original, classwise=split.classwise))
 
 
-def _is_layer_normed(model: nn.Module) -> bool:
-    found = any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in model.modules())
-    return found and not find_batchnorms(model)
+def _scale_steps(model: nn.Module, *, classwise: bool) -> float:
+    if find_batchnorms(model):
+        return _LARGE_STEPS if classwise else 1.0
+    layer_normed = any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in model.modules())
+    return _SMALL_STEPS if layer_normed else 1.0
 
 
 def check(task: Task, config: DauConfig) -> None:

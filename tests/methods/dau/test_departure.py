@@ -14,7 +14,14 @@ from toys import ONE_CLASS, game_of, trained
 from dau_fast.data.split import Forget
 from dau_fast.engine.evaluation import predict
 from dau_fast.methods.dau import game
-from dau_fast.methods.dau.departure import Departures, _fit_temperature, level_gone, mark_gone
+from dau_fast.methods.dau.departure import (
+    Departures,
+    _fit_temperature,
+    _join,
+    _leave_out,
+    level_gone,
+    mark_gone,
+)
 from dau_fast.methods.dau.difficulty import PlainModel, fit_plain_model
 from dau_fast.methods.dau.shown import prepare_shown
 from dau_fast.methods.task import Task
@@ -51,16 +58,26 @@ def test_without_the_plain_model_they_go_where_the_original_would_put_them() -> 
     torch.testing.assert_close(departures_of(task, 0.0).targets.exp()[:, :2], logits[:, :2].softmax(1))
 
 
-def test_with_it_they_go_where_the_mean_of_both_says_sharpened() -> None:
+@pytest.mark.parametrize("share", [0.3, 0.5, 1.0])
+def test_images_go_where_both_models_say_and_as_many_as_they_say_on_average(share: float) -> None:
+    chance = torch.Generator().manual_seed(0)
+    gone = torch.tensor([False, True, False, False])
+    one, other = (_leave_out(3 * torch.randn(200, 4, generator=chance).double(), gone) for _ in range(2))
+    found = _join(one, other, share, gone)
+    torch.testing.assert_close(found.exp().sum(1), torch.ones(200).double())
+    assert (found.exp()[:, 1] == 0).all()
+    mean = (1 - share) * one.exp() + share * other.exp()
+    torch.testing.assert_close(found.exp().mean(0), mean.mean(0), rtol=1e-3, atol=1e-4)
+    scale = (found - 2 * ((1 - share) * one + share * other))[:, ~gone].diff(dim=1)
+    torch.testing.assert_close(scale, scale[:1].expand_as(scale))  # one class to another, of every image
+
+
+def test_with_the_plain_model_they_go_where_both_say() -> None:
     task = trained(ONE_CLASS)
-    plain, forget = plain_model_of(task), task.split.forget
-    scores = plain(task.images.batch(forget))[:, :2]
-    parts = departures_of(task, 0.0).targets.exp()[:, :2], departures_of(task, 1.0).targets.exp()[:, :2]
-    believed = (scores / _fit_temperature(plain, task, mark_gone(task))).softmax(1)
-    torch.testing.assert_close(parts[1], F.normalize(believed.square(), 1, 1), rtol=1e-3, atol=1e-4)
-    mean = 0.7 * parts[0] + 0.3 * believed
-    found = departures_of(task, 0.3).targets.exp()[:, :2]
-    torch.testing.assert_close(found, F.normalize(mean.square(), 1, 1), rtol=1e-3, atol=1e-4)
+    plain, forget, gone = plain_model_of(task), task.split.forget, mark_gone(task)
+    believed = _leave_out(plain(task.images.batch(forget)) / _fit_temperature(plain, task, gone), gone)
+    expected = _join(departures_of(task, 0.0).targets, believed, 0.3, gone)
+    torch.testing.assert_close(departures_of(task, 0.3).targets.exp(), expected.exp())
 
 
 def test_a_temperature_makes_validation_labels_likely() -> None:

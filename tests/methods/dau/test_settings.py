@@ -23,23 +23,28 @@ def test_the_usual_settings_exist_for_every_size_of_the_retain_set(retain: int, 
 
 
 @pytest.mark.parametrize(
-    ("layers", "share"),
+    ("layers", "spread", "classwise"),
     [
-        ([nn.LayerNorm(8)], 0.25),
-        ([nn.RMSNorm(8)], 0.25),
-        ([nn.LayerNorm(8), nn.BatchNorm1d(8)], 1),
-        ([nn.GroupNorm(2, 8)], 1),
-        ([], 1),
+        ([nn.BatchNorm1d(8)], 0.02, 0.04),
+        ([nn.LayerNorm(8), nn.BatchNorm1d(8)], 0.02, 0.04),
+        ([nn.LayerNorm(8)], 0.005, 0.005),
+        ([nn.RMSNorm(8)], 0.005, 0.005),
+        ([nn.GroupNorm(2, 8)], 0.02, 0.02),
+        ([], 0.02, 0.02),
     ],
 )
-def test_networks_that_layernorm_normalises_take_smaller_steps(layers: list[nn.Module], share: float) -> None:
-    task, dau = trained(TENTH), get_method("dau")
-    network = nn.Sequential(
-        nn.Flatten(), nn.Linear(task.images.pixels[0].numel(), 8), *layers, nn.Linear(8, 3)
-    )
-    given = replace(task, original=Classifier(network))
-    assert dau.resolve(given).lr == share * dau.resolve(task).lr
-    assert dau.resolve(given, {"lr": 0.01}).lr == 0.01
+def test_steps_are_as_large_as_what_normalises_a_network_bears(
+    layers: list[nn.Module], spread: float, classwise: float
+) -> None:
+    dau = get_method("dau")
+    for forget, lr in ((TENTH, spread), (ONE_CLASS, classwise)):
+        task = trained(forget)
+        network = nn.Sequential(
+            nn.Flatten(), nn.Linear(task.images.pixels[0].numel(), 8), *layers, nn.Linear(8, 3)
+        )
+        given = replace(task, original=Classifier(network))
+        assert dau.resolve(given).lr == lr
+        assert dau.resolve(given, {"lr": 0.01}).lr == 0.01
 
 
 def test_the_usual_game_makes_six_passes_over_a_middling_set_and_part_of_one_over_a_large_one() -> None:
