@@ -23,7 +23,7 @@ _LIVE = 4
 _LOGIT_COPIES = 6
 # The same, of those that the original teaches from.
 _TAUGHT_COPIES = 3
-# The same of the targets of a class that goes: what both models say of it, their mean, and one more.
+# The same of the targets of a class that goes: what both models say of it, their product, and one more.
 _DEPARTING_COPIES = 4
 # The same of a plain model's scores: before and after its bias, and without the label's.
 _SCORE_COPIES = 4

@@ -88,10 +88,12 @@ def _join(one: Tensor, other: Tensor, share: float, gone: Tensor) -> Tensor:
     The product of their probabilities (Hinton 2002), scaled by class so that its mean over all images is the
     mean of both (Sinkhorn 1967).
     """
-    wanted = torch.logaddexp(one + _log(1 - share), other + _log(share)).logsumexp(0)
-    joined = _leave_out(_SHARPENED * ((1 - share) * one + share * other), gone)
+    wanted = torch.logaddexp(one.logsumexp(0) + _log(1 - share), other.logsumexp(0) + _log(share))
+    joined = ((1 - share) * one).add_(other, alpha=share).mul_(_SHARPENED)
+    joined -= joined.logsumexp(1, keepdim=True)
     for _ in range(_ROUNDS):
-        joined = _leave_out(joined + (wanted - joined.logsumexp(0)).masked_fill(gone, 0), gone)
+        joined += (wanted - joined.logsumexp(0)).masked_fill(gone, 0)
+        joined -= joined.logsumexp(1, keepdim=True)
     return joined
 
 
