@@ -45,6 +45,7 @@ PARTS = (
     Entry("departure by the original alone", asked={"plain_share": 0.0}, kinds=_CLASSES),
     Entry("features out of sight", asked={"features": False}, kinds=_CLASSES),
     Entry("statistics taken at the end", asked={"settled": 0.0}, kinds=_CLASSES),
+    Entry("smaller steps, lr 0.02", asked={"lr": 0.02}, kinds=_CLASSES),
     Entry("difficulty out of sight", asked={"difficulty": False}, kinds=_SPREAD),
     Entry("no wrong labels shown", asked={"wrong_labels": 0.0}, kinds=_WRONG),
     Entry("pull without a limit", asked={"pull": 0.0}, kinds=_SPREAD),
