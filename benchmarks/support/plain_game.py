@@ -57,18 +57,23 @@ def depart(original: nn.Module, model: PlainModel, job: Job) -> tuple[Tensor, Te
     gone, right = labels[split.forget].unique(), labels[split.validation]
 
     def without(logits: Tensor) -> Tensor:
-        return logits.cpu().index_fill(1, gone.cpu(), -torch.inf).softmax(1)
+        return logits.cpu().index_fill(1, gone.cpu(), -1e4).log_softmax(1)
 
     def answers(network: nn.Module, index: Tensor) -> Tensor:
         return torch.cat([network(job.images.batch(part)) for part in index.split(128)])
 
     scores = answers(model, split.validation)
     tried = [10 ** (step / 10) for step in range(-30, 11)]
-    likely = [float(without(scores / t).gather(1, right.cpu()[:, None]).log().mean()) for t in tried]
+    likely = [float(without(scores / t).gather(1, right.cpu()[:, None]).mean()) for t in tried]
     temperature = tried[likely.index(max(likely))]
     believed = without(answers(model, split.forget) / temperature)
-    mean = (1 - share) * without(answers(original.eval(), split.forget)) + share * believed
-    targets = mean.square() / mean.square().sum(1, keepdim=True) if share else mean
+    targets = without(answers(original.eval(), split.forget))
+    if share:
+        wanted = ((1 - share) * targets.exp() + share * believed.exp()).sum(0)
+        targets = without(2 * ((1 - share) * targets + share * believed))
+        for _ in range(30):
+            targets = without(targets + wanted.log() - targets.logsumexp(0))
+    targets = targets.exp()
     held = torch.bincount(right.cpu(), minlength=targets.shape[1]) / len(right)
     return targets, (targets.mean(0) / held).clamp(max=10)[right.cpu()]
 

@@ -144,10 +144,10 @@ class Game:
         self._settles = schedule.settled_turns > 0 and bool(find_batchnorms(defender))
         self._defend = _sgd(defender, task, config)
         self._decay = LinearLR(self._defend, 1.0, 1 / schedule.turns, total_iters=schedule.turns)
-        self._asked = torch.zeros(len(task.labels), dtype=torch.bool, device=task.labels.device)
-        self._asked[split.forget] = True
+        self._asked = torch.zeros(len(task.labels), device=task.labels.device)
+        self._asked[split.forget] = 1
         self._held = torch.zeros_like(self._asked)
-        self._held[split.earlier] = True
+        self._held[split.earlier] = 1
         rows = choose_rows(split, config.batch_size, task.generator("filler"))
         sets = split.retain, rows, split.validation
         # Of two unrelated images Barlow Twins says nothing: see docs/method.md.
@@ -281,7 +281,7 @@ class Game:
         Last, of classes that are gone, where to.
         """
         index = batch.indices
-        asked, held = self._asked[index].float(), self._held[index].float()
+        asked, held = self._asked[index], self._held[index]
         labels, difficulty = self.shown.labels[index], self.shown.rate(index)
         rated = asked if difficulty is None else difficulty
         departures = self.shown.departures
