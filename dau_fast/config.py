@@ -189,7 +189,8 @@ class DauConfig:
     # gone would go
     plain_share: float = 0.5  # of a plain model of the retain set in saying where, 0 to 1; the rest is the
     # original's without these classes
-    anchor: float = 1.0  # weight of the divergence from the original on the retain set
+    anchor: float = 1.0  # weight of the divergence from the original on the retain set, and on images of
+    # earlier requests
     retain_sample: float | None = None  # times as many retain images as forget images are played with,
     # drawn once: the cost then follows the forget set and not the data set; None for all of them
     sensitivity: str = "none"  # one of SENSITIVITIES: what else the attacker sees
@@ -201,7 +202,7 @@ class DauConfig:
     # cross-entropy is below 1.42; 0 for no limit
     beta: float = 0.0  # weight of the Barlow Twins term between images of one class
     lambd: float = 5e-3  # its off-diagonal weight (Zbontar et al. 2021, section 3)
-    lr: float = 0.02  # defender
+    lr: float = 0.02  # defender; by default scaled to what normalises the network, see `choose` of the method
     momentum: float = 0.9
     weight_decay: float = 5e-4
     settled: float = 0.0  # share of the turns, the last ones, in which BatchNorm normalises by statistics of

@@ -9,7 +9,7 @@ from dau_fast.data.split import Split, draw_sample
 
 
 def choose_rows(split: Split, batch_size: int, generator: torch.Generator) -> Tensor:
-    """int64 [N], `batch_size` at least: the forget set, images that stand beside it, and no others.
+    """int64 [N]: the forget set and images that stand beside it, enough for a batch where there are as many.
 
     Images of earlier requests stand beside it, as training on all others brings them back; where they are
     many, each forget image is there more than once, so that about half of a batch is of the forget set, or
