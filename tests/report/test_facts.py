@@ -6,7 +6,8 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-from toys import TENTH, trained
+import pytest
+from toys import TENTH, trained, with_earlier
 
 from dau_fast.config import DauConfig
 from dau_fast.report.facts import describe_costs
@@ -14,8 +15,8 @@ from dau_fast.report.facts import describe_costs
 CONFIG = DauConfig(label_conditioned=True, alpha=1.0, turns=30)
 
 
-def equivalents(config: DauConfig, history: dict[str, Any] | None) -> float:
-    task = trained(TENTH)
+def equivalents(config: DauConfig, history: dict[str, Any] | None, earlier: int = 0) -> float:
+    task = with_earlier(trained(TENTH), earlier)
     outcome = SimpleNamespace(settings={"dau": config}, task=task)
     found = describe_costs(SimpleNamespace(outcome=outcome, split=task.split, history=history))  # type: ignore[arg-type]
     assert found is not None
@@ -26,3 +27,9 @@ def test_games_that_ruined_the_model_cost_as_well() -> None:
     again = equivalents(CONFIG, {"turns": [30, 60]})
     assert again == equivalents(replace(CONFIG, turns=90), {"turns": [90]})
     assert again > 2 * equivalents(CONFIG, {"turns": [30]})
+
+
+def test_after_earlier_requests_the_original_passes_over_two_sets_in_every_turn() -> None:
+    usual, later = (equivalents(CONFIG, {"turns": [30]}, earlier) for earlier in (0, 5))
+    fewer = 5 * (5 + 1)  # retain images, in five looks and the pass for BatchNorm
+    assert later == pytest.approx(usual + (30 * CONFIG.batch_size - fewer) / 3)
