@@ -183,7 +183,7 @@ class Judge:
         counted = count_equivalents(
             settings, {}, **sizes, classes=len(self.task.images.class_names),
             features=self.task.original.head.in_features,
-            batchnorm=has_batchnorm(self.task.original.network),
+            batchnorm=has_batchnorm(self.task.original.network), classwise=self.task.split.classwise,
         )  # fmt: skip
         self._note(name or "defaults", measure_model(made.model, self.task), {
             "seconds": made.seconds, "compile_seconds": made.compile_seconds, **asked,

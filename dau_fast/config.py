@@ -185,10 +185,10 @@ class DauConfig:
     alpha: float  # weight of the attacker's verdict, times the square of the original's exposure
     turns: int  # steps of the defender, over which lr falls to 0
     batch_size: int = 64  # images of each of retain, forget and validation set
-    departure: float = 0.0  # weight of the divergence of forget images from where those of classes that are
-    # gone would go
-    plain_share: float = 0.5  # of a plain model of the retain set in saying where, 0 to 1; the rest is the
-    # original's without these classes
+    departure: float = 0.0  # weight of the divergence of forget images from what a model that never saw them
+    # would say; where they are spread over classes, times the square of the original's exposure
+    plain_share: float = 0.5  # of a plain model of the retain set in saying what they are taken for, 0 to 1;
+    # the rest is the original's
     anchor: float = 1.0  # weight of the divergence from the original on the retain set, and on images of
     # earlier requests
     retain_sample: float | None = None  # times as many retain images as forget images are played with,
@@ -250,14 +250,13 @@ class DauConfig:
         The number of steps counts, and not how often each image is seen: six passes over a small retain
         set, or twelve over a forget set that is large beside it, a part of one over large sets. Where whole
         classes are forgotten, validation has none of their images; the label is then left out of what the
-        attacker compares, features stand in for it, and where the images would go leads.
+        attacker compares, and features stand in for it.
         """
         played_with = sample_size(retain_images, forget_images, retain_sample)
         batch_size = 64 if played_with >= 2000 else 32
         turns = min(320, max(128, round(6 * max(played_with, 2 * forget_images) / 64)))
-        alpha, departure = (0.2, 1.0) if classwise else (4.0, 0.0)
         return cls(
-            not classwise, alpha, turns, batch_size, departure,
+            not classwise, 0.2 if classwise else 10.0, turns, batch_size, departure=1.0,
             retain_sample=retain_sample, features=classwise, difficulty=not classwise,
             settled=0.5 if classwise else 0.0,
         )  # fmt: skip

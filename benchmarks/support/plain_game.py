@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, Subset
 
 from dau_fast.config import DauConfig
 from dau_fast.methods.dau.attacker import Attacker
-from dau_fast.methods.dau.difficulty import PlainModel, fit_plain_model, rate_difficulty
+from dau_fast.methods.dau.difficulty import draw_lesson, fit_plain_model, rate_difficulty
 from support.plain_data import Batch, Job, Pictures, for_ever, loader
+from support.plain_departures import depart
 
 
 class Rated(Dataset[tuple[Any, ...]]):
@@ -33,14 +34,15 @@ class Rated(Dataset[tuple[Any, ...]]):
         self.targets = torch.zeros(len(labels), classes)
         if not config.asks_plain and not config.departure:
             return
-        model = fit_plain_model(job.images, split, labels, classes, chance)
+        lesson = draw_lesson(split, chance)
+        model = fit_plain_model(job.images, lesson, labels, classes, chance)
         assert model is not None
         if config.difficulty:
             for index in (split.forget, split.validation):
                 (found,) = rate_difficulty(model, job.images, index, [labels])
                 self.difficulty[index.cpu()] = found.cpu()
         if config.departure:
-            targets, counts = depart(original, model, job)
+            targets, counts = depart(original, model, lesson, job)
             self.targets[split.forget.cpu()], self.counts[split.validation.cpu()] = targets, counts
 
     def __len__(self) -> int:
@@ -48,34 +50,6 @@ class Rated(Dataset[tuple[Any, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         return *self.pictures[index], self.difficulty[index], self.counts[index], self.targets[index]
-
-
-@torch.no_grad()
-def depart(original: nn.Module, model: PlainModel, job: Job) -> tuple[Tensor, Tensor]:
-    """Where forget images go [F, C], and how much each validation image says to the attacker, [V]."""
-    split, labels, share = job.split, job.images.labels, job.config.plain_share
-    gone, right = labels[split.forget].unique(), labels[split.validation]
-
-    def without(logits: Tensor) -> Tensor:
-        return logits.cpu().index_fill(1, gone.cpu(), -1e4).log_softmax(1)
-
-    def answers(network: nn.Module, index: Tensor) -> Tensor:
-        return torch.cat([network(job.images.batch(part)) for part in index.split(128)])
-
-    scores = answers(model, split.validation)
-    tried = [10 ** (step / 10) for step in range(-30, 11)]
-    likely = [float(without(scores / t).gather(1, right.cpu()[:, None]).mean()) for t in tried]
-    temperature = tried[likely.index(max(likely))]
-    believed = without(answers(model, split.forget) / temperature)
-    targets = without(answers(original.eval(), split.forget))
-    if share:
-        wanted = ((1 - share) * targets.exp() + share * believed.exp()).sum(0)
-        targets = without(2 * ((1 - share) * targets + share * believed))
-        for _ in range(30):
-            targets = without(targets + wanted.log() - targets.logsumexp(0))
-    targets = targets.exp()
-    held = torch.bincount(right.cpu(), minlength=targets.shape[1]) / len(right)
-    return targets, (targets.mean(0) / held).clamp(max=10)[right.cpu()]
 
 
 def unlearn(original: nn.Module, pictures: Pictures, job: Job) -> nn.Module:
@@ -142,7 +116,9 @@ class Game:
         self.decay = torch.optim.lr_scheduler.LinearLR(self.defend, 1.0, 1 / config.turns, config.turns)
         shown = [u[:, 1] for u in seen[:2]] if config.label_conditioned else _class_margins(original, job)
         wholly = 1.0 if config.label_conditioned else 0.6
-        self.alpha = config.alpha * min(1.0, exposure(*shown) / wholly) ** 2
+        exposed = min(1.0, exposure(*shown) / wholly) ** 2
+        self.alpha = config.alpha * exposed
+        self.departure = config.departure * (exposed if config.label_conditioned else 1.0)
         for _ in range(config.warmup_steps):
             self.learn(*seen)
 
@@ -181,7 +157,7 @@ class Game:
         if config.anchor:
             loss = loss + config.anchor * divergence(self.teach(retain[0]), z_retain)
         if config.departure:
-            loss = loss + config.departure * divergence(forget[4].log(), z_forget)
+            loss = loss + self.departure * divergence(forget[4].log(), z_forget)
         if config.beta:
             loss = loss + config.beta * barlow_twins(h_forget, h_validation, config.lambd)
         self.defend.zero_grad()

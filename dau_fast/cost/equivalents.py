@@ -66,17 +66,19 @@ def count_equivalents(
     batchnorm: bool,
     earlier: int = 0,
     classwise: bool = False,
+    pictures: bool = True,
     others: Mapping[str, Any] | None = None,
 ) -> Equivalents:
     """For a game by `config` and retraining by `recipes`, by method, on sets of as many images.
 
     features: of an image, that the last layer takes. batchnorm: whether the network has any. earlier: images
-    of requests before this one. classwise: whether whole classes are forgotten. others: settings of methods
-    beside these, by name; those that `count_rival` does not know are left out.
+    of requests before this one. classwise: whether whole classes are forgotten. pictures: whether inputs are
+    such. others: settings of methods beside these, by name; those that `count_rival` does not know are left
+    out.
     """
     game = count_passes(
         config, forget=forget, retain=retain, validation=validation, classes=classes, features=features,
-        batchnorm=batchnorm, earlier=earlier,
+        batchnorm=batchnorm, earlier=earlier, classwise=classwise, pictures=pictures,
     )  # fmt: skip
     retraining = {
         name: steps_for(recipe.epochs, retain, recipe.batch_size) * recipe.batch_size

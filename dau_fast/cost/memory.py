@@ -29,8 +29,8 @@ _DEPARTING_COPIES = 4
 _SCORE_COPIES = 4
 # Numbers that a filter's answer to a patch takes.
 _PATCH_COPIES = 5
-# Numbers of float32 that a feature takes in the fit: as seen and standardised, and in float64 twice.
-_FEATURE_COPIES = 6
+# Numbers of float32 that a feature takes in the fit: as seen and standardised, and in float64 three times.
+_FEATURE_COPIES = 8
 # The same at a look, without gradients: logits, u, and two of the attacker's forms of it.
 _JUDGED_COPIES = 4
 

@@ -11,17 +11,20 @@ from dau_fast.cost.network import Network
 from dau_fast.cost.passes import (
     Passes,
     count_passes,
+    departing_sizes,
     exposing_sizes,
+    learned_images,
     lesson_sizes,
     look_sizes,
     plan_schedule,
+    ranked_images,
     share_rows,
     split_norm_batches,
 )
 from dau_fast.engine.evaluation import EVALUATION_BATCH
 from dau_fast.engine.losses import ASKED_TOGETHER
-from dau_fast.methods.dau.difficulty import LESSON_IMAGES
 from dau_fast.methods.dau.schedule import Schedule
+from dau_fast.methods.dau.unseen import count_unseen
 from dau_fast.methods.dau.view import View
 
 # DistributedDataParallel averages gradients in buckets: a first small one, the others of 25 MiB.
@@ -34,7 +37,8 @@ class Job:
 
     processes: that share every batch, each on a device of its own. number_bytes: of activations, 2 for
     bf16 under autocast. streamed: whether images stay off the device until they are needed. earlier: images
-    of requests before this one.
+    of requests before this one. classwise: whether whole classes are forgotten. pictures: whether inputs are
+    such.
     """
 
     network: Network
@@ -47,12 +51,19 @@ class Job:
     number_bytes: int = 4
     streamed: bool = False
     earlier: int = 0
+    classwise: bool = False
+    pictures: bool = True
 
     @property
     def schedule(self) -> Schedule:
         """The game's own."""
         network, sizes = self.network, {"forget": self.forget, "retain": self.retain}
         return plan_schedule(self.config, **sizes, classes=network.classes, features=network.features)
+
+    @property
+    def levels(self) -> bool:
+        """Whether the logits of a class that is gone are made a constant."""
+        return self.classwise and self.config.departure > 0
 
     @property
     def columns(self) -> int:
@@ -86,6 +97,8 @@ class Job:
             features=self.network.features,
             batchnorm=self.network.norms > 0,
             earlier=self.earlier,
+            classwise=self.classwise,
+            pictures=self.pictures,
             processes=self.processes,
         )
 
@@ -150,9 +163,13 @@ def count_work(job: Job) -> Work:
 def _count_evaluation_batches(job: Job) -> int:
     """Of the original, of looks, of the attacker's lesson, of the level and of the BatchNorm pass."""
     taught = job.schedule.turns * (job.config.anchor > 0)
-    departing = [job.forget, job.look_sizes[-1]] if job.config.departure else []
-    shown = job.schedule.looks * job.look_sizes + job.lesson_sizes + departing
-    shown += exposing_sizes(job.config, job.look_sizes)
+    shown = (
+        job.schedule.looks * job.look_sizes + job.lesson_sizes + exposing_sizes(job.config, job.look_sizes)
+    )
+    shown += job.levels * job.look_sizes[-1:]
+    sizes = job.schedule, job.forget, job.validation
+    for count, times in departing_sizes(job.config, *sizes, classwise=job.classwise, pictures=job.pictures):
+        shown += times * [count]
     batches = (math.ceil(share_rows(count, job.processes) / EVALUATION_BATCH) for count in shown)
     return taught + sum(batches) + sum(job.norm_batches.values())
 
@@ -162,10 +179,15 @@ def _count_rated_images(job: Job) -> int:
     config, sets = job.config, (job.forget, job.validation)
     if not config.asks_plain:
         return 0
-    learned = min(LESSON_IMAGES, job.schedule.retain_images)
-    rated = config.difficulty * share_rows(sum(sets), job.processes)
-    departing = sum(share_rows(count, job.processes) for count in sets)
-    return learned + rated + (config.departure > 0 < config.plain_share) * departing
+    learned = learned_images(job.schedule)
+    count = learned + config.difficulty * share_rows(sum(sets), job.processes)
+    if not config.departure > 0 < config.plain_share:
+        return count
+    scored: tuple[int, ...] = sets
+    if not job.classwise:  # another plain model learns from both sets, and rates validation once more
+        count += learned + count_unseen(job.forget, learned, job.schedule.retain_images)
+        scored = (*sets, job.validation, ranked_images(job.schedule))
+    return count + sum(share_rows(size, job.processes) for size in scored)
 
 
 def _list_messages(job: Job) -> Iterator[tuple[int, int, float]]:
@@ -185,12 +207,17 @@ def _list_messages(job: Job) -> Iterator[tuple[int, int, float]]:
 
 
 def _list_departure_messages(job: Job) -> Iterator[tuple[int, int, float]]:
-    """What both models say, and of retain images the least logit."""
+    """What both models say, and of a class that is gone the least logit of retain images."""
     ranks, classes = job.processes, job.network.classes
-    asked = (job.forget, job.forget, job.validation) if job.config.plain_share else (job.forget,)
-    for count in asked:
+    ranked = () if job.classwise else (ranked_images(job.schedule),)
+    scored = (job.forget, job.validation, *ranked, *(job.validation for _ in ranked))
+    for count in (job.forget, *ranked, *(scored if job.config.plain_share else ())):
         yield 1, *_gather(ranks, count, classes)
-    yield 1, *_gather(ranks, job.look_sizes[-1], 1)
+    if job.levels:
+        yield 1, *_gather(ranks, job.look_sizes[-1], 1)
+        return
+    for count in (job.forget, *ranked, job.validation, job.validation):
+        yield 1, *_gather(ranks, count, 1)
 
 
 def _list_step_messages(job: Job) -> Iterator[tuple[int, int, float]]:

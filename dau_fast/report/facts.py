@@ -21,6 +21,7 @@ from dau_fast.engine.runtime import Runtime
 from dau_fast.job.experiment import Experiment, SeedResult
 from dau_fast.job.keeping import digest_code, digest_images
 from dau_fast.job.request import Request
+from dau_fast.methods.dau.difficulty import are_pictures
 from dau_fast.methods.method import Method
 from dau_fast.prune.registry import get_pruner
 
@@ -112,6 +113,7 @@ def describe_costs(result: SeedResult) -> Equivalents | None:
         batchnorm=has_batchnorm(model.network),
         earlier=len(split.earlier),
         classwise=split.classwise,
+        pictures=are_pictures(outcome.task.images.shape),
         others=settings,
     )
 

@@ -18,6 +18,7 @@ SPREAD = DauConfig(label_conditioned=True, alpha=0.5, turns=5, batch_size=16, wa
 OTHERS = replace(SPREAD, label_conditioned=False, difficulty=False)
 GAMES: dict[str, tuple[Forget, DauConfig]] = {
     "spread": (TENTH, SPREAD),
+    "spread as usual": (TENTH, replace(SPREAD, departure=0.7)),
     "class": (ONE_CLASS, replace(OTHERS, features=True, departure=0.7, pull=0.1)),
     "other weights": (TENTH, replace(SPREAD, sensitivity="classifier", anchor=0.3)),
     "the predicted label": (ONE_CLASS, replace(OTHERS, difficulty=True, sensitivity="classifier")),
@@ -68,11 +69,13 @@ def test_the_rival_takes_the_same_turns(name: str) -> None:
 
 @pytest.mark.usefixtures("importable")
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
-def test_the_rival_sends_a_class_where_the_game_does(share: float) -> None:
+@pytest.mark.parametrize("forget", [ONE_CLASS, TENTH], ids=["class", "tenth"])
+def test_the_rival_expects_of_the_forget_set_what_the_game_does(forget: Forget, share: float) -> None:
     from support import plain_data, plain_game
 
-    config = replace(OTHERS, departure=1.0, plain_share=share)
-    task = trained(ONE_CLASS)
+    settings = OTHERS if forget is ONE_CLASS else SPREAD
+    config = replace(settings, departure=1.0, plain_share=share)
+    task = trained(forget)
     ours = prepare_shown(task, config).departures
     assert ours is not None
     network = task.original.network

@@ -24,6 +24,7 @@ from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.steps import Build, Prepared
 from dau_fast.methods.dau import difficulty, game, referee
 from dau_fast.methods.dau.attacker import Attacker
+from dau_fast.methods.dau.difficulty import are_pictures
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
 
@@ -150,4 +151,7 @@ def job_of(task: Task, config: DauConfig, processes: int = 1) -> Job:
     split = task.split
     network = count_network(task.fresh(0), task.images.batch(split.retain[:4]))
     sizes = len(split.forget), len(split.retain), len(split.validation)
-    return Job(network, config, *sizes, 24.0, processes=processes, earlier=len(split.earlier))
+    return Job(
+        network, config, *sizes, 24.0, processes=processes, earlier=len(split.earlier),
+        classwise=split.classwise, pictures=are_pictures(task.images.shape),
+    )  # fmt: skip

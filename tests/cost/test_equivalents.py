@@ -26,6 +26,7 @@ from dau_fast.cost import (
 from dau_fast.data.split import Forget
 from dau_fast.methods import retrain
 from dau_fast.methods.dau import game
+from dau_fast.methods.dau.difficulty import are_pictures
 from dau_fast.methods.mu_mis import MuMisConfig, sensitivity_gap
 from dau_fast.methods.registry import find_methods, get_method
 from dau_fast.methods.sample_gradients import SampleGradients
@@ -47,6 +48,8 @@ def predicted(task: Task, config: DauConfig) -> Equivalents:
         features=task.original.head.in_features,
         batchnorm=has_batchnorm(task.original.network),
         earlier=len(split.earlier),
+        classwise=split.classwise,
+        pictures=are_pictures(task.images.shape),
     )
 
 

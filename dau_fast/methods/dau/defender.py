@@ -28,6 +28,7 @@ def defender_loss(
     departures: Tensor | None = None,
     *,
     alpha: float,
+    departure: float,
     config: DauConfig,
     sizes: Sequence[int] = (),
 ) -> Tensor:
@@ -37,9 +38,9 @@ def defender_loss(
     forget, with its graph. asked [B]: 1 for rows of forget that are to be forgotten, 0 for those that stand
     beside them; held [B]: 1 for those of earlier requests. taught: the original's logits [B, C] on retain,
     or [2B, C] on retain and forget after earlier requests, where there is an anchor. gone: bool [C], the
-    classes that are forgotten as a whole. departures [B, C]: the targets of forget. alpha: in place of
-    config's. sizes: where a batch is shared by several processes, its rows by rank; the average over ranks,
-    each weighed by its rows, is then the loss of the whole batch.
+    classes that are forgotten as a whole. departures [B, C]: the targets of forget. alpha, departure: in
+    place of config's. sizes: where a batch is shared by several processes, its rows by rank; the average over
+    ranks, each weighed by its rows, is then the loss of the whole batch.
     """
     retain, forget, validation = sets
     loss = F.cross_entropy(retain.logits, retain_labels)
@@ -52,7 +53,7 @@ def defender_loss(
     if alpha:
         loss = loss + alpha * (asked * F.softplus(attacker(u_forget))).mean()
     if departures is not None:
-        loss = loss + config.departure * (asked * _divergences(departures, forget.logits)).mean()
+        loss = loss + departure * (asked * _divergences(departures, forget.logits)).mean()
     if config.beta:
         with section("Barlow Twins"):
             alignment = _alignment(forget.features, validation.features, config.lambd, sizes)

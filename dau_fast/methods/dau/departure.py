@@ -29,7 +29,7 @@ _SHARPENED = 2.0
 # Of scaling its columns and rows in turn. Where neither model is all but sure the columns are right by then.
 _ROUNDS = 30
 # How much a single image says to the attacker at most: few images would else be all that it learns from.
-_MOST = 10.0
+MOST = 10.0
 # By which scores of the plain model, regressions of 0 and 1, may be divided.
 _TEMPERATURES = torch.logspace(-3, 1, 41)
 
@@ -39,9 +39,9 @@ class Departures:
     """targets: float [F, C], log-probabilities of the forget images, 0 of the classes that are gone.
 
     rows: int64 [N], of each image of all its row in them, 0 where it has none. classes: int64 [N], labels of
-    all images, of a forget image one that is drawn from its target. counts: float [N], how much an image says
-    to the attacker: validation images as much as forget images go to their class, on average 1, and all
-    others 1.
+    all images, of a forget image whose class is gone one that is drawn from its target. counts: float [N],
+    how much an image says to the attacker: validation images as much as forget images are to become like
+    them, on average 1, and all others 1.
     """
 
     targets: Tensor
@@ -73,8 +73,10 @@ def prepare_departures(
             original, task.images, forget, lambda logits, _: _leave_out(logits, gone), ranks=task.ranks
         )
     if plain is not None and share:
-        believed = _leave_out(_score(plain, task, forget) / _fit_temperature(plain, task, gone), gone)
-        targets = _join(targets, believed.to(targets), share, gone)
+        validation = task.split.validation
+        temperature = fit_temperature(score(plain, task, validation), labels[validation], gone)
+        believed = _leave_out(score(plain, task, forget) / temperature, gone)
+        targets = join(targets, believed.to(targets), share, gone)
     # The largest after Gumbel noise is a draw, and no number that is not finite ends it.
     noise = torch.empty_like(targets).exponential_(generator=chance).log()
     drawn = (targets - noise).argmax(1)
@@ -82,7 +84,7 @@ def prepare_departures(
     return Departures(targets, rows, labels.index_put((forget,), drawn), _count(task, targets))
 
 
-def _join(one: Tensor, other: Tensor, share: float, gone: Tensor) -> Tensor:
+def join(one: Tensor, other: Tensor, share: float, gone: Tensor) -> Tensor:
     """What two models say together, as log-probabilities like theirs, [F, C]; share: of `other`, 0 to 1.
 
     The product of their probabilities (Hinton 2002), scaled by class so that its mean over all images is the
@@ -102,7 +104,7 @@ def _count(task: Task, targets: Tensor) -> Tensor:
     labels, validation = task.labels, task.split.validation
     going = targets.exp().mean(0)
     held = labels[validation].bincount(minlength=len(going)).to(going) / len(validation)
-    says = (going / held.clamp_min(torch.finfo(held.dtype).tiny)).clamp_max(_MOST)[labels[validation]]
+    says = (going / held.clamp_min(torch.finfo(held.dtype).tiny)).clamp_max(MOST)[labels[validation]]
     return says.new_ones(len(labels)).index_put((validation,), says)
 
 
@@ -142,17 +144,18 @@ def level_gone(model: Classifier, task: Task, gone: Tensor, most: int) -> None:
         task.masks.apply_(model.network)
 
 
-def _fit_temperature(plain: PlainModel, task: Task, gone: Tensor) -> float:
-    """By which the scores of `plain` are divided to make the likeliest softmax of validation labels.
+def fit_temperature(scores: Tensor, labels: Tensor, gone: Tensor) -> float:
+    """By which `scores` [V, C] are divided to make `labels` [V] likeliest in a softmax without `gone` [C].
 
     (Guo et al. 2017, arXiv 1706.04599, here over a grid.)
     """
-    scores, labels = _score(plain, task, task.split.validation), task.labels[task.split.validation]
     losses = [F.cross_entropy(_leave_out(scores / t, gone), labels) for t in _TEMPERATURES.tolist()]
     return float(_TEMPERATURES[int(torch.stack(losses).argmin())])
 
 
-def _score(plain: PlainModel, task: Task, index: Tensor) -> Tensor:
+def score(plain: PlainModel, task: Task, index: Tensor) -> Tensor:
+    """Scores [n, C] by `plain` of the images `index` [n] of `task`."""
+
     def compute(images: Tensor, _: Tensor) -> tuple[Tensor]:
         return (plain(images),)
 

@@ -32,6 +32,7 @@ LESSON_IMAGES = 10_000
 IMAGE_FLOPS = 2 * _FILTERS * 3 * _PATCH**2 * (_SIDE - _PATCH + 1) ** 2
 _RIDGE = 0.1  # penalty of a squared weight, by image
 FEATURES = 8 * _FILTERS  # of an image
+_LEAST_REST = 1e-3  # of an answer that a row does not give itself: it is divided by
 
 
 def count_patch_numbers(side: float) -> int:
@@ -91,13 +92,15 @@ class Rows(nn.Module):
 class PlainModel(nn.Module):
     """Inputs [B, ...] -> scores of the classes [B, C]: ridge regression of one-hot labels on `features`.
 
-    seen: features [N, D] of what it learns from, with labels [N].
+    seen: features [N, D] of what it learns from, with labels [N]. leverages [N]: how much each of these
+    answers for itself.
     """
 
     center: Tensor
     spread: Tensor
     weights: Tensor
     shares: Tensor
+    leverages: Tensor
 
     def __init__(self, features: nn.Module, seen: Tensor, labels: Tensor, classes: int) -> None:
         super().__init__()
@@ -108,31 +111,55 @@ class PlainModel(nn.Module):
         self.register_buffer("spread", torch.where(spread > 0, spread, 1.0))
         self.register_buffer("shares", labels.bincount(minlength=classes).to(seen) / len(labels))
         inputs = (seen - self.center) / self.spread
-        self.register_buffer("weights", _fit_ridge(inputs, labels, classes))
+        weights, leverages = _fit_ridge(inputs, labels, classes)
+        self.register_buffer("weights", weights)
+        self.register_buffer("leverages", leverages)
 
     def forward(self, images: Tensor) -> Tensor:
         return (self.features(images) - self.center) / self.spread @ self.weights + self.shares
 
+    def leave_out(self, scores: Tensor, rows: Tensor, labels: Tensor) -> Tensor:
+        """Scores [B, C] of the `rows` [B] of what it learned from, with `labels` [B], had it not seen them.
+
+        (Allen 1974: a residual over what its row does not answer for itself.)
+        """
+        wanted = F.one_hot(labels, scores.shape[1]).to(scores)
+        rest = (1 - self.leverages[rows]).clamp_min(_LEAST_REST)
+        return wanted - (wanted - scores) / rest.unsqueeze(1)
+
+
+def draw_lesson(split: Split, generator: torch.Generator) -> Tensor:
+    """Retain images that a plain model learns from: int64 [N], at most LESSON_IMAGES."""
+    return draw_sample(split.retain, LESSON_IMAGES, generator)
+
 
 def fit_plain_model(
-    load: Load, split: Split, labels: Tensor, classes: int, generator: torch.Generator
+    load: Load, lesson: Tensor, labels: Tensor, classes: int, generator: torch.Generator
 ) -> PlainModel | None:
-    """A plain model of split.retain, or of a sample of it; None where inputs are not floating-point numbers.
+    """A plain model of the images `lesson` [N]; None where inputs are not floating-point numbers.
 
     load, labels: of all images. Several processes come to the same model, each by itself.
     """
-    index = draw_sample(split.retain, LESSON_IMAGES, generator)
-    (examples,) = load_each(load, [draw_sample(index, _PATCH_IMAGES, generator)])
+    (examples,) = load_each(load, [draw_sample(lesson, _PATCH_IMAGES, generator)])
     if not examples.is_floating_point():
         return None
-    pictures = examples.ndim == 4 and min(examples.shape[2:]) >= _LEAST_SIDE
-    features = PatchFeatures(examples, generator) if pictures else Rows()
+    features = PatchFeatures(examples, generator) if are_pictures(examples.shape[1:]) else Rows()
+    return fit_with(features, load, lesson, labels, classes)
+
+
+def fit_with(features: nn.Module, load: Load, lesson: Tensor, labels: Tensor, classes: int) -> PlainModel:
+    """The same on `features` that are there already."""
 
     def compute(images: Tensor, _: Tensor) -> tuple[Tensor]:
         return (features(images),)
 
-    (seen,) = map_batches(features, load, index, compute)
-    return PlainModel(features, seen, labels[index], classes)
+    (seen,) = map_batches(features, load, lesson, compute)
+    return PlainModel(features, seen, labels[lesson], classes)
+
+
+def are_pictures(shape: Sequence[int]) -> bool:
+    """Whether images of `shape` have pixels, [channels, H, W], and enough for patches."""
+    return len(shape) == 3 and min(shape[1:]) >= _LEAST_SIDE
 
 
 def rate_difficulty(
@@ -146,30 +173,35 @@ def rate_difficulty(
 
     def compute(images: Tensor, batch: Tensor) -> tuple[Tensor, ...]:
         scores = model(images)
-        return tuple(_margins(scores, version[batch]) for version in labels)
+        return tuple(margins_of(scores, version[batch]) for version in labels)
 
     return map_batches(model, load, index, compute, ranks=ranks)
 
 
-def _margins(scores: Tensor, labels: Tensor) -> Tensor:
+def margins_of(scores: Tensor, labels: Tensor) -> Tensor:
+    """Score [B, C] of the label [B] less the best of the others, [B]."""
     own = labels.unsqueeze(1)
     return scores.gather(1, own).squeeze(1) - scores.scatter(1, own, -torch.inf).amax(1)
 
 
-def _fit_ridge(inputs: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Weights [D, C] of one-hot labels on `inputs` [N, D], from the smaller of two systems, in float64.
+def _fit_ridge(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Weights [D, C] of one-hot labels on `inputs` [N, D], and each row's leverage [N].
 
-    The means of `inputs` are 0, so that those of the labels fall out, and a product with one-hot rows is a
-    sum by class: of many classes no [N, C] is made.
+    From the smaller of two systems, in float64. The means of `inputs` are 0, so that those of the labels fall
+    out, and a product with one-hot rows is a sum by class: of many classes no [N, C] is made.
     """
     rows, numbers = inputs.shape
     x = inputs.double()
-    by_class = x.new_zeros(classes, numbers)
+    penalty = _RIDGE * rows
     if rows < numbers:
-        kernel = x @ x.T + _RIDGE * rows * torch.eye(rows, dtype=x.dtype, device=x.device)
-        return by_class.index_add_(0, labels, torch.linalg.solve(kernel, x)).T.to(inputs)
-    kernel = x.T @ x + _RIDGE * rows * torch.eye(numbers, dtype=x.dtype, device=x.device)
-    return torch.linalg.solve(kernel, by_class.index_add_(0, labels, x).T).to(inputs)
+        kernel = x @ x.T + penalty * torch.eye(rows, dtype=x.dtype, device=x.device)
+        solved = torch.linalg.solve(kernel, x)
+    else:
+        kernel = x.T @ x + penalty * torch.eye(numbers, dtype=x.dtype, device=x.device)
+        solved = torch.linalg.solve(kernel, x.T).T
+    leverages = (x * solved).sum(1) + 1 / rows  # and its part in the mean
+    weights = x.new_zeros(classes, numbers).index_add_(0, labels, solved).T
+    return weights.to(inputs), leverages.to(inputs)
 
 
 def _shrink(images: Tensor) -> Tensor:

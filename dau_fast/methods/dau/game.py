@@ -7,7 +7,8 @@
                           + alpha E_f[-log(1 - A(u))] + delta E_f KL(target || defender)
                           + beta L_BT(h_f, h_v)                                                       (3)
 
-The teacher is the original without the classes that are gone, and the target where their images would go.
+The teacher is the original without the classes that are gone, and the target what a model that never saw the
+forget images would say of them.
 The attacker first learns on the frozen original. Then both take turns, each on one forward pass, in one
 phase: the learning rate falls to zero over the whole game, so that it forgets first and settles at the end.
 BatchNorm statistics, which still hold the forget set, are taken anew: at the end, or where the last turns
@@ -179,11 +180,13 @@ class Game:
         with seeded(self.task.derive_seed("attacker"), seen.device):
             self.attacker = Attacker(seen, self.config.attacker_hidden).to(seen)
         self._attack = adam(self.attacker, lr=self.config.attacker_lr)
+        self.departure = self.config.departure
         if self.view.label_conditioned:
-            self.alpha = self.config.alpha * self._note_exposure(u_forget[:, 1], u_validation[:, 1]) ** 2
+            exposed = self._note_exposure(u_forget[:, 1], u_validation[:, 1]) ** 2
+            self.departure *= exposed
         else:
-            exposure = self._note_exposure(*self._show_margins())
-            self.alpha = self.config.alpha * min(1.0, exposure / _WHOLLY_EXPOSED) ** 2
+            exposed = min(1.0, self._note_exposure(*self._show_margins()) / _WHOLLY_EXPOSED) ** 2
+        self.alpha = self.config.alpha * exposed
         seen_apart = (u_forget, u_validation, *may_study)
         learn = self._prepare_lesson(seen_apart)
         for _ in range(self.config.warmup_steps):
@@ -233,7 +236,7 @@ class Game:
         """Take BatchNorm's statistics, unless the last turns were played with them, and look once more."""
         if not self._settles:
             self._take_statistics()
-        if self.shown.departures:
+        if self.shown.departures and self.task.split.classwise:
             level_gone(self.defender, self.task, self.gone, self.schedule.look_images)
         self.referee.look(self.defender, self.attacker, self.taken)
 
@@ -278,7 +281,7 @@ class Game:
     def _show(self, batch: Batch) -> tuple[Tensor, ...]:
         """Images of all sets, what the attacker is shown, how much it says, what is to go, and to stay gone.
 
-        Last, of classes that are gone, where to.
+        Last, where to, if there is such.
         """
         index = batch.indices
         asked, held = self._asked[index], self._held[index]
@@ -295,7 +298,7 @@ class Game:
 
     def _build_turn(self, compile: Compile, forward: Forward) -> PartLoss:
         """One turn on a part of a batch: reveal, attacker steps, and the loss of the defender's step."""
-        config, gone, alpha = self.config, self.gone, self.alpha
+        config, gone, alpha, departure = self.config, self.gone, self.alpha, self.departure
         taught_sets = 1 + (len(self.task.split.earlier) > 0)
         reveal, objective, teach = compile(reveal_turn), compile(defender_loss), compile(_teach)
         learn, judge = self._learner(compile(attacker_gradients)), _frozen(self.attacker)
@@ -320,7 +323,7 @@ class Game:
                 departures = targets[0].chunk(3)[1] if targets else None
                 loss: Tensor = objective(
                     sets, retain_labels, u_forget, of_forget, of_earlier, judge, taught, gone, departures,
-                    alpha=alpha, config=config, sizes=part.sizes,
+                    alpha=alpha, departure=departure, config=config, sizes=part.sizes,
                 )  # fmt: skip
             return loss  # (3)
 

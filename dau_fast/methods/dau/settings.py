@@ -11,7 +11,6 @@ from torch import nn
 from dau_fast.config import DauConfig
 from dau_fast.engine.modes import find_batchnorms
 from dau_fast.engine.sharding import check_shard, placed
-from dau_fast.errors import UserError
 from dau_fast.methods.dau.game import unlearn
 from dau_fast.methods.dau.view import check_sensitivity
 from dau_fast.methods.method import Method
@@ -19,7 +18,7 @@ from dau_fast.methods.task import Task
 
 # Of the usual step, in networks with LayerNorm and no BatchNorm: a whole one ruins transformers.
 _SMALL_STEPS = 0.25
-# Where whole classes are forgotten by networks with BatchNorm, which bear it: less is left in features.
+# In networks with BatchNorm, which bear it: less is left in features, and of large sets less is left at all.
 _LARGE_STEPS = 2.0
 
 
@@ -32,23 +31,18 @@ def choose(task: Task, asked: Mapping[str, Any]) -> DauConfig:
         forget_images=len(split.forget),
         retain_sample=asked.get("retain_sample"),
     )
-    return replace(config, lr=config.lr * _scale_steps(task.original, classwise=split.classwise))
+    return replace(config, lr=config.lr * _scale_steps(task.original))
 
 
-def _scale_steps(model: nn.Module, *, classwise: bool) -> float:
+def _scale_steps(model: nn.Module) -> float:
     if find_batchnorms(model):
-        return _LARGE_STEPS if classwise else 1.0
+        return _LARGE_STEPS
     layer_normed = any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in model.modules())
     return _SMALL_STEPS if layer_normed else 1.0
 
 
 def check(task: Task, config: DauConfig) -> None:
-    """UserError where settings do not fit the task, the original's layers, or how the task runs."""
-    if config.departure and not task.split.classwise:
-        raise UserError(
-            f"`departure={config.departure}` is for whole classes, and others of their images are kept: "
-            "take 0, or forget all of a class"
-        )
+    """UserError where settings do not fit the original's layers, or how the task runs."""
     check_shard(task.runtime.shard, config.sensitivity, pruned=task.pruned)
     with placed(task.images.device, task.original):
         check_sensitivity(config.sensitivity, task.original, task.images.batch(task.split.train[:2]))

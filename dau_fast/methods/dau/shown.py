@@ -17,7 +17,8 @@ from torch import Tensor
 from dau_fast.config import DauConfig
 from dau_fast.data.split import draw_sample
 from dau_fast.methods.dau.departure import Departures, prepare_departures
-from dau_fast.methods.dau.difficulty import PlainModel, fit_plain_model, rate_difficulty
+from dau_fast.methods.dau.difficulty import PlainModel, draw_lesson, fit_plain_model, rate_difficulty
+from dau_fast.methods.dau.unseen import prepare_unseen
 from dau_fast.methods.task import Task
 
 # Wrong labels are believed in where chance gives as clear signs once in a thousand forget sets.
@@ -31,8 +32,8 @@ _BACKGROUND = 0.02
 class Shown:
     """labels: int64 [N], of all images, those that the attacker is shown. difficulty: float [N], or None.
 
-    wrong_labels: share of the validation set that is shown with wrong labels. departures: of classes that are
-    gone, where they depart.
+    wrong_labels: share of the validation set that is shown with wrong labels. departures: where forget images
+    depart to.
     """
 
     labels: Tensor
@@ -49,7 +50,8 @@ def prepare_shown(task: Task, config: DauConfig) -> Shown:
     """For the game of `task`, whose retain set is all that the plain model learns from."""
     labels, validation, chance = task.labels, task.split.validation, task.generator("difficulty")
     wrong = draw_wrong_labels(labels[validation], labels[task.split.forget], chance)
-    plain = _fit(task, chance) if config.asks_plain else None
+    lesson, classes = draw_lesson(task.split, chance), task.original.head.out_features
+    plain = fit_plain_model(task.images, lesson, labels, classes, chance) if config.asks_plain else None
     rated = (
         _rate(task, plain, labels.index_put((validation,), wrong)) if plain and config.difficulty else None
     )
@@ -58,7 +60,7 @@ def prepare_shown(task: Task, config: DauConfig) -> Shown:
         share = _compare(rated, wrong != labels[validation], chance) if rated else 0.0
     chosen = torch.rand(len(wrong), generator=chance, device=labels.device) < share
     shown = labels.index_put((validation[chosen],), wrong[chosen])
-    departures = prepare_departures(task, plain, config.plain_share, chance) if config.departure else None
+    departures = _depart(task, plain, lesson, shown, config, chance) if config.departure else None
     if rated is None:
         return Shown(shown, None, share, departures)
     difficulty = rated.forget.new_zeros(len(labels))
@@ -109,10 +111,20 @@ class _Rated:
     wrong: Tensor
 
 
-def _fit(task: Task, generator: torch.Generator) -> PlainModel | None:
-    """None where inputs are not of a kind that it takes."""
-    classes = task.original.head.out_features
-    return fit_plain_model(task.images, task.split, task.labels, classes, generator)
+def _depart(
+    task: Task,
+    plain: PlainModel | None,
+    lesson: Tensor,
+    shown: Tensor,
+    config: DauConfig,
+    generator: torch.Generator,
+) -> Departures:
+    """plain: of the retain images `lesson`; shown: labels of all images."""
+    if task.split.classwise:
+        return prepare_departures(task, plain, config.plain_share, generator)
+    return prepare_unseen(
+        task, plain, lesson, shown, share=config.plain_share, most=config.look_images, chance=generator
+    )
 
 
 def _rate(task: Task, model: PlainModel, changed: Tensor) -> _Rated:

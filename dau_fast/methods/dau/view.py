@@ -123,22 +123,31 @@ class View:
 
 def _show_label(logits: Tensor, labels: Tensor) -> Tensor:
     """[log p_y, log p_y - log(1 - p_y), log entropy, one-hot of y], [B, 3 + C]."""
-    right = _mark_label(logits, labels)
-    log_p = logits.log_softmax(1)
-    log_right = log_p.masked_fill(~right, 0).sum(1)
-    log_wrong = log_p.masked_fill(right, _LEFT_OUT).logsumexp(1)
+    right, log_p = mark_label(logits, labels), logits.log_softmax(1)
+    log_right, log_wrong = _share_out(log_p, right)
     columns = [log_right.clamp_min(_LEAST_LOG_P), log_right - log_wrong, _log_entropy(log_p)]
     return torch.cat([torch.stack(columns, 1), right.to(logits)], 1)
 
 
+def log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """The margin, log p_y - log(1 - p_y), of `logits` [B, C]; [B]."""
+    log_right, log_wrong = _share_out(logits.log_softmax(1), mark_label(logits, labels))
+    return log_right - log_wrong
+
+
+def _share_out(log_p: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities [B] of the class that bool `right` [B, C] marks, and of the others together."""
+    return log_p.masked_fill(~right, 0).sum(1), log_p.masked_fill(right, _LEFT_OUT).logsumexp(1)
+
+
 def _show_others(logits: Tensor, labels: Tensor) -> Tensor:
     """[log of the two largest, log entropy] of the softmax over all classes but the label, [B, 3]."""
-    log_q = logits.masked_fill(_mark_label(logits, labels), _LEFT_OUT).log_softmax(1)
+    log_q = logits.masked_fill(mark_label(logits, labels), _LEFT_OUT).log_softmax(1)
     largest = log_q.topk(min(2, logits.shape[1] - 1), 1).values
     return torch.cat([largest, _log_entropy(log_q).unsqueeze(1)], 1)
 
 
-def _mark_label(logits: Tensor, labels: Tensor) -> Tensor:
+def mark_label(logits: Tensor, labels: Tensor) -> Tensor:
     """bool [B, C], true at the label. Not by one_hot, which waits for the host to look at the labels."""
     return labels.unsqueeze(1) == torch.arange(logits.shape[1], device=labels.device)
 

@@ -16,13 +16,14 @@ from dau_fast.engine.evaluation import predict
 from dau_fast.methods.dau import game
 from dau_fast.methods.dau.departure import (
     Departures,
-    _fit_temperature,
-    _join,
     _leave_out,
+    fit_temperature,
+    join,
     level_gone,
     mark_gone,
+    score,
 )
-from dau_fast.methods.dau.difficulty import PlainModel, fit_plain_model
+from dau_fast.methods.dau.difficulty import PlainModel, draw_lesson, fit_plain_model
 from dau_fast.methods.dau.shown import prepare_shown
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
@@ -35,8 +36,14 @@ def departures_of(task: Task, share: float) -> Departures:
     return found
 
 
+def fitted_temperature(task: Task, plain: PlainModel) -> float:
+    validation = task.split.validation
+    return fit_temperature(score(plain, task, validation), task.labels[validation], mark_gone(task))
+
+
 def plain_model_of(task: Task) -> PlainModel:
-    found = fit_plain_model(task.images, task.split, task.labels, 3, torch.Generator().manual_seed(0))
+    chance = torch.Generator().manual_seed(0)
+    found = fit_plain_model(task.images, draw_lesson(task.split, chance), task.labels, 3, chance)
     assert found is not None
     return found
 
@@ -63,7 +70,7 @@ def test_images_go_where_both_models_say_and_as_many_as_they_say_on_average(shar
     chance = torch.Generator().manual_seed(0)
     gone = torch.tensor([False, True, False, False])
     one, other = (_leave_out(3 * torch.randn(200, 4, generator=chance).double(), gone) for _ in range(2))
-    found = _join(one, other, share, gone)
+    found = join(one, other, share, gone)
     torch.testing.assert_close(found.exp().sum(1), torch.ones(200).double())
     assert (found.exp()[:, 1] == 0).all()
     mean = (1 - share) * one.exp() + share * other.exp()
@@ -75,8 +82,9 @@ def test_images_go_where_both_models_say_and_as_many_as_they_say_on_average(shar
 def test_with_the_plain_model_they_go_where_both_say() -> None:
     task = trained(ONE_CLASS)
     plain, forget, gone = plain_model_of(task), task.split.forget, mark_gone(task)
-    believed = _leave_out(plain(task.images.batch(forget)) / _fit_temperature(plain, task, gone), gone)
-    expected = _join(departures_of(task, 0.0).targets, believed, 0.3, gone)
+    temperature = fitted_temperature(task, plain)
+    believed = _leave_out(plain(task.images.batch(forget)) / temperature, gone)
+    expected = join(departures_of(task, 0.0).targets, believed, 0.3, gone)
     torch.testing.assert_close(departures_of(task, 0.3).targets.exp(), expected.exp())
 
 
@@ -88,7 +96,7 @@ def test_a_temperature_makes_validation_labels_likely() -> None:
     def loss(temperature: float) -> float:
         return float(F.cross_entropy(scores / temperature, labels))
 
-    best = _fit_temperature(plain, task, mark_gone(task))
+    best = fitted_temperature(task, plain)
     assert loss(best) <= min(loss(best * factor) for factor in (0.8, 1.25, 4.0, 0.25))
 
 

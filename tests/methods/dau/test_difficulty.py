@@ -10,11 +10,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dau_fast.data.split import Split
+from dau_fast.engine.batches import Load
 from dau_fast.methods.dau import difficulty
 from dau_fast.methods.dau.difficulty import (
     PatchFeatures,
     PlainModel,
     Rows,
+    draw_lesson,
     fit_plain_model,
     rate_difficulty,
 )
@@ -22,6 +24,11 @@ from dau_fast.methods.dau.difficulty import (
 
 def chance(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def fit(load: Load, split: Split, labels: Tensor, classes: int) -> PlainModel | None:
+    drawn = chance()
+    return fit_plain_model(load, draw_lesson(split, drawn), labels, classes, drawn)
 
 
 def pictures(count: int, side: int = 8, channels: int = 3, seed: int = 0) -> Tensor:
@@ -91,11 +98,11 @@ def test_a_number_that_never_varies_says_nothing() -> None:
 def test_only_the_retain_set_is_learned_from() -> None:
     images, labels = pictures(100), torch.arange(100) % 4
     split = split_of(100)
-    first = fit_plain_model(lambda i: images[i], split, labels, 4, chance())
+    first = fit(lambda i: images[i], split, labels, 4)
     changed, others = images.clone(), torch.cat([split.forget, split.validation, split.test])
     changed[others] = torch.nan
     labels = labels.index_fill(0, others, 0)
-    second = fit_plain_model(lambda i: changed[i], split, labels, 4, chance())
+    second = fit(lambda i: changed[i], split, labels, 4)
     assert first is not None
     assert second is not None
     assert all(torch.equal(a, b) for a, b in zip(first.buffers(), second.buffers(), strict=True))
@@ -104,7 +111,7 @@ def test_only_the_retain_set_is_learned_from() -> None:
 def test_a_sample_of_a_large_retain_set_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     images, labels, split = pictures(100), torch.arange(100) % 4, split_of(100)
     monkeypatch.setattr(difficulty, "LESSON_IMAGES", 30)
-    model = fit_plain_model(lambda i: images[i], split, labels, 4, chance())
+    model = fit(lambda i: images[i], split, labels, 4)
     assert model is not None
     few = replace(split, retain=split.retain[torch.isin(split.retain, seen_by(split, 30))])
     again = PlainModel(model.features, model.features(images[few.retain]), labels[few.retain], 4)
@@ -120,7 +127,7 @@ def test_a_hard_image_is_one_whose_label_the_others_do_not_support() -> None:
     """Bright and dark pictures: one with the label of the other kind is hard, and with its own easy."""
     labels = torch.arange(60) % 2
     images = pictures(60) * 0.1 + labels[:, None, None, None] * 2 - 1
-    model = fit_plain_model(lambda i: images[i].flatten(1), split_of(60), labels, 2, chance())
+    model = fit(lambda i: images[i].flatten(1), split_of(60), labels, 2)
     assert model is not None
     assert isinstance(model.features, Rows)
     index = torch.tensor([0, 1, 2])
@@ -132,7 +139,7 @@ def test_a_hard_image_is_one_whose_label_the_others_do_not_support() -> None:
 def test_tokens_are_not_rated_and_tiny_pictures_by_their_pixels() -> None:
     labels, split = torch.arange(40) % 2, split_of(40)
     tokens = torch.arange(40 * 7).view(40, 7)
-    assert fit_plain_model(lambda i: tokens[i], split, labels, 2, chance()) is None
-    tiny = fit_plain_model(lambda i: pictures(40, 3)[i], split, labels, 2, chance())
+    assert fit(lambda i: tokens[i], split, labels, 2) is None
+    tiny = fit(lambda i: pictures(40, 3)[i], split, labels, 2)
     assert tiny is not None
     assert isinstance(tiny.features, Rows)

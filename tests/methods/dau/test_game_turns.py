@@ -180,7 +180,7 @@ def test_the_defenders_loss_is_the_sum_of_its_terms() -> None:
     taught, goes = torch.randn(12, 3, generator=torch.Generator().manual_seed(3)).chunk(2)
     attacker = Attacker(u, 8)
     gone = torch.tensor([True, False, False])
-    config = replace(CLASSWISE, anchor=0.4, departure=0.6, beta=0.2, lambd=0.3)
+    config = replace(CLASSWISE, anchor=0.4, beta=0.2, lambd=0.3)
     fit = -retain.logits.log_softmax(1)[torch.arange(6), labels].mean()
     exposed = -(asked * torch.log(1 - torch.sigmoid(attacker(u)))).sum() / 6
     without = taught.clone()
@@ -190,17 +190,17 @@ def test_the_defenders_loss_is_the_sum_of_its_terms() -> None:
     left = torch.stack([divergence(goes[row], forget.logits[row]) for row in rows]).sum() / 6
     alignment = barlow_twins_loss(forget.features, validation.features, 0.3)
     common = labels, u, asked, held, attacker
-    found = defender_loss(sets, *common, taught, gone, goes, alpha=0.7, config=config)
+    found = defender_loss(sets, *common, taught, gone, goes, alpha=0.7, departure=0.6, config=config)
     expected = fit + 0.4 * kept + 0.7 * exposed + 0.6 * left + 0.2 * alignment
     torch.testing.assert_close(found, expected)
     again = torch.randn(6, 3, generator=torch.Generator().manual_seed(4))
     both = torch.cat([taught, again])
-    found = defender_loss(sets, *common, both, gone, goes, alpha=0.7, config=config)
+    found = defender_loss(sets, *common, both, gone, goes, alpha=0.7, departure=0.6, config=config)
     again[:, 0] = -torch.inf
     stay = divergence(again[2:3], forget.logits[2:3]) / 6  # the third image is of an earlier request
     torch.testing.assert_close(found, expected + 0.4 * stay)
     bare = replace(config, anchor=0.0, departure=0.0, beta=0.0)
-    found = defender_loss(sets, *common, None, gone, alpha=0.0, config=bare)
+    found = defender_loss(sets, *common, None, gone, alpha=0.0, departure=0.0, config=bare)
     torch.testing.assert_close(found, fit)
 
 
