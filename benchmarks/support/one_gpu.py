@@ -24,11 +24,19 @@ from torch.utils.flop_counter import flop_registry
 from dau_fast import models
 from dau_fast.config import DauConfig, TrainingRecipe, fast_recipe
 from dau_fast.cost import COUNTS, Sizes, count_equivalents, count_rival
-from dau_fast.cost.passes import lesson_sizes, look_sizes, plan_schedule, split_norm_batches
+from dau_fast.cost.passes import (
+    departing_sizes,
+    lesson_sizes,
+    look_sizes,
+    plan_schedule,
+    ranked_images,
+    split_norm_batches,
+)
 from dau_fast.data.images import Images
 from dau_fast.data.split import Forget, hold_out, make_split
 from dau_fast.engine.batches import steps_for
 from dau_fast.methods.dau.difficulty import LESSON_IMAGES
+from dau_fast.methods.dau.unseen import count_unseen
 from dau_fast.methods.registry import get_method
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
@@ -45,12 +53,12 @@ SHORTEST, LAUNCH = 2.5e-6, 28e-6
 # Assumed: of operations that are neither products nor convolutions, a compiler joins three into one, which
 # then moves half of their bytes, as fast as what else goes by element.
 JOINED, MOVED = 3, 0.5
-# Seconds: of the plain model of the retain set, what it rates and what is made of that.
+# Seconds: of the plain model of the retain set, what it rates and what is made of that, of all three sets.
 SHOWN = 0.17
 # Kernels of an attacker's step; of a turn beside those of both networks (attacker's steps among them, what
 # it sees, losses, updates); and of making a batch, which the host launches while the graph before it runs. A
 # test holds them against real turns.
-ATTACKER_KERNELS, TURN_KERNELS, BATCH_KERNELS = 37, 194, 12
+ATTACKER_KERNELS, TURN_KERNELS, BATCH_KERNELS = 37, 205, 12
 RETAIN, FORGET, VALIDATION, CLASSES, FEATURES = 40_500, 4500, 5000, 10, 512
 # Bytes a parameter of a fused SGD step: gradient read, weight and momentum read and written.
 UPDATE_BYTES = 20
@@ -175,9 +183,17 @@ def game_rows(classwise: bool, engine: str = "graphed") -> list[Row]:
     statistics = sum(times * passes(size, size) for size, times in norms.items())
     name = "dau, class" if classwise else "dau, random 10 %"
     attacker = config.warmup_steps * ATTACKER_KERNELS * SHORTEST
-    rated = LESSON_IMAGES + FORGET + VALIDATION
-    asked = "where the class goes" if classwise else "difficulty of images"
-    seconds = SHOWN + (passes(FORGET, 500) if classwise else 0.0)
+    rated = measured = LESSON_IMAGES + FORGET + VALIDATION
+    if not classwise:  # once more by a model that learned from both sets, and retain images to rank among
+        rated += count_unseen(FORGET, LESSON_IMAGES, RETAIN)
+        rated += FORGET + 2 * VALIDATION + ranked_images(schedule)
+    asked = "where the class goes" if classwise else "difficulty, and what unseen images get"
+    seconds = SHOWN * rated / measured + sum(
+        times * passes(count, 500)
+        for count, times in departing_sizes(
+            config, schedule, FORGET, validation, classwise=classwise, pictures=True
+        )
+    )
     level = look_sizes(schedule, FORGET, validation)[-1] if classwise else 0
     looks += level
     return [

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from dau_fast.cost.passes import count_taught_sets, share_rows
+from dau_fast.cost.passes import count_taught_sets, learned_images, ranked_images, share_rows
 from dau_fast.cost.work import Job
 from dau_fast.engine.evaluation import EVALUATION_BATCH
-from dau_fast.methods.dau.difficulty import FEATURES, LESSON_IMAGES, count_patch_numbers
+from dau_fast.methods.dau.difficulty import FEATURES, count_patch_numbers
+from dau_fast.methods.dau.unseen import count_unseen
 
 # Of an image, on every process: its label, its places in the split and in the order of a pass, its exam.
 _IMAGE_BYTES = 5 * 8 + 1
@@ -25,12 +26,15 @@ _LOGIT_COPIES = 6
 _TAUGHT_COPIES = 3
 # The same of the targets of a class that goes: what both models say of it, their product, and one more.
 _DEPARTING_COPIES = 4
+# The same of images spread over classes, where more is kept until all of it is known.
+_UNSEEN_COPIES = 6
 # The same of a plain model's scores: before and after its bias, and without the label's.
 _SCORE_COPIES = 4
 # Numbers that a filter's answer to a patch takes.
 _PATCH_COPIES = 5
-# Numbers of float32 that a feature takes in the fit: as seen and standardised, and in float64 three times.
-_FEATURE_COPIES = 8
+# Numbers of float32 that a feature takes in the fit: as seen, twice, and standardised, and in float64 three
+# times.
+_FEATURE_COPIES = 9
 # The same at a look, without gradients: logits, u, and two of the attacker's forms of it.
 _JUDGED_COPIES = 4
 
@@ -112,14 +116,19 @@ def _hold_departures(job: Job) -> Parts:
     """What both models say of the forget images while it is made one."""
     if not job.config.departure:
         return _hold_always(job)
-    return _hold_always(job) | {"targets": job.forget * _DEPARTING_COPIES * _row_bytes(job)}
+    rows = job.forget * _DEPARTING_COPIES
+    if not job.classwise:  # what the plain model says of validation and of images to rank among, too
+        rows = job.forget * _UNSEEN_COPIES + 2 * job.validation + 2 * ranked_images(job.schedule)
+    return _hold_always(job) | {"targets": rows * _row_bytes(job)}
 
 
 def _hold_plain(job: Job) -> Parts:
     """The plain model of the retain set while it is fitted, in float64, or while it scores a batch."""
     if not job.config.asks_plain:
         return _hold_always(job)
-    learned = min(LESSON_IMAGES, job.schedule.retain_images)
+    learned = learned_images(job.schedule)
+    if job.config.departure > 0 < job.config.plain_share and not job.classwise:
+        learned += count_unseen(job.forget, learned, job.schedule.retain_images)
     rows = min(EVALUATION_BATCH, share_rows(job.forget + job.validation, job.processes))
     weights = 8.0 * FEATURES * job.network.classes
     # Sums by class and, of the larger system, its solution; then both once more in float32.
@@ -129,7 +138,11 @@ def _hold_plain(job: Job) -> Parts:
     }
     answers = rows * _PATCH_COPIES * 4.0 * count_patch_numbers(math.sqrt(job.image_bytes / 3))
     scores = rows * _SCORE_COPIES * _row_bytes(job)
-    use = {"plain model": weights / 2, "activations": max(answers, scores)}
+    use = {
+        "features": 4.0 * FEATURES * learned,
+        "plain model": weights / 2,
+        "activations": max(answers, scores),
+    }
     return _hold_always(job) | max(fit, use, key=lambda parts: sum(parts.values()))
 
 

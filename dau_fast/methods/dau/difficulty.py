@@ -104,7 +104,7 @@ class PlainModel(nn.Module):
 
     def __init__(self, features: nn.Module, seen: Tensor, labels: Tensor, classes: int) -> None:
         super().__init__()
-        self.features = features
+        self.features, self.seen = features, seen
         center, spread = seen.mean(0), seen.std(0, correction=0)
         self.register_buffer("center", center)
         # What never varies says nothing, whatever it is divided by.
@@ -144,17 +144,16 @@ def fit_plain_model(
     if not examples.is_floating_point():
         return None
     features = PatchFeatures(examples, generator) if are_pictures(examples.shape[1:]) else Rows()
-    return fit_with(features, load, lesson, labels, classes)
+    return PlainModel(features, compute_features(features, load, lesson), labels[lesson], classes)
 
 
-def fit_with(features: nn.Module, load: Load, lesson: Tensor, labels: Tensor, classes: int) -> PlainModel:
-    """The same on `features` that are there already."""
+def compute_features(features: nn.Module, load: Load, index: Tensor) -> Tensor:
+    """`features` [n, D] of the images `index` [n]."""
 
     def compute(images: Tensor, _: Tensor) -> tuple[Tensor]:
         return (features(images),)
 
-    (seen,) = map_batches(features, load, lesson, compute)
-    return PlainModel(features, seen, labels[lesson], classes)
+    return map_batches(features, load, index, compute)[0]
 
 
 def are_pictures(shape: Sequence[int]) -> bool:

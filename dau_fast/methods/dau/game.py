@@ -149,6 +149,10 @@ class Game:
         self._asked[split.forget] = 1
         self._held = torch.zeros_like(self._asked)
         self._held[split.earlier] = 1
+        # How much each image says to the attacker, 0 for those that it may not learn from.
+        self._study = self.referee.grant_study(torch.arange(len(task.labels), device=task.labels.device))
+        if shown.departures:
+            self._study *= shown.departures.counts
         rows = choose_rows(split, config.batch_size, task.generator("filler"))
         sets = split.retain, rows, split.validation
         # Of two unrelated images Barlow Twins says nothing: see docs/method.md.
@@ -175,7 +179,7 @@ class Game:
             for index in (split.forget, split.validation)
         ]
         u_forget, u_validation = (self.referee.reveal(self.defender, index) for index in sets)
-        may_study = [self._weigh(index) for index in sets]
+        may_study = [self._study[index] for index in sets]
         seen = torch.cat([u_forget, u_validation])
         with seeded(self.task.derive_seed("attacker"), seen.device):
             self.attacker = Attacker(seen, self.config.attacker_hidden).to(seen)
@@ -289,12 +293,7 @@ class Game:
         rated = asked if difficulty is None else difficulty
         departures = self.shown.departures
         targets = (departures.look_up(index),) if departures else ()
-        return batch.images, labels, rated, self._weigh(index), asked, held, *targets
-
-    def _weigh(self, index: Tensor) -> Tensor:
-        """How much each of the images `index` [B] says to the attacker, 0 for those it may not learn from."""
-        granted, departures = self.referee.grant_study(index), self.shown.departures
-        return granted * departures.counts[index] if departures else granted
+        return batch.images, labels, rated, self._study[index], asked, held, *targets
 
     def _build_turn(self, compile: Compile, forward: Forward) -> PartLoss:
         """One turn on a part of a batch: reveal, attacker steps, and the loss of the defender's step."""

@@ -24,7 +24,7 @@ from dau_fast.methods.dau.departure import (
     mark_gone,
     score,
 )
-from dau_fast.methods.dau.difficulty import PlainModel, are_pictures, fit_with, margins_of
+from dau_fast.methods.dau.difficulty import PlainModel, are_pictures, compute_features, margins_of
 from dau_fast.methods.dau.view import log_odds, mark_label
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
@@ -144,8 +144,9 @@ def _estimate_loss(
     """
     split, labels = task.split, task.labels[task.split.validation]
     count = count_unseen(len(split.forget), len(lesson), len(split.retain))
-    both = torch.cat([lesson, draw_sample(split.forget, count, chance)])
-    informed = fit_with(plain.features, task.images, both, task.labels, scores.shape[1])
+    more = draw_sample(split.forget, count, chance)
+    seen = torch.cat([plain.seen, compute_features(plain.features, task.images, more)])
+    informed = PlainModel(plain.features, seen, task.labels[torch.cat([lesson, more])], scores.shape[1])
     without, margins = margins_of(scores, labels), margins_of(score(informed, task, split.validation), labels)
     spread = margins.std(correction=0)
     return float(torch.where(spread > 0, _GAIN * (margins - without).mean() / spread, 0.0))
