@@ -68,6 +68,9 @@ def list_entries(name: str) -> tuple[Entry, ...]:
 @click.option("--tasks", default="random,class", show_default=True, help="Kinds of benchmarks/bank.py.")
 @click.option("--seeds", default="100-104", show_default=True, help="Two or more.")
 @click.option("--entries", default="parts", show_default=True, type=click.Choice(["parts", "dau", "rivals"]))
+@click.option(
+    "--only", multiple=True, help="An entry's name, to judge it beside `dau` alone; may be repeated."
+)
 @click.option("--tune", "trials", default=0, show_default=True, help="Trials for each method; 0 for none.")
 @click.option("--retrained", default=3, show_default=True, type=click.IntRange(2), help="A task and seed.")
 @click.option("--smoke", is_flag=True, help="Toy sizes, to see that everything runs.")
@@ -80,6 +83,7 @@ def main(
     tasks: str,
     seeds: str,
     entries: str,
+    only: tuple[str, ...],
     trials: int,
     retrained: int,
     smoke: bool,
@@ -92,6 +96,11 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     made = Tasks(Bank(bank), data, SMOKE if smoke else Setting())
     chosen, rows = list_entries(entries), folder / "judgements.jsonl"
+    names = [entry.name for entry in chosen]
+    unknown = [name for name in only if name not in names]
+    if unknown:
+        raise click.UsageError(f"--only {unknown[0]!r}: expected one of {', '.join(names)}")
+    chosen = tuple(entry for entry in chosen if not only or entry.name in ("dau", *only))
     write_json(folder / "environment.json", environment(torch.device("cpu")))
     try:
         for kind in tasks.split(","):

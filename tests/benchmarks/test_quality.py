@@ -43,6 +43,22 @@ def test_it_judges_once_and_goes_on_where_it_was(
     )
 
 
+def test_single_entries_are_judged_beside_the_game(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import quality
+
+    entries = tuple(quality.Entry(name, asked={"turns": 2}) for name in ("dau", "one", "other"))
+    monkeypatch.setattr(quality, "PARTS", entries)
+    found = judged(pictures, tmp_path, "--only", "other")
+    assert found.exit_code == 0, found.output
+    summary = json.loads((tmp_path / "record" / "summary.json").read_text())
+    assert [line["entry"] for line in summary] == ["original", "dau", "other"]
+    refused = judged(pictures, tmp_path / "again", "--only", "neither")
+    assert refused.exit_code == 2
+    assert "expected one of dau, one, other" in refused.output
+
+
 def test_methods_run_with_denormal_numbers_as_zero(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
