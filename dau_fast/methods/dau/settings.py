@@ -31,12 +31,14 @@ def choose(task: Task, asked: Mapping[str, Any]) -> DauConfig:
         forget_images=len(split.forget),
         retain_sample=asked.get("retain_sample"),
     )
-    return replace(config, lr=config.lr * _scale_steps(task.original))
+    few = not split.classwise and len(split.forget) < config.batch_size
+    return replace(config, lr=config.lr * _scale_steps(task.original, few=few))
 
 
-def _scale_steps(model: nn.Module) -> float:
+def _scale_steps(model: nn.Module, *, few: bool) -> float:
+    """few: whether fewer images than a batch are to be forgotten, for which nothing need be bent."""
     if find_batchnorms(model):
-        return _LARGE_STEPS
+        return 1.0 if few else _LARGE_STEPS
     layer_normed = any(isinstance(module, (nn.LayerNorm, nn.RMSNorm)) for module in model.modules())
     return _SMALL_STEPS if layer_normed else 1.0
 

@@ -14,6 +14,9 @@ from dau_fast.methods.registry import get_method
 from dau_fast.models import Classifier
 
 
+THIRD = Forget("random:0.3", fraction=0.3)
+
+
 @pytest.mark.parametrize("retain", [1, 10, 24, 25, 1000, 45000])
 @pytest.mark.parametrize("classwise", [True, False])
 def test_the_usual_settings_exist_for_every_size_of_the_retain_set(retain: int, classwise: bool) -> None:
@@ -33,7 +36,7 @@ def test_the_usual_settings_exist_for_every_size_of_the_retain_set(retain: int, 
         ([], 0.02),
     ],
 )
-@pytest.mark.parametrize("forget", [TENTH, ONE_CLASS], ids=["tenth", "class"])
+@pytest.mark.parametrize("forget", [THIRD, ONE_CLASS], ids=["third", "class"])
 def test_steps_are_as_large_as_what_normalises_a_network_bears(
     forget: Forget, layers: list[nn.Module], lr: float
 ) -> None:
@@ -44,6 +47,12 @@ def test_steps_are_as_large_as_what_normalises_a_network_bears(
     given = replace(task, original=Classifier(network))
     assert dau.resolve(given).lr == lr
     assert dau.resolve(given, {"lr": 0.01}).lr == 0.01
+
+
+def test_for_fewer_images_than_a_batch_steps_are_small_and_the_pull_is_weak() -> None:
+    few, third = (get_method("dau").resolve(trained(forget)) for forget in (TENTH, THIRD))
+    assert (few.lr, few.alpha) == (0.02, 4.0)
+    assert (third.lr, third.alpha) == (0.04, 10.0)
 
 
 def test_the_usual_game_makes_six_passes_over_a_middling_set_and_part_of_one_over_a_large_one() -> None:
