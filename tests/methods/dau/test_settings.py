@@ -13,7 +13,6 @@ from dau_fast.data.split import Forget
 from dau_fast.methods.registry import get_method
 from dau_fast.models import Classifier
 
-
 THIRD = Forget("random:0.3", fraction=0.3)
 
 
