@@ -255,10 +255,11 @@ class DauConfig:
         played_with = sample_size(retain_images, forget_images, retain_sample)
         batch_size = 64 if played_with >= 2000 else 32
         turns = min(320, max(128, round(6 * max(played_with, 2 * forget_images) / 64)))
-        # What is left of a large set needs more of a pull than a model bears for a few images.
-        spread = 10.0 if forget_images >= batch_size else 4.0
+        # Few images are forgotten with less: what large sets need costs a model more than they are worth.
+        few = not classwise and forget_images < batch_size
+        alpha = 0.2 if classwise else 4.0 if few else 10.0
         return cls(
-            not classwise, 0.2 if classwise else spread, turns, batch_size, departure=1.0,
+            not classwise, alpha, turns, batch_size, departure=0.0 if few else 1.0,
             retain_sample=retain_sample, features=classwise, difficulty=not classwise,
             settled=0.5 if classwise else 0.0,
         )  # fmt: skip

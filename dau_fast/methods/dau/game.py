@@ -150,9 +150,8 @@ class Game:
         self._held = torch.zeros_like(self._asked)
         self._held[split.earlier] = 1
         # How much each image says to the attacker, 0 for those that it may not learn from.
-        self._study = self.referee.grant_study(torch.arange(len(task.labels), device=task.labels.device))
-        if shown.departures:
-            self._study *= shown.departures.counts
+        granted = self.referee.grant_study(torch.arange(len(task.labels), device=task.labels.device))
+        self._study = granted * shown.departures.counts if shown.departures else granted
         rows = choose_rows(split, config.batch_size, task.generator("filler"))
         sets = split.retain, rows, split.validation
         # Of two unrelated images Barlow Twins says nothing: see docs/method.md.
