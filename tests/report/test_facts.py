@@ -33,3 +33,10 @@ def test_after_earlier_requests_the_original_passes_over_two_sets_in_every_turn(
     usual, later = (equivalents(CONFIG, {"turns": [30]}, earlier) for earlier in (0, 5))
     fewer = 5 * (5 + 1)  # retain images, in five looks and the pass for BatchNorm
     assert later == pytest.approx(usual + (30 * CONFIG.batch_size - fewer) / 3)
+
+
+def test_what_unseen_inputs_get_is_asked_once_where_they_are_no_pictures() -> None:
+    split = trained(TENTH).split
+    asked = len(split.forget) + len(split.retain) + len(split.validation)
+    found = equivalents(replace(CONFIG, departure=1.0), {"turns": [30]})
+    assert found == pytest.approx(equivalents(CONFIG, {"turns": [30]}) + asked / 3)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from dau_fast.data.split import draw_sample
 from dau_fast.engine.evaluation import map_batches, predict_each
 from dau_fast.engine.sharding import share_out
-from dau_fast.methods.dau.difficulty import PlainModel
+from dau_fast.methods.dau.difficulty import PlainModel, widen
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
 
@@ -164,8 +164,7 @@ def score(plain: PlainModel, task: Task, index: Tensor) -> Tensor:
 
 def _leave_out(logits: Tensor, gone: Tensor) -> Tensor:
     """Log-probabilities of `logits` [B, C] without the classes `gone` [C], in float32 or wider."""
-    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return wide.masked_fill(gone, GONE).log_softmax(1)
+    return widen(logits).masked_fill(gone, GONE).log_softmax(1)
 
 
 def _log(share: float) -> float:

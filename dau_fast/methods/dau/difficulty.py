@@ -86,7 +86,7 @@ class Rows(nn.Module):
     """Inputs [B, ...] of another shape than images' -> their numbers [B, D], in float32 or wider."""
 
     def forward(self, images: Tensor) -> Tensor:
-        return _widen(images).flatten(1)
+        return widen(images).flatten(1)
 
 
 class PlainModel(nn.Module):
@@ -205,12 +205,13 @@ def _fit_ridge(inputs: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Te
 
 def _shrink(images: Tensor) -> Tensor:
     """Images of at most _SIDE pixels a side."""
-    images = _widen(images)
+    images = widen(images)
     height, width = images.shape[2:]
     if max(height, width) <= _SIDE:
         return images
     return F.adaptive_avg_pool2d(images, (min(height, _SIDE), min(width, _SIDE)))
 
 
-def _widen(images: Tensor) -> Tensor:
+def widen(images: Tensor) -> Tensor:
+    """In float32, or as they are where that is wider."""
     return images.to(torch.promote_types(images.dtype, torch.float32))

@@ -24,7 +24,7 @@ from dau_fast.methods.dau.departure import (
     mark_gone,
     score,
 )
-from dau_fast.methods.dau.difficulty import PlainModel, are_pictures, compute_features, margins_of
+from dau_fast.methods.dau.difficulty import PlainModel, are_pictures, compute_features, margins_of, widen
 from dau_fast.methods.dau.view import log_odds, mark_label
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
@@ -67,7 +67,7 @@ def prepare_unseen(
         signs.append((margins_of(said, labels[forget]), _rate_learned(plain, task, lesson, rows)))
         none = mark_gone(task)
         warm = said / fit_temperature(of_validation, labels[validation], none)
-        answers = join(answers, _leave_label_out(_widen(warm), labels[forget]).to(answers), share, none)
+        answers = join(answers, _leave_label_out(widen(warm), labels[forget]).to(answers), share, none)
         loss = _estimate_loss(task, plain, lesson, of_validation, chance)
     expected = margins.quantile(torch.special.ndtr(_rank_together(signs) - loss).to(margins))
     own = mark_label(answers, labels[forget])
@@ -81,7 +81,7 @@ def _ask(original: Classifier, task: Task, index: Tensor, *labels: Tensor) -> li
     """Margins [n] of the images `index` [n] by each of `labels`, of all images."""
 
     def ask(images: Tensor, batch: Tensor) -> list[Tensor]:
-        logits = _widen(original(images).logits)
+        logits = widen(original(images).logits)
         return [log_odds(logits, version[batch]) for version in labels]
 
     return map_batches(original, task.images, index, ask, ranks=task.ranks)
@@ -95,7 +95,7 @@ def _ask_beside(original: Classifier, task: Task, index: Tensor) -> list[Tensor]
 
     def ask(images: Tensor, batch: Tensor) -> tuple[Tensor, Tensor]:
         labels = task.labels[batch]
-        said = [_widen(original(moved).logits) for moved in move_about(images)]
+        said = [widen(original(moved).logits) for moved in move_about(images)]
         answers = torch.stack([logits.log_softmax(1) for logits in said]).mean(0)
         margins = torch.stack([log_odds(logits, labels) for logits in said]).mean(0)
         return _leave_label_out(answers, labels), margins
@@ -171,7 +171,3 @@ def _weigh(seen: Tensor, expected: Tensor) -> Tensor:
 def _leave_label_out(logits: Tensor, labels: Tensor) -> Tensor:
     """Log-probabilities [B, C] of all classes but the label."""
     return logits.masked_fill(mark_label(logits, labels), GONE).log_softmax(1)
-
-
-def _widen(logits: Tensor) -> Tensor:
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
