@@ -119,13 +119,17 @@ def _rate_learned(plain: PlainModel, task: Task, lesson: Tensor, rows: Tensor) -
 
 
 def _rank_together(signs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Normal scores [F] of forget images among others, by the mean of their ranks by each of `signs`.
+    """Normal scores [F] of forget images among others, by the mean of those by each of `signs`.
 
-    signs: numbers of the forget images [F] and of the others [m].
+    Where signs err differently, their mean varies less than a rank does; so single images' distances from the
+    mean of the forget set are stretched. That mean itself is not: over a set errors even out. signs: numbers
+    of the forget images [F] and of the others [m].
     """
     heights = torch.stack([_rank(values, others) for values, others in signs]).mean(0)
-    among = torch.stack([_rank(others, others) for _, others in signs]).mean(0)
-    return _rank(heights, among)
+    ranks = torch.stack([_rank(others, others) for _, others in signs])
+    one, mean = ranks.square().mean().sqrt(), ranks.mean(0).square().mean().sqrt()
+    middle = heights.mean()
+    return middle + (heights - middle) * torch.where(mean > 0, one / mean, 1.0)
 
 
 def _rank(values: Tensor, among: Tensor) -> Tensor:

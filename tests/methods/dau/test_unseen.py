@@ -19,7 +19,14 @@ from dau_fast.engine.evaluation import predict
 from dau_fast.methods.dau import unseen
 from dau_fast.methods.dau.departure import Departures, fit_temperature, join, mark_gone, score
 from dau_fast.methods.dau.difficulty import PlainModel, Rows, draw_lesson, fit_plain_model, margins_of
-from dau_fast.methods.dau.unseen import _estimate_loss, _weigh, count_unseen, move_about, prepare_unseen
+from dau_fast.methods.dau.unseen import (
+    _estimate_loss,
+    _rank_together,
+    _weigh,
+    count_unseen,
+    move_about,
+    prepare_unseen,
+)
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
 
@@ -58,12 +65,9 @@ def test_an_image_gets_the_validation_margin_of_its_rank_among_retain_images() -
     task = trained(TENTH)
     forget, retain, validation = task.split.forget, task.split.retain, task.split.validation
     others, unseen = margins(task, retain), margins(task, validation)
+    # Of one sign nothing is stretched.
     ranks = [norm.cdf(normal_score(value, others)) for value in margins(task, forget)]
-    # Ranks of ranks are taken, which are the same here: there is one sign.
-    again = [
-        norm.cdf(normal_score(r, np.sort([norm.cdf(normal_score(v, others)) for v in others]))) for r in ranks
-    ]
-    expected = torch.tensor(np.quantile(unseen, again))
+    expected = torch.tensor(np.quantile(unseen, ranks))
     found = expected_margins(unseen_of(task, 0.0).targets.double(), task.labels[forget])
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
 
@@ -91,7 +95,8 @@ def test_a_plain_model_ranks_and_says_so_too(monkeypatch: pytest.MonkeyPatch) ->
     for values, others in ((margins(task, forget), margins(task, lesson)), (hard, hard_others)):
         signs.append([np.array([normal_score(v, others) for v in part]) for part in (values, others)])
     height, heights = (sum(parts) / 2 for parts in zip(*signs, strict=True))
-    ranks = norm.cdf([normal_score(value, heights) for value in height])
+    stretch = signs[0][1].std() / heights.std()
+    ranks = norm.cdf(height.mean() + (height - height.mean()) * stretch)
     expected = torch.tensor(np.quantile(margins(task, validation), ranks))
     labels = task.labels[forget]
     torch.testing.assert_close(
@@ -105,6 +110,27 @@ def test_a_plain_model_ranks_and_says_so_too(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(
         others / others.sum(1, keepdim=True), join(one, other, 0.5, none).exp(), rtol=1e-3, atol=1e-5
     )
+
+
+def test_a_forget_set_is_where_its_signs_say_on_average_and_single_images_are_stretched() -> None:
+    """Of two signs that have nothing to do with each other the mean varies less: 1 / sqrt(2) times."""
+    chance = torch.Generator().manual_seed(0)
+    others = torch.randn(2, 4000, generator=chance, dtype=torch.float64)
+    forget = torch.tensor([[-2.0, -1.0, -1.5, 1.0], [-1.0, -1.0, -0.5, 2.0]], dtype=torch.float64)
+    found = _rank_together(list(zip(forget, others, strict=True))).double()
+    mean = forget.mean(0)
+    expected = mean.mean() + (mean - mean.mean()) * 2**0.5
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
+    alike = _rank_together([(forget[0], others[0])] * 2).double()
+    torch.testing.assert_close(alike, forget[0], rtol=0, atol=0.1)
+
+
+def test_one_image_is_not_stretched_and_equal_signs_are_the_middle() -> None:
+    one, same = torch.tensor([0.7]), torch.zeros(5)
+    (found,) = _rank_together([(one, torch.arange(-2.0, 3.0)), (one, same)])
+    expected = (normal_score(0.7, np.arange(-2.0, 3.0)) + normal_score(0.7, np.zeros(5))) / 2
+    assert found.item() == pytest.approx(expected, abs=1e-5)
+    assert (_rank_together([(torch.zeros(3), same)]) == 0).all()
 
 
 def test_targets_are_distributions_and_each_image_has_its_own() -> None:
@@ -145,7 +171,7 @@ def test_pictures_are_ranked_by_what_is_beside_them() -> None:
     task = trained(TENTH)
 
     class Heart(torch.nn.Module):
-        """Sure of every picture as it is; of moved ones less and less by their number."""
+        """Sure of training pictures as they are; of moved ones, and of others, more and more by number."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -159,11 +185,12 @@ def test_pictures_are_ranked_by_what_is_beside_them() -> None:
                 places.append((given.flatten(1)[:, None] == moved.flatten(1)).all(2))
             found = torch.stack([same, *places]).any(0).float().argmax(1)
             labels = found % 3
-            known = torch.where(same.any(1), 9.0, 5.0 - found / 60)
+            learned = torch.where(found < 240, 9.0, (found - 240) / 10)
+            known = torch.where(same.any(1), learned, found / 60)
             return self.head(F.one_hot(labels, 3) * known[:, None])
 
     order = torch.arange(300)
-    split = Split(order[60:], order[240:], order[60:240], order[:60], order[:0], classwise=False)
+    split = Split(order[:240], order[240:], order[:0], order[:60], order[60:240], classwise=False)
     made = Images(images, order % 3, ("a", "b", "c"))
     task = replace(task, images=made, split=split, original=Classifier(Heart()).eval())
     chance = torch.Generator().manual_seed(0)
