@@ -121,7 +121,8 @@ def _scores(values: Tensor, among: Tensor) -> Tensor:
 def _loss(model: PlainModel, lesson: Tensor, rated: Tensor, job: Job) -> float:
     """Twice what a plain model without the forget set loses, in standard deviations of validation margins."""
     split, labels = job.split, job.images.labels
-    count = max(1, round(len(lesson) * len(split.forget) / len(split.retain)))
+    others = len(split.train) - len(split.forget)
+    count = max(1, round(len(lesson) * len(split.forget) / others))
     both = torch.cat([lesson, split.forget[torch.randperm(len(split.forget))[:count].to(lesson.device)]])
     seen = torch.cat([model.features(job.images.batch(part)) for part in both.split(128)])
     informed = PlainModel(model.features, seen, labels[both], rated.shape[1])

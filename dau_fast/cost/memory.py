@@ -128,7 +128,7 @@ def _hold_plain(job: Job) -> Parts:
         return _hold_always(job)
     learned = learned_images(job.schedule)
     if job.config.departure > 0 < job.config.plain_share and not job.classwise:
-        learned += count_unseen(job.forget, learned, job.schedule.retain_images)
+        learned += count_unseen(job.forget, learned, job.retain)
     rows = min(EVALUATION_BATCH, share_rows(job.forget + job.validation, job.processes))
     weights = 8.0 * FEATURES * job.network.classes
     # Sums by class and, of the larger system, its solution; then both once more in float32.

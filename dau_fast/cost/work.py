@@ -185,7 +185,7 @@ def _count_rated_images(job: Job) -> int:
         return count
     scored: tuple[int, ...] = sets
     if not job.classwise:  # another plain model learns from both sets, and rates validation once more
-        count += count_unseen(job.forget, learned, job.schedule.retain_images)
+        count += count_unseen(job.forget, learned, job.retain)
         scored = (*sets, job.validation, ranked_images(job.schedule))
     return count + sum(share_rows(size, job.processes) for size in scored)
 

@@ -147,7 +147,8 @@ def _estimate_loss(
     As told by a plain model that learns from both sets. scores: of `plain`, which learned from `lesson`.
     """
     split, labels = task.split, task.labels[task.split.validation]
-    count = count_unseen(len(split.forget), len(lesson), len(split.retain))
+    # A sample of the retain set may be all that the game is played with.
+    count = count_unseen(len(split.forget), len(lesson), len(split.train) - len(split.forget))
     more = draw_sample(split.forget, count, chance)
     seen = torch.cat([plain.seen, compute_features(plain.features, task.images, more)])
     informed = PlainModel(plain.features, seen, task.labels[torch.cat([lesson, more])], scores.shape[1])

@@ -219,6 +219,19 @@ def test_a_network_that_learns_from_less_is_expected_to_know_less(wrong: bool) -
     assert abs(loss) > 0.05
 
 
+def test_what_is_lost_does_not_depend_on_how_much_of_the_retain_set_is_played_with() -> None:
+    task = trained(Forget("random:0.6", fraction=0.6))
+    lesson, split = task.split.retain[:20], task.split
+    found = []
+    for retain in (split.retain, split.retain[:20]):
+        chance = torch.Generator().manual_seed(0)
+        plain = fit_plain_model(task.images, lesson, task.labels, 3, chance)
+        assert plain is not None
+        given = replace(task, split=replace(split, retain=retain))
+        found.append(_estimate_loss(given, plain, lesson, score(plain, given, split.validation), chance))
+    assert found[0] == found[1] != 0
+
+
 def test_as_many_forget_images_are_learned_from_as_go_with_the_lesson() -> None:
     assert count_unseen(400, 3600, 3600) == 400
     assert count_unseen(5000, 10_000, 45_000) == 1111
