@@ -41,7 +41,6 @@ PARTS = (
     Entry("no attacker", asked={"alpha": 0.0}, kinds=_OTHERS),
     Entry("attacker frozen after its warm-up", asked={"attacker_steps": 0}, kinds=_OTHERS),
     Entry("no anchor", asked={"anchor": 0.0}, kinds=_OTHERS),
-    Entry("no cap", asked={"capped": False}, kinds=_SPREAD),
     Entry("no departure", asked={"departure": 0.0}),
     Entry("departure by the original alone", asked={"plain_share": 0.0}),
     Entry("features out of sight", asked={"features": False}, kinds=_CLASSES),

@@ -191,10 +191,6 @@ class DauConfig:
     # the rest is the original's
     anchor: float = 1.0  # weight of the divergence from the original on the retain set, and on images of
     # earlier requests
-    capped: bool = (
-        False  # whether, beside an anchor, cross-entropy counts only where it is above the original's:
-    )
-    # retain images are then not learned better than they were
     retain_sample: float | None = None  # times as many retain images as forget images are played with,
     # drawn once: the cost then follows the forget set and not the data set; None for all of them
     sensitivity: str = "none"  # one of SENSITIVITIES: what else the attacker sees
@@ -225,7 +221,6 @@ class DauConfig:
         _check_switch(self, "label_conditioned")
         _check_switch(self, "difficulty")
         _check_switch(self, "features")
-        _check_switch(self, "capped")
         _check(self, "batch_size", "norm_images", low=2, whole=True)
         _check(self, "turns", "attacker_hidden", "looks", "look_images", low=1, whole=True)
         _check(self, "warmup_steps", "attacker_steps", whole=True)
@@ -265,8 +260,8 @@ class DauConfig:
         alpha = 0.2 if classwise else 4.0 if few else 10.0
         return cls(
             not classwise, alpha, turns, batch_size, departure=0.0 if few else 1.0,
-            capped=not (classwise or few), retain_sample=retain_sample, features=classwise,
-            difficulty=not classwise, settled=0.5 if classwise else 0.0,
+            retain_sample=retain_sample, features=classwise, difficulty=not classwise,
+            settled=0.5 if classwise else 0.0,
         )  # fmt: skip
 
 

@@ -152,13 +152,10 @@ class Game:
         u_validation = show(z_validation, h_validation, *validation[1:3], config)
         for _ in range(config.attacker_steps):
             self.learn(u_forget.detach(), u_validation.detach(), validation[3])
-        loss = F.cross_entropy(z_retain, retain[1], reduction="none")
-        taught = self.teach(retain[0]) if config.anchor else None
-        if taught is not None and config.capped:
-            loss = (loss - F.cross_entropy(taught, retain[1], reduction="none")).clamp(min=0)
-        loss = loss.mean() - self.alpha * F.logsigmoid(-self.attacker(u_forget)).mean()
-        if taught is not None:
-            loss = loss + config.anchor * divergence(taught, z_retain)
+        loss = F.cross_entropy(z_retain, retain[1])
+        loss = loss - self.alpha * F.logsigmoid(-self.attacker(u_forget)).mean()
+        if config.anchor:
+            loss = loss + config.anchor * divergence(self.teach(retain[0]), z_retain)
         if config.departure:
             loss = loss + self.departure * divergence(forget[4].log(), z_forget)
         if config.beta:

@@ -44,15 +44,11 @@ def defender_loss(
     """
     retain, forget, validation = sets
     said, answered = retain.logits.log_softmax(1), forget.logits.log_softmax(1)
-    loss = F.nll_loss(said, retain_labels, reduction="none")
-    if taught is None:
-        loss = loss.mean()
-    else:
+    loss = F.nll_loss(said, retain_labels)
+    if taught is not None:
         # No image is of a class that is gone.
         known, *of_forget = taught.masked_fill(gone, GONE).log_softmax(1).split(len(said))
-        if config.capped:
-            loss = F.relu(loss - F.nll_loss(known, retain_labels, reduction="none"))
-        loss = loss.mean() + config.anchor * _divergences(known, said).mean()
+        loss = loss + config.anchor * _divergences(known, said).mean()
         for target in of_forget:  # what it knows of images that were forgotten is all it may know
             loss = loss + config.anchor * (held * _divergences(target, answered)).mean()
     if alpha:

@@ -3,7 +3,7 @@
     the attacker sees   u(x) = what the defender says of x: margin, entropy, label (or the others),
                           and how hard x is for a plain model of the retain set                       (1)
     attacker step       maximise E_f log A(u) + E_v log(1 - A(u))                                     (2)
-    defender step       minimise E_r max(0, CE - c CE of the teacher) + kappa E_r KL(teacher || defender)
+    defender step       minimise CE(retain) + kappa E_r KL(teacher || defender)
                           + alpha E_f[-log(1 - A(u))] + delta E_f KL(target || defender)
                           + beta L_BT(h_f, h_v)                                                       (3)
 
