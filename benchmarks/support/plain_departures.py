@@ -69,9 +69,8 @@ def _unlearn(original: nn.Module, model: PlainModel, lesson: Tensor, job: Job) -
         temperature = _temperature(lambda z: z.cpu().log_softmax(1), rated, validation)
         targets = _join(without, targets, without(said / temperature), share)
         loss = _loss(model, lesson, rated, job)
-    among = torch.stack([_scores(there, there) for _, there in signs])
-    heights = torch.stack([_scores(here, there) for here, there in signs]).mean(0)
-    heights = heights.mean() + (heights - heights.mean()) * among.norm(dim=1).mean() / among.mean(0).norm()
+    among = torch.stack([_scores(there, there) for _, there in signs]).mean(0)
+    heights = _scores(torch.stack([_scores(here, there) for here, there in signs]).mean(0), among)
     margins = _mean_margins([_answers(original, split.validation, job)], validation)
     expected = torch.quantile(margins, torch.as_tensor(norm.cdf(heights - loss)).to(margins))
     chosen = expected.sigmoid()[:, None]

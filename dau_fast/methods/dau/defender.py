@@ -38,23 +38,22 @@ def defender_loss(
     forget, with its graph. asked [B]: 1 for rows of forget that are to be forgotten, 0 for those that stand
     beside them; held [B]: 1 for those of earlier requests. taught: the original's logits [B, C] on retain,
     or [2B, C] on retain and forget after earlier requests, where there is an anchor. gone: bool [C], the
-    classes that are forgotten as a whole. departures: the targets of forget, log-probabilities [B, C].
-    alpha, departure: in place of config's. sizes: where a batch is shared by several processes, its rows by
-    rank; the average over ranks, each weighed by its rows, is then the loss of the whole batch.
+    classes that are forgotten as a whole. departures [B, C]: the targets of forget. alpha, departure: in
+    place of config's. sizes: where a batch is shared by several processes, its rows by rank; the average over
+    ranks, each weighed by its rows, is then the loss of the whole batch.
     """
     retain, forget, validation = sets
-    said, answered = retain.logits.log_softmax(1), forget.logits.log_softmax(1)
-    loss = F.nll_loss(said, retain_labels)
+    loss = F.cross_entropy(retain.logits, retain_labels)
     if taught is not None:
         # No image is of a class that is gone.
-        known, *of_forget = taught.masked_fill(gone, GONE).log_softmax(1).split(len(said))
-        loss = loss + config.anchor * _divergences(known, said).mean()
+        of_retain, *of_forget = taught.masked_fill(gone, GONE).split(len(retain.logits))
+        loss = loss + config.anchor * _divergences(of_retain, retain.logits).mean()
         for target in of_forget:  # what it knows of images that were forgotten is all it may know
-            loss = loss + config.anchor * (held * _divergences(target, answered)).mean()
+            loss = loss + config.anchor * (held * _divergences(target, forget.logits)).mean()
     if alpha:
         loss = loss + alpha * (asked * F.softplus(attacker(u_forget))).mean()
     if departures is not None:
-        loss = loss + departure * (asked * _divergences(departures, answered)).mean()
+        loss = loss + departure * (asked * _divergences(departures, forget.logits)).mean()
     if config.beta:
         with section("Barlow Twins"):
             alignment = _alignment(forget.features, validation.features, config.lambd, sizes)
@@ -62,12 +61,10 @@ def defender_loss(
     return loss
 
 
-def _divergences(target: Tensor, found: Tensor) -> Tensor:
-    """Kullback-Leibler divergence of each row of `found` from that of `target`, in nats; [B].
-
-    Both are log-probabilities [B, C].
-    """
-    return F.kl_div(found, target, log_target=True, reduction="none").sum(1)
+def _divergences(target: Tensor, logits: Tensor) -> Tensor:
+    """KL(softmax(target) || softmax(logits)) of each row of logits [B, C], in nats; [B]."""
+    found = F.kl_div(logits.log_softmax(1), target.log_softmax(1), log_target=True, reduction="none")
+    return found.sum(1)
 
 
 def _alignment(forget: Tensor, validation: Tensor, lambd: float, sizes: Sequence[int]) -> Tensor:

@@ -60,7 +60,7 @@ def prepare_shown(task: Task, config: DauConfig) -> Shown:
         share = _compare(rated, wrong != labels[validation], chance) if rated else 0.0
     chosen = torch.rand(len(wrong), generator=chance, device=labels.device) < share
     shown = labels.index_put((validation[chosen],), wrong[chosen])
-    departures = _depart(task, plain, lesson, shown, config, chance) if config.departure else None
+    departures = _depart(task, plain, lesson, shown, share, config, chance) if config.departure else None
     if rated is None:
         return Shown(shown, None, share, departures)
     difficulty = rated.forget.new_zeros(len(labels))
@@ -116,15 +116,17 @@ def _depart(
     plain: PlainModel | None,
     lesson: Tensor,
     shown: Tensor,
+    wrong: float,
     config: DauConfig,
     generator: torch.Generator,
 ) -> Departures:
-    """plain: of the retain images `lesson`; shown: labels of all images."""
+    """plain: of the retain images `lesson`; shown: labels of all images; wrong: share of the forget set's."""
     if task.split.classwise:
         return prepare_departures(task, plain, config.plain_share, generator)
     return prepare_unseen(
-        task, plain, lesson, shown, share=config.plain_share, most=config.look_images, chance=generator
-    )
+        task, plain, lesson, shown, share=config.plain_share, wrong=wrong, most=config.look_images,
+        chance=generator,
+    )  # fmt: skip
 
 
 def _rate(task: Task, model: PlainModel, changed: Tensor) -> _Rated:

@@ -46,6 +46,7 @@ def prepare_unseen(
     shown: Tensor,
     *,
     share: float,
+    wrong: float,
     most: int,
     chance: torch.Generator,
 ) -> Departures:
@@ -53,7 +54,8 @@ def prepare_unseen(
 
     plain: of the retain images `lesson` [L], None for none; share: of it in what else an image is taken for,
     0 to 1, where 0 leaves it out of everything. shown: labels [N] of all images, as the attacker sees them.
-    most: retain images that forget images are ranked among.
+    wrong: share of the forget set whose labels are wrong. most: retain images that forget images are ranked
+    among.
     """
     forget, validation, labels = task.split.forget, task.split.validation, task.labels
     rows = draw_sample(torch.arange(len(lesson), device=lesson.device), most, chance)
@@ -69,7 +71,7 @@ def prepare_unseen(
         warm = said / fit_temperature(of_validation, labels[validation], none)
         answers = join(answers, _leave_label_out(widen(warm), labels[forget]).to(answers), share, none)
         loss = _estimate_loss(task, plain, lesson, of_validation, chance)
-    expected = margins.quantile(torch.special.ndtr(_rank_together(signs) - loss).to(margins))
+    expected = margins.quantile(torch.special.ndtr(_rank_together(signs, wrong) - loss).to(margins))
     own = mark_label(answers, labels[forget])
     targets = torch.where(own, F.logsigmoid(expected)[:, None], F.logsigmoid(-expected)[:, None] + answers)
     places = torch.zeros_like(labels).index_put((forget,), torch.arange(len(forget), device=labels.device))
@@ -118,18 +120,23 @@ def _rate_learned(plain: PlainModel, task: Task, lesson: Tensor, rows: Tensor) -
     return margins_of(plain.leave_out(score(plain, task, index), rows, labels), labels)
 
 
-def _rank_together(signs: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Normal scores [F] of forget images among others, by the mean of those by each of `signs`.
+def _rank_together(signs: list[tuple[Tensor, Tensor]], wrong: float) -> Tensor:
+    """Normal scores [F] of forget images among others, by the mean of their ranks by each of `signs`.
 
-    Where signs err differently, their mean varies less than a rank does; so single images' distances from the
-    mean of the forget set are stretched. That mean itself is not: over a set errors even out. signs: numbers
-    of the forget images [F] and of the others [m].
+    Where signs err differently their mean varies less than each of them, and its ranks are further apart.
+    That is right for images that are hard, but a wrong label is all there in either sign: of a share `wrong`
+    of such labels the mean over the forget set is what the signs say, and not further out. signs: numbers of
+    the forget images [F] and of the others [m].
     """
     heights = torch.stack([_rank(values, others) for values, others in signs]).mean(0)
     ranks = torch.stack([_rank(others, others) for _, others in signs])
-    one, mean = ranks.square().mean().sqrt(), ranks.mean(0).square().mean().sqrt()
-    middle = heights.mean()
-    return middle + (heights - middle) * torch.where(mean > 0, one / mean, 1.0)
+    among = ranks.mean(0)
+    found = _rank(heights, among)
+    if not wrong:
+        return found
+    one, mean = ranks.square().mean().sqrt(), among.square().mean().sqrt()
+    excess = torch.where(one > 0, 1 - mean / one, 0.0)
+    return found - wrong * excess * found.mean()
 
 
 def _rank(values: Tensor, among: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from dau_fast.engine.evaluation import predict
 from dau_fast.methods.dau import unseen
 from dau_fast.methods.dau.departure import Departures, fit_temperature, join, mark_gone, score
 from dau_fast.methods.dau.difficulty import PlainModel, Rows, draw_lesson, fit_plain_model, margins_of
+from dau_fast.methods.dau.shown import prepare_shown
 from dau_fast.methods.dau.unseen import (
     _estimate_loss,
     _rank_together,
@@ -42,7 +43,7 @@ def plain_of(task: Task) -> tuple[PlainModel, Tensor]:
 def unseen_of(task: Task, share: float, most: int = 1000) -> Departures:
     plain, lesson = plain_of(task)
     chance = torch.Generator().manual_seed(1)
-    return prepare_unseen(task, plain, lesson, task.labels, share=share, most=most, chance=chance)
+    return prepare_unseen(task, plain, lesson, task.labels, share=share, wrong=0.0, most=most, chance=chance)
 
 
 def margins(task: Task, index: Tensor) -> np.ndarray:
@@ -65,9 +66,12 @@ def test_an_image_gets_the_validation_margin_of_its_rank_among_retain_images() -
     task = trained(TENTH)
     forget, retain, validation = task.split.forget, task.split.retain, task.split.validation
     others, unseen = margins(task, retain), margins(task, validation)
-    # Of one sign nothing is stretched.
     ranks = [norm.cdf(normal_score(value, others)) for value in margins(task, forget)]
-    expected = torch.tensor(np.quantile(unseen, ranks))
+    # Ranks of ranks are taken, which are the same here: there is one sign.
+    again = [
+        norm.cdf(normal_score(r, np.sort([norm.cdf(normal_score(v, others)) for v in others]))) for r in ranks
+    ]
+    expected = torch.tensor(np.quantile(unseen, again))
     found = expected_margins(unseen_of(task, 0.0).targets.double(), task.labels[forget])
     torch.testing.assert_close(found, expected, rtol=2e-2, atol=2e-2)
 
@@ -95,8 +99,7 @@ def test_a_plain_model_ranks_and_says_so_too(monkeypatch: pytest.MonkeyPatch) ->
     for values, others in ((margins(task, forget), margins(task, lesson)), (hard, hard_others)):
         signs.append([np.array([normal_score(v, others) for v in part]) for part in (values, others)])
     height, heights = (sum(parts) / 2 for parts in zip(*signs, strict=True))
-    stretch = signs[0][1].std() / heights.std()
-    ranks = norm.cdf(height.mean() + (height - height.mean()) * stretch)
+    ranks = norm.cdf([normal_score(value, heights) for value in height])
     expected = torch.tensor(np.quantile(margins(task, validation), ranks))
     labels = task.labels[forget]
     torch.testing.assert_close(
@@ -112,25 +115,34 @@ def test_a_plain_model_ranks_and_says_so_too(monkeypatch: pytest.MonkeyPatch) ->
     )
 
 
-def test_a_forget_set_is_where_its_signs_say_on_average_and_single_images_are_stretched() -> None:
+@pytest.mark.parametrize("wrong", [0.0, 0.5, 1.0])
+def test_a_set_of_wrong_labels_is_where_its_signs_say_on_average(wrong: float) -> None:
     """Of two signs that have nothing to do with each other the mean varies less: 1 / sqrt(2) times."""
     chance = torch.Generator().manual_seed(0)
     others = torch.randn(2, 4000, generator=chance, dtype=torch.float64)
     forget = torch.tensor([[-2.0, -1.0, -1.5, 1.0], [-1.0, -1.0, -0.5, 2.0]], dtype=torch.float64)
-    found = _rank_together(list(zip(forget, others, strict=True))).double()
+    found = _rank_together(list(zip(forget, others, strict=True)), wrong).double()
     mean = forget.mean(0)
-    expected = mean.mean() + (mean - mean.mean()) * 2**0.5
+    middle = mean.mean() * (wrong + (1 - wrong) * 2**0.5)
+    expected = middle + (mean - mean.mean()) * 2**0.5
     torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
-    alike = _rank_together([(forget[0], others[0])] * 2).double()
+    alike = _rank_together([(forget[0], others[0])] * 2, wrong).double()
     torch.testing.assert_close(alike, forget[0], rtol=0, atol=0.1)
 
 
-def test_one_image_is_not_stretched_and_equal_signs_are_the_middle() -> None:
-    one, same = torch.tensor([0.7]), torch.zeros(5)
-    (found,) = _rank_together([(one, torch.arange(-2.0, 3.0)), (one, same)])
-    expected = (normal_score(0.7, np.arange(-2.0, 3.0)) + normal_score(0.7, np.zeros(5))) / 2
-    assert found.item() == pytest.approx(expected, abs=1e-5)
-    assert (_rank_together([(torch.zeros(3), same)]) == 0).all()
+def test_signs_that_tell_nothing_are_the_middle() -> None:
+    same = torch.zeros(5)
+    assert (_rank_together([(torch.zeros(3), same)], 1.0) == 0).all()
+
+
+def test_the_share_of_wrong_labels_reaches_where_images_are_to_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[float] = []
+    together = unseen._rank_together
+    monkeypatch.setattr(
+        unseen, "_rank_together", lambda *given: (asked.append(given[1]), together(*given))[1]
+    )
+    prepare_shown(trained(TENTH), replace(SPREAD, departure=1.0, wrong_labels=0.7))
+    assert asked == [0.7]
 
 
 def test_targets_are_distributions_and_each_image_has_its_own() -> None:
@@ -194,7 +206,9 @@ def test_pictures_are_ranked_by_what_is_beside_them() -> None:
     made = Images(images, order % 3, ("a", "b", "c"))
     task = replace(task, images=made, split=split, original=Classifier(Heart()).eval())
     chance = torch.Generator().manual_seed(0)
-    found = prepare_unseen(task, None, split.retain, made.labels, share=0.5, most=1000, chance=chance)
+    found = prepare_unseen(
+        task, None, split.retain, made.labels, share=0.5, wrong=0.0, most=1000, chance=chance
+    )
     validation = margins(task, split.validation)
     known = expected_margins(found.targets.double(), made.labels[split.forget])
     assert known.max() <= np.quantile(validation, 0.05) + 1e-3
@@ -265,7 +279,14 @@ def test_validation_is_weighed_by_the_labels_that_are_shown() -> None:
     plain, lesson = plain_of(task)
     right, wrong = (
         prepare_unseen(
-            task, plain, lesson, shown, share=0.0, most=1000, chance=torch.Generator().manual_seed(1)
+            task,
+            plain,
+            lesson,
+            shown,
+            share=0.0,
+            wrong=0.0,
+            most=1000,
+            chance=torch.Generator().manual_seed(1),
         ).counts[validation]
         for shown in (task.labels, labels)
     )
