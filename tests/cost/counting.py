@@ -30,7 +30,7 @@ from dau_fast.models import Classifier
 
 CONFIGS = {
     "usual": USUAL,
-    "sampled": replace(USUAL, retain_sample=2.0, batch_size=32, beta=1e-3),
+    "sampled": replace(USUAL, retain_sample=2.0, batch_size=32, beta=1e-3, departure=1.0),
     "other settings": replace(USUAL, turns=23, looks=5, attacker_steps=2, warmup_steps=7, exam_share=0.004),
     "more looks than turns": replace(USUAL, turns=7, looks=40, batch_size=64),
     "short looks and statistics": replace(USUAL, look_images=10, norm_images=37),
