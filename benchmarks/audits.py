@@ -22,9 +22,9 @@ from typing import Any
 
 import click
 import torch
-from bank import SMOKE
 from support.bank import Bank
 from support.recording import ROOT, append_row, environment, read_lines, record_folder, write_json
+from support.settings import SMOKE
 from support.tasks import Setting, Tasks
 
 from dau_fast.audits.catalogue import find_audits

@@ -20,23 +20,12 @@ import torch
 from support.filling import Filling, Place, list_jobs, open_tasks
 from support.judging import TELLING_FLOORS, TELLING_TEST, TELLING_TRAIN, Judge, Telling
 from support.recording import ROOT, environment, write_json
+from support.settings import SMOKE
 from support.tasks import KINDS, Setting
 
-from dau_fast.config import TrainingRecipe
 from dau_fast.errors import UserError
 
 DEFAULT = ("random", "class", "memorised", "mislabelled", "backdoor")
-SMOKE = Setting(
-    forget=4,
-    retain=20,
-    validation=8,
-    test=12,
-    image_size=8,
-    recipe=TrainingRecipe(epochs=1, batch_size=8),
-    halvings=1,
-    requests=2,
-    trigger=2,
-)
 
 
 def parse_seeds(text: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import click
 import torch
-from bank import SMOKE, parse_seeds
+from bank import parse_seeds
 from support.bank import Bank
 from support.entries import (
     Case,
@@ -37,31 +37,22 @@ from support.entries import (
     judge_original,
     list_rivals,
     row_line,
+    time_retraining,
 )
 from support.judging import Judge
 from support.paper_plots import draw_attacks
 from support.paper_tables import RETRAINED, summarise_paper, write_tables
 from support.recording import ROOT, environment, read_lines, record_folder, write_json
-from support.tasks import Setting, Tasks
+from support.settings import choose_setting
+from support.tasks import Tasks
 
-from dau_fast.config import PruneConfig, TrainingRecipe
-from dau_fast.data.images import Augmentation
+from dau_fast.config import PruneConfig
 from dau_fast.engine.device import warm_up
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision
 from dau_fast.errors import UserError
 from dau_fast.methods.registry import get_method
-from dau_fast.methods.running import run_timed
 from dau_fast.methods.task import Task
 from dau_fast.prune.registry import get_pruner
-
-# The literature's protocol (Jia et al. 2023, arXiv 2304.04934): of CIFAR-10's training part a tenth is held
-# out, and a tenth of the rest forgotten.
-CIFAR10 = Setting(
-    forget=4_500, retain=40_500, validation=5_000, test=10_000, image_size=32, arch="resnet18",
-    recipe=TrainingRecipe(), augmentation=Augmentation(pad=4, flip=True),
-)  # fmt: skip
-# Of a retraining's epochs, what is timed in the run itself.
-TIMED = 0.1
 
 
 @click.command()
@@ -104,12 +95,6 @@ def main(
     write_record(folder)
 
 
-def choose_setting(device: torch.device, epochs: int | None, smoke: bool) -> Setting:
-    """A part of CIFAR-10 for a CPU, all of it for CUDA. epochs: of all trainings, None for the recipe's."""
-    usual = SMOKE if smoke else CIFAR10 if device.type == "cuda" else Setting()
-    return usual if epochs is None else replace(usual, recipe=replace(usual.recipe, epochs=epochs))
-
-
 def list_works(methods: str, retrained: int) -> Mapping[str, Work]:
     """The original, each retrained model beside the others, and the methods."""
     names = [name.strip() for name in methods.split(",")]
@@ -126,14 +111,6 @@ def parse_pruning(name: str, sparsity: float) -> PruneConfig | None:
 def judge_retrained(number: int, judge: Judge, _: Task) -> Row:
     """What another retraining comes to."""
     return {"seconds": None, **asdict(judge.judge_retrained(number))}
-
-
-def time_retraining(task: Task) -> Row:
-    """Seconds of one retraining, of which a part is run: a method's seconds are of the same run then."""
-    epochs = max(1, round(TIMED * task.recipe.epochs))
-    method, recipe = get_method("retrain"), replace(task.recipe, epochs=epochs)
-    made = run_timed(method.name, lambda given: method.run(given, recipe), task)
-    return {"retraining_seconds": made.seconds * task.recipe.epochs / epochs}
 
 
 def write_record(folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from support.recording import append_row, read_lines
 from support.tasks import Tasks, answer_requests
 
 Row = dict[str, Any]
+# Of a retraining's epochs, what is timed in the run itself.
+TIMED = 0.1
 
 
 @dataclass(frozen=True)
@@ -66,25 +68,32 @@ def judge_all(
     retrained: int,
     file: Path,
     measure: Callable[[Task], Row] = lambda _: {},
+    over: Callable[[], bool] = lambda: False,
 ) -> Iterator[Row]:
     """The rows of those of `works` that `file` lacks, by the entry's name, each added to it.
 
-    measure: what all of them say of the task as it is now.
+    measure: what all of them say of the task as it is now. over: whether no further one is to be begun.
     """
-    about = case.describe()
-    done = {row["entry"] for row in read_lines(file) if is_about(row, about)}
-    left = {name: work for name, work in works.items() if name not in done}
-    if not left:
+    left = list_left(case, works, file)
+    if not left or over():
         return
     judge = Judge(made.problem(case.kind, case.seed, case.pruning), made.bank, retrained)
     task = made.task(case.kind, case.seed, case.pruning)
     # As whole runs do: methods are much slower with denormal numbers.
     flushed = partial(run_flushed, device=task.images.device)
-    found = about | {"floor": judge.floor} | flushed(partial(measure, task))
+    found = case.describe() | {"floor": judge.floor} | flushed(partial(measure, task))
     for name, work in left.items():
+        if over():
+            return
         row = found | {"entry": name, **flushed(partial(work, judge, task))}
         append_row(file, row)
         yield row
+
+
+def list_left(case: Case, works: Mapping[str, Work], file: Path) -> dict[str, Work]:
+    """Those of `works` that `file` has no row of."""
+    done = {row["entry"] for row in read_lines(file) if is_about(row, case.describe())}
+    return {name: work for name, work in works.items() if name not in done}
 
 
 def is_about(row: Row, about: Row) -> bool:
@@ -126,6 +135,14 @@ def _run(task: Task, entry: Entry, trials: int) -> Finished:
     if trials and method.space:
         return tune(method, task, trials).finished
     return run_timed(method.name, lambda given: method.run(given, settings), task)
+
+
+def time_retraining(task: Task) -> Row:
+    """Seconds of one retraining, of which a part is run: a method's seconds are of the same run then."""
+    epochs = max(1, round(TIMED * task.recipe.epochs))
+    method, recipe = get_method("retrain"), replace(task.recipe, epochs=epochs)
+    made = run_timed(method.name, lambda given: method.run(given, recipe), task)
+    return {"retraining_seconds": made.seconds * task.recipe.epochs / epochs}
 
 
 def row_line(row: Row) -> str:

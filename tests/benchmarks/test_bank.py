@@ -295,8 +295,8 @@ def test_a_fill_that_is_killed_goes_on_where_it_was(
 
 
 def test_references_are_further_models_of_the_first_seed(pictures: Path, tmp_path: Path) -> None:
-    from bank import SMOKE
     from support.filling import Place, list_jobs, open_tasks
+    from support.settings import SMOKE
 
     tasks = open_tasks(Place(tmp_path, pictures, SMOKE))
     jobs = [str(job) for job in list_jobs(tasks, ["random"], [4, 5], 2, 1)]

@@ -22,8 +22,8 @@ pytestmark = pytest.mark.usefixtures("importable")
 
 @pytest.fixture
 def tasks(pictures: Path, tmp_path: Path) -> Tasks:
-    from bank import SMOKE
     from support.bank import Bank
+    from support.settings import SMOKE
     from support.tasks import Tasks
 
     return Tasks(Bank(tmp_path), pictures, SMOKE)

@@ -121,10 +121,10 @@ def test_the_figure_has_a_panel_for_each_pruning_and_all_retrained_models_behind
 
 
 def test_a_gpu_takes_all_of_the_literatures_images_and_network() -> None:
-    import paper
+    from support.settings import choose_setting
     from support.tasks import Setting
 
-    full = paper.choose_setting(torch.device("cuda"), None, smoke=False)
+    full = choose_setting(torch.device("cuda"), None, smoke=False)
     assert (full.training + full.validation, full.test, full.arch, full.recipe.epochs) == (
         50_000,
         10_000,
@@ -132,8 +132,8 @@ def test_a_gpu_takes_all_of_the_literatures_images_and_network() -> None:
         182,
     )
     assert full.augmentation.flip
-    assert paper.choose_setting(torch.device("cpu"), None, smoke=False) == Setting()
-    assert paper.choose_setting(torch.device("cuda"), 20, smoke=False).recipe.epochs == 20
+    assert choose_setting(torch.device("cpu"), None, smoke=False) == Setting()
+    assert choose_setting(torch.device("cuda"), 20, smoke=False).recipe.epochs == 20
 
 
 def test_a_mistake_is_one_line(pictures: Path, tmp_path: Path) -> None:
