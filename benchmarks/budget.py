@@ -12,9 +12,8 @@ equivalents) goes to rows.jsonl as it is found.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,8 @@ from typing import Any
 import click
 import torch
 from support.jobs import synthetic
-from support.loops import measure_training_rate
+from support.loops import fit_epochs, measure_training_rate
+from support.measuring import Clock
 from support.recording import append_row
 from support.speed import ROWS, start
 
@@ -55,23 +55,6 @@ SWEEP: tuple[Mapping[str, float], ...] = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Clock:
-    """began, end: by time.perf_counter(); from `end` on nothing is begun."""
-
-    began: float
-    end: float
-
-    @property
-    def seconds(self) -> float:
-        """Since the beginning."""
-        return time.perf_counter() - self.began
-
-    @property
-    def over(self) -> bool:
-        return time.perf_counter() > self.end
-
-
 @click.command()
 @click.option("--device", "device_name", default="cpu", type=click.Choice(["cpu", "cuda"]))
 @click.option("--data", type=Path, help="Folder with train/ and test/ of CIFAR-10; else torchvision's.")
@@ -82,7 +65,7 @@ def main(
     device_name: str, data: Path | None, minutes: float | None, record: Path | None, smoke: bool
 ) -> None:
     """Train, play and judge."""
-    began = time.perf_counter()
+    clock = Clock.start(minutes)
     folder, device = start("budget", device_name, record)
     try:
         images = _load(data, device, smoke)
@@ -91,7 +74,6 @@ def main(
     # Of the training images, a tenth are for validation.
     trained_on = 0.9 * (len(images.labels) - len(images.test))
     epochs = 2 if smoke else count_epochs(minutes, device, trained_on)
-    clock = Clock(began, began + 60 * (minutes or 1e6))
     full = TrainingRecipe().epochs
     append_row(folder / ROWS, {"row": "epochs", "epochs": epochs, "of": full, "at": clock.seconds})
     run_flushed(partial(measure_all, images, epochs, clock, folder / ROWS, smoke), device)
@@ -109,7 +91,7 @@ def count_epochs(minutes: float | None, device: torch.device, images: float) -> 
     if minutes is None:
         return full
     rate = measure_training_rate(device)
-    return max(1, min(full, int(TRAINING * 60 * minutes / TRAININGS * rate / images)))
+    return fit_epochs(full, TRAININGS * images, TRAINING * 60 * minutes, rate)
 
 
 def measure_all(images: Images, epochs: int, clock: Clock, rows: Path, smoke: bool) -> None:

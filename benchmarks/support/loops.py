@@ -109,21 +109,34 @@ def flops_an_image(model: Classifier, task: Task) -> float:
     return counter.get_total_flops() / len(images)
 
 
-def measure_training_rate(device: torch.device, steps: int | None = None) -> float:
-    """Images a second in training ResNet-18 at 32x32, batch 256, as this engine runs it, warm-up left out."""
-    pixels = torch.randint(0, 256, (4096, 3, 32, 32), dtype=torch.uint8)
+def fit_epochs(most: int, passes: float, seconds: float, rate: float) -> int:
+    """As many epochs as fit into `seconds`, from 1 to `most`.
+
+    passes: images that one epoch of all trainings passes. rate: images a second.
+    """
+    return max(1, min(most, int(seconds * rate / passes)))
+
+
+def measure_training_rate(
+    device: torch.device, arch: str = "resnet18", image_size: int = 32, batch_size: int = 256
+) -> float:
+    """Images a second in training `arch` as this engine runs it, warm-up left out.
+
+    image_size: pixels a side.
+    """
+    pixels = torch.randint(0, 256, (4096, 3, image_size, image_size), dtype=torch.uint8)
     labels = torch.randint(0, 10, (4096,))
     images = Images(pixels, labels, tuple("0123456789")).to(device)
     # On CUDA so many that the capture before them counts little.
-    steps = steps or (300 if device.type == "cuda" else 60)
+    steps = 300 if device.type == "cuda" else 60
     engine = "graphed" if device.type == "cuda" else "eager"
     runtime = Runtime(device, choose_precision("auto", device), engine)
-    model = network_builder("resnet18", images, runtime)(0)
+    model = network_builder(arch, images, runtime)(0)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     scheduler = ConstantLR(optimizer)
-    order = index_stream(torch.arange(4096, device=device), 256, generator_for(0, "speed", device))
+    order = index_stream(torch.arange(4096, device=device), batch_size, generator_for(0, "speed", device))
     batches = (Batch(images.batch(index), images.labels[index], index) for index in order)
     for count in (20, steps):
         with Stopwatch(device) as watch:
             train(model, batches, steps=count, optimizer=optimizer, scheduler=scheduler, runtime=runtime)
-    return steps * 256 / watch.seconds
+    return steps * batch_size / watch.seconds

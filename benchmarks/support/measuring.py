@@ -3,16 +3,41 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Clock:
+    """began, end: by time.perf_counter(); from `end` on nothing is begun."""
+
+    began: float
+    end: float
+
+    @classmethod
+    def start(cls, minutes: float | None) -> Clock:
+        """Now; None for no end."""
+        now = time.perf_counter()
+        return cls(now, math.inf if minutes is None else now + 60 * minutes)
+
+    @property
+    def seconds(self) -> float:
+        """Since the beginning."""
+        return time.perf_counter() - self.began
+
+    @property
+    def over(self) -> bool:
+        return time.perf_counter() > self.end
 
 
 def synchronise(device: torch.device) -> None:

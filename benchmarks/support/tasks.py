@@ -44,6 +44,8 @@ from support.bank import Bank, Training
 from support.pictures import read_pictures
 
 DIGITS = ("digits", "digits-class")
+# Kinds that must know what is memorised.
+INFLUENCE = ("memorised", "one")
 # The literature's, with as many steps as let `small` remember every picture (measured, as below).
 RECIPE = TrainingRecipe(epochs=30, batch_size=64)
 
@@ -186,7 +188,7 @@ class Tasks:
 
     def influence_trainings(self, kind: str, seed: int) -> list[Training]:
         """The models that `kind` needs before it is known what is forgotten."""
-        if kind not in ("memorised", "one"):
+        if kind not in INFLUENCE:
             return []
         if seed not in self._halves:
             self._halves[seed] = _draw_halves(
