@@ -11,9 +11,10 @@ Where a GPU is there for a quarter of an hour, `--stage quality --minutes 8` com
 originals that were trained for long, the other stages two minutes each.
 
 In order: correctness (selfcheck, and the tests that take a device), probe (copy rate, matrix product, a
-ResNet-18 step by every engine), quality (games of many lengths beside one original and its retrained models;
-with --full and --data the paper's tables, too, which take hours), ops, loop, scale. Each job has a limit of
-its own, and what becomes of it costs no other: rows are written as they come, and after every job
+ResNet-18 step by every engine), quality (with --data the game beside two retrained models, random and
+class-wise, of an original that memorises; then games of many lengths beside one original and its retrained
+models; with --full and --data the paper's tables, too, which take hours), ops, loop, scale. Each job has a
+limit of its own, and what becomes of it costs no other: rows are written as they come, and after every job
 `summary.json`, `jobs.jsonl` and `suite.tar.gz` (at most 16 MiB, no weights) stand in the record folder, and
 copies in `--deliver`. What is done is not run again.
 """
@@ -40,19 +41,26 @@ import images
 import masks
 import sensitivity
 import torch
-from support.recording import environment, record_folder, write_json
+from support.recording import ROOT, environment, record_folder, write_json
 from support.speed import compare
 from support.suite import Job, Judge, Stage, Suite
 
 from dau_fast.engine.runtime import choose_device
 from dau_fast.errors import UserError
 
+# Of the minutes of the stage quality, what goes to its first job.
+MEMORISED = 0.45
 # cuBLAS is deterministic with a workspace of a fixed size alone.
 _DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
 
 
-def plan_stages(record: Path, device: torch.device, data: Path | None, smoke: bool) -> list[Stage]:
-    """All of them, in order. data: folder with train/ and test/ of CIFAR-10, None for torchvision's."""
+def plan_stages(
+    record: Path, device: torch.device, data: Path | None, smoke: bool, bank: Path = ROOT / "bank"
+) -> list[Stage]:
+    """All of them, in order. data: folder with train/ and test/ of CIFAR-10, None for torchvision's.
+
+    bank: folder of trained models. They are no part of the record, whose files are delivered.
+    """
     common = ["--device", device.type, *(["--smoke"] if smoke else [])]
     source = [] if data is None else ["--data", str(data)]
 
@@ -64,9 +72,15 @@ def plan_stages(record: Path, device: torch.device, data: Path | None, smoke: bo
         return lambda seconds: [script(name, name, [*more, *_minutes(seconds)])]
 
     def quality(seconds: float) -> list[Job]:
-        jobs = [script("budget", "budget", [*source, *_minutes(seconds)])]
+        if not source:
+            return [script("budget", "budget", _minutes(seconds))]
+        kept = [*source, "--bank", str(bank)]
+        asked = ["--plain", "--tasks", "random,class", "--seeds", "105", "--entries", "dau"]
+        asked += ["--retrained", "2", *_minutes(MEMORISED * seconds)]
+        jobs = [script("quality", "quality", [*kept, *asked], MEMORISED)]
+        jobs.append(script("budget", "budget", [*source, *_minutes((1 - MEMORISED) * seconds)]))
         # All trainings of the paper's tables: for days without a limit.
-        return [*jobs, script("paper", "paper", source)] if math.isinf(seconds) and source else jobs
+        return [*jobs, script("paper", "paper", kept)] if math.isinf(seconds) else jobs
 
     ops = {"sensitivity": 0.4, "barlow": 0.4, "masks": 0.3, "images": 0.3}
     return [
@@ -144,7 +158,9 @@ def main(
     with tempfile.TemporaryDirectory() as nowhere, _unpacked(data) as place:
         folder = Path(nowhere) if dry_run else (record or record_folder("gpu-suite")).resolve()
         folder.mkdir(parents=True, exist_ok=True)
-        stages = [s for s in plan_stages(folder, device, place, smoke) if s.name in (chosen or STAGES)]
+        bank = Path(nowhere) / "bank" if smoke else ROOT / "bank"
+        planned = plan_stages(folder, device, place, smoke, bank)
+        stages = [stage for stage in planned if stage.name in (chosen or STAGES)]
         if full:
             stages = [Stage(stage.name, math.inf, stage.plan) for stage in stages]
         seconds = 60 * minutes if minutes and not full else None

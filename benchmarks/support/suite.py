@@ -28,6 +28,8 @@ GRACE = 5.0
 # What comes back from a lent machine is a few files of at most so many bytes.
 MOST_BYTES = 16 * 2**20
 WEIGHTS = (".safetensors", ".pt", ".pth", ".npy", ".arrow")
+# Where a job's folder holds its rows.
+ROWS = ("rows.jsonl", "judgements.jsonl")
 PROMISED = ("jobs.jsonl", "summary.json", "suite.tar.gz")
 _TAIL = 15
 # Of a job without a limit, in seconds: processes take no infinite one, nor does JSON.
@@ -180,12 +182,14 @@ def summarise(record: Path, judges: Mapping[str, Judge]) -> dict[str, Any]:
     """Jobs, and of each folder of the record its rows and targets."""
     rows, targets = {}, {}
     for folder in sorted(path for path in record.iterdir() if path.is_dir()):
-        found = read_lines(folder / "rows.jsonl")
+        found = [row for name in ROWS for row in read_lines(folder / name)]
         if found:
             rows[folder.name] = found
         judged = folder / "summary.json"
         if judged.exists():
-            targets[folder.name] = json.loads(judged.read_text()).get("targets", [])
+            content = json.loads(judged.read_text())
+            # That of judgements is a list of means, without targets.
+            targets[folder.name] = content.get("targets", []) if isinstance(content, dict) else []
         elif found and folder.name in judges:
             targets[folder.name] = [target.to_json() for target in judges[folder.name](found)]
     environment = record / "environment.json"

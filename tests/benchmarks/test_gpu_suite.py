@@ -18,11 +18,12 @@ import torch
 from click.testing import CliRunner
 from scripts import BENCHMARKS, run
 
-# Every job of the suite, in its order.
+# Every job of the suite, in its order; of these, what needs pictures.
 JOBS = [
-    "selfcheck", "correctness", "probe", "budget", "ops-sensitivity", "ops-barlow", "ops-masks", "ops-images",
-    "loop", "scale", "scale-streaming",
+    "selfcheck", "correctness", "probe", "quality", "budget", "ops-sensitivity", "ops-barlow", "ops-masks",
+    "ops-images", "loop", "scale", "scale-streaming",
 ]  # fmt: skip
+WITHOUT_DATA = [job for job in JOBS if job != "quality"]
 pytestmark = pytest.mark.usefixtures("importable")
 
 
@@ -35,15 +36,47 @@ def names_in(archive: Path) -> set[str]:
         return set(opened.getnames())
 
 
-def test_the_papers_tables_are_filled_where_nothing_limits_them(tmp_path: Path) -> None:
+def quality_jobs(record: Path, data: Path | None, seconds: float) -> dict[str, list[str]]:
+    """Commands of the stage quality, by job."""
     from gpu_suite import plan_stages
 
-    def jobs(data: Path | None, seconds: float) -> list[str]:
-        stages = plan_stages(tmp_path, torch.device("cuda"), data, smoke=False)
-        return [job.name for stage in stages if stage.name == "quality" for job in stage.plan(seconds)]
+    stages = plan_stages(record, torch.device("cuda"), data, smoke=False)
+    (stage,) = [stage for stage in stages if stage.name == "quality"]
+    return {job.name: list(job.command) for job in stage.plan(seconds)}
 
-    assert jobs(tmp_path, math.inf) == ["budget", "paper"]
-    assert jobs(tmp_path, 500.0) == jobs(None, math.inf) == ["budget"]
+
+def test_the_papers_tables_are_filled_where_nothing_limits_them(tmp_path: Path) -> None:
+    assert list(quality_jobs(tmp_path, tmp_path, math.inf)) == ["quality", "budget", "paper"]
+    assert list(quality_jobs(tmp_path, tmp_path, 500.0)) == ["quality", "budget"]
+    assert list(quality_jobs(tmp_path, None, math.inf)) == ["budget"]
+
+
+def test_the_jobs_of_quality_share_its_minutes_and_keep_their_models_out_of_the_record(
+    tmp_path: Path,
+) -> None:
+    def told(data: Path | None, job: str, option: str) -> str:
+        command = quality_jobs(tmp_path / "record", data, 600.0)[job]
+        return command[command.index(option) + 1]
+
+    minutes = [float(told(tmp_path, job, "--minutes")) for job in ("quality", "budget")]
+    # Of ten minutes, each job leaves a tenth of its own for its start.
+    assert minutes == pytest.approx([4.05, 4.95])
+    assert float(told(None, "budget", "--minutes")) == 9.0
+    bank = Path(told(tmp_path, "quality", "--bank"))
+    assert not bank.is_relative_to(tmp_path / "record")
+
+
+def test_means_of_judgements_are_no_targets(tmp_path: Path) -> None:
+    from support.recording import append_row, write_json
+    from support.suite import Suite
+
+    (tmp_path / "quality").mkdir()
+    append_row(tmp_path / "quality" / "judgements.jsonl", {"entry": "dau", "avg_gap": 1.0})
+    write_json(tmp_path / "quality" / "summary.json", [{"entry": "dau", "gap": 1.0}])
+    Suite(tmp_path).run([])
+    found = summary_of(tmp_path)
+    assert found["rows"]["quality"] == [{"entry": "dau", "avg_gap": 1.0}]
+    assert found["targets"]["quality"] == []
 
 
 class Chance:
@@ -84,7 +117,7 @@ def test_killed_at_random_it_ends_in_its_time_and_leaves_what_it_promised(
     chance, delivered = Chance(seed), tmp_path / "out"
     record = tmp_path / "record"
     record.mkdir()
-    stages = plan_stages(record, torch.device("cuda"), None, smoke=False)
+    stages = plan_stages(record, torch.device("cuda"), tmp_path, smoke=False)
     seconds = 60 * minutes if minutes else None
     suite = Suite(record, seconds, delivered, clock=chance.clock, start=chance.start)
     complete = suite.run(stages)
@@ -201,11 +234,12 @@ def test_every_command_of_the_plan_is_there_and_takes_its_options(tmp_path: Path
     import budget
     import loop
     import probe
+    import quality
     import scaling
     from gpu_suite import STAGES, plan_stages
     from support.speed import command
 
-    doors = {f"{module.__name__}.py": module.main for module in (budget, loop, probe, scaling)}
+    doors = {f"{module.__name__}.py": module.main for module in (budget, loop, probe, quality, scaling)}
     for smoke in (True, False):
         stages = plan_stages(tmp_path, torch.device("cuda"), tmp_path, smoke)
         assert tuple(stage.name for stage in stages) == STAGES
@@ -227,7 +261,7 @@ def test_a_dry_run_prints_the_plan_and_runs_nothing(tmp_path: Path) -> None:
     done = CliRunner().invoke(gpu_suite.main, ["--dry-run", "--minutes", "14", "--record", str(tmp_path)])
     assert done.exit_code == 0, done.output
     assert "correctness: 1.6 minutes" in done.output
-    assert all(f"  {job}, at most" in done.output for job in JOBS)
+    assert all(f"  {job}, at most" in done.output for job in WITHOUT_DATA)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,8 +299,8 @@ def test_targets_of_rows_that_did_not_run_are_not_measured() -> None:
 
 
 @pytest.mark.slow
-def test_smoke_runs_every_stage_and_does_not_repeat_finished_jobs(tmp_path: Path) -> None:
-    done = run("gpu_suite.py", "--smoke", "--record", tmp_path)
+def test_smoke_runs_every_stage_and_does_not_repeat_finished_jobs(pictures: Path, tmp_path: Path) -> None:
+    done = run("gpu_suite.py", "--smoke", "--data", pictures, "--record", tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     found = summary_of(tmp_path)
     assert {row["job"]: row["fate"] for row in found["jobs"]} == dict.fromkeys(JOBS, "done")
@@ -280,9 +314,11 @@ def test_smoke_runs_every_stage_and_does_not_repeat_finished_jobs(tmp_path: Path
     }  # fmt: skip
     whole = probe["whole game, random:0.1"]
     assert 0 < whole["parts"]["turns"] < whole["seconds"] + whole["compile_seconds"]
-    quality = {row["row"]: row for row in found["rows"]["budget"]}
-    assert quality["random:0.1: retrained"]["avg_gap"] == 0
-    assert quality["class:0: turns x 0.1"]["image_equivalents"] > 0
+    judged = [(row["task"], row["entry"]) for row in found["rows"]["quality"]]
+    assert judged == [(task, entry) for task in ("random", "class") for entry in ("original", "dau")]
+    budget = {row["row"]: row for row in found["rows"]["budget"]}
+    assert budget["random:0.1: retrained"]["avg_gap"] == 0
+    assert budget["class:0: turns x 0.1"]["image_equivalents"] > 0
     ops = json.loads((tmp_path / "ops-sensitivity" / "summary.json").read_text())["cases"]
     assert {"dau_fast", "definition", "definition compiled"} <= ops["sensitivity 4x6x5"].keys()
     for entries in ops.values():
@@ -302,7 +338,7 @@ def test_smoke_runs_every_stage_and_does_not_repeat_finished_jobs(tmp_path: Path
     assert all(row["images_per_second"] > 0 and row["peak_bytes"] > 0 for row in scale)
     streaming = json.loads((tmp_path / "scale-streaming" / "summary.json").read_text())["cases"]
     assert streaming.keys() == {"files", "arrow", "arrays"}
-    again = run("gpu_suite.py", "--smoke", "--record", tmp_path)
+    again = run("gpu_suite.py", "--smoke", "--data", pictures, "--record", tmp_path)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "after" not in again.stdout
 
