@@ -91,12 +91,12 @@ DAU_FAST_INSIDE std::size_t first_equal(const float* z, std::size_t n, float val
 }
 
 struct Parts {
-  double miss, pull, scale;
+  double rest, pull, scale;
 };
 
 DAU_FAST_INSIDE Parts put_together(double others, double squares, float at_label) {
-  const double scale = 1 / (others + at_label), miss = others * scale;
-  return {miss, std::sqrt(squares * scale * scale + miss * miss), scale};
+  const double scale = 1 / (others + at_label), miss = others * scale, squared = squares * scale * scale;
+  return {miss * at_label * scale - squared, std::sqrt(squared + miss * miss), scale};
 }
 
 // A row of at most kNarrow numbers, and `filling` behind them.
@@ -172,21 +172,21 @@ void forward_rows(const Batch& in, const std::int64_t* targets, bool bias, float
         targets ? static_cast<std::size_t>(targets[row]) : first_equal(z, classes, largest);
     if (!targets) predicted[row] = static_cast<std::int64_t>(label);
     float* out = in.softmax ? shown + row * (classes + 1) : nullptr;
-    const auto [miss, pull, scale] = classes <= kNarrow ? forward_narrow_row(z, classes, largest, label, out)
+    const auto [rest, pull, scale] = classes <= kNarrow ? forward_narrow_row(z, classes, largest, label, out)
                                                         : forward_row(z, classes, largest, label, out);
     const double length = std::sqrt(dot(h, h, in.width) + (bias ? 1 : 0));
     shown[in.softmax ? row * (classes + 1) + classes : row] = static_cast<float>(pull * length);
-    const double kept[] = {miss, pull, length, largest, scale};
+    const double kept[] = {rest, pull, length, largest, scale};
     for (std::size_t k = 0; k < 5; ++k) stats[k * in.batch + row] = static_cast<float>(kept[k]);
   }
 }
 
 // What was kept of a row, in the order of stats.
 struct Kept {
-  float miss, pull, length, largest, scale;
+  float rest, pull, length, largest, scale;
 
   Kept(const float* stats, std::size_t batch, std::size_t row)
-      : miss(stats[row]),
+      : rest(stats[row]),
         pull(stats[batch + row]),
         length(stats[2 * batch + row]),
         largest(stats[3 * batch + row]),
@@ -199,10 +199,9 @@ struct Slope {
 
   Slope(const Kept& kept, float grad_s) {
     const float tiny = std::sqrt(std::numeric_limits<float>::min());
-    const auto [miss, pull, length, largest, scale] = kept;
-    factor = grad_s * length / (pull < tiny ? tiny : pull);
-    rest = miss - pull * pull;
-    label = -grad_s * length * pull;
+    factor = grad_s * kept.length / (kept.pull < tiny ? tiny : kept.pull);
+    rest = kept.rest;
+    label = -grad_s * kept.length * kept.pull;
   }
 };
 

@@ -15,7 +15,7 @@ struct Batch {
   bool softmax;  // shown is [batch, classes + 1] with the softmax before s, else s alone, [batch]
 };
 
-// stats [5, batch]: miss, pull, length, largest, scale, where scale is 1 over the sum of exponentials.
+// stats [5, batch]: rest, pull, length, largest, scale, where scale is 1 over the sum of exponentials.
 // targets: [batch], or null for the predicted labels, which then go into `predicted`. Throws
 // std::invalid_argument, before anything is written, for a target that is no class.
 void sensitivity_forward(const Batch& in, const std::int64_t* targets, bool bias, float* stats, float* shown,

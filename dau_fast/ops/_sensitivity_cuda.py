@@ -37,9 +37,9 @@ def _row_lengths(h_ptr, rows, stride_hb, stride_hd, B, D, BIAS: tl.constexpr, WI
 
 
 @triton.jit
-def _store_row(stats_ptr, rows, B, miss, pull, length, largest, scale):
+def _store_row(stats_ptr, rows, B, rest, pull, length, largest, scale):
     inside = rows < B
-    tl.store(stats_ptr + rows, miss, mask=inside)
+    tl.store(stats_ptr + rows, rest, mask=inside)
     tl.store(stats_ptr + B + rows, pull, mask=inside)
     tl.store(stats_ptr + 2 * B + rows, length, mask=inside)
     tl.store(stats_ptr + 3 * B + rows, largest, mask=inside)
@@ -85,12 +85,15 @@ def forward_kernel(
     e = tl.exp(z - largest[:, None])
     others = tl.where(at_label, 0.0, e)
     total = tl.sum(others, 1)
-    scale = 1.0 / (total + tl.sum(tl.where(at_label, e, 0.0), 1))
+    own = tl.sum(tl.where(at_label, e, 0.0), 1)
+    scale = 1.0 / (total + own)
     miss = total * scale
     others *= scale[:, None]
-    pull = tl.sqrt(tl.sum(others * others, 1) + miss * miss)
+    squared = tl.sum(others * others, 1)
+    pull = tl.sqrt(squared + miss * miss)
+    rest = miss * own * scale - squared
     length = _row_lengths(h_ptr, rows, stride_hb, stride_hd, B, D, BIAS, WIDTH)
-    _store_row(stats_ptr, rows, B, miss, pull, length, largest, scale)
+    _store_row(stats_ptr, rows, B, rest, pull, length, largest, scale)
     if SOFTMAX:
         base = shown_ptr + rows.to(tl.int64) * (C + 1)
         inside = (rows < B)[:, None] & (columns < C)[None, :]
@@ -168,9 +171,11 @@ def finish_kernel(
         at_label = tl.exp(tl.load(z_ptr + offsets).to(tl.float32) - largest)
     scale = 1.0 / (total + at_label)
     miss = total * scale
-    pull = tl.sqrt(squares * scale * scale + miss * miss)
+    squared = squares * scale * scale
+    pull = tl.sqrt(squared + miss * miss)
+    rest = miss * at_label * scale - squared
     length = _row_lengths(h_ptr, row, stride_hb, stride_hd, B, D, BIAS, WIDTH)
-    _store_row(stats_ptr, row, B, miss, pull, length, largest, scale)
+    _store_row(stats_ptr, row, B, rest, pull, length, largest, scale)
     if SOFTMAX:
         tl.store(shown_ptr + row.to(tl.int64) * (C + 1) + C, pull * length)
     else:
@@ -253,11 +258,11 @@ def backward_kernel(
     grad_s = tl.load(grad_ptr + last, mask=inside, other=0.0).to(tl.float32)
     if block < z_blocks:
         columns = block * BLOCK_C + tl.arange(0, BLOCK_C)
-        miss = tl.load(stats_ptr + rows, mask=inside, other=0.0)
+        rest = tl.load(stats_ptr + rows, mask=inside, other=0.0)
         labels = tl.load(labels_ptr + rows.to(tl.int64) * stride_l, mask=inside, other=0)
         p = _probabilities(z_ptr, stats_ptr, rows, columns, stride_zb, stride_zc, B, C)
         factor = grad_s * length / _above_zero(pull)
-        pulled = p * factor[:, None] * (p + (miss - pull * pull)[:, None])
+        pulled = p * factor[:, None] * (p + rest[:, None])
         at_label = -(grad_s * length * pull)[:, None] * p
         grad = tl.where(columns[None, :] == labels[:, None], at_label, pulled)
         if SOFTMAX:

@@ -113,7 +113,7 @@ def _check_backward(
 
 
 # ---- the ops: PyTorch's matrix products, which take nearly all the time, and plain PyTorch between them
-# stats [5, B]: miss, pull, length, largest logit, 1 / sum_i exp(z_i - largest)
+# stats [5, B]: rest, pull, length, largest logit, 1 / sum_i exp(z_i - largest)
 # logits: [B, C] where they are kept, else [0, 0].
 
 
@@ -160,12 +160,14 @@ def _put_together(
     features: Tensor, bias: Tensor | None, first: Tensor, second: Tensor, at_label: Tensor, largest: Tensor
 ) -> tuple[Tensor, Tensor]:
     """s and stats from the sum and the norm of exp(z - largest) over the other classes, and the label's z."""
-    scale = 1 / (first + (at_label - largest).exp_())
-    miss = first * scale
-    pull = (second * scale).hypot_(miss)
+    own = (at_label - largest).exp_()
+    scale = 1 / (first + own)
+    miss, norm, p = torch.stack([first, second, own]).mul_(scale)
+    rest = (miss * p).addcmul_(norm, norm, value=-1)
+    pull = torch.hypot(norm, miss)
     length = feature_lengths(features.to(pull.dtype), bias is not None)
     dtype = compute_dtype(features)
-    return (pull * length).to(dtype), torch.stack([miss, pull, length, largest, scale]).to(dtype)
+    return (pull * length).to(dtype), torch.stack([rest, pull, length, largest, scale]).to(dtype)
 
 
 def _known(targets: Tensor, classes: int) -> Tensor:

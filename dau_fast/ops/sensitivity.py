@@ -8,8 +8,10 @@ e = p - e_y and p = softmax(z), so its norm needs no backward pass:
 1 - p_y is taken as the sum of the other probabilities, `miss`, which stays exact where p_y rounds to 1:
 pull^2 = sum_{i != y} p_i^2 + miss^2. Backward, with g = dL/ds,
 
-    dz_i = g length / pull * p_i (p_i + miss - pull^2) for i != y,    dz_y = -g length pull p_y
-    dh = g pull / length * h
+    dz_i = g length / pull * p_i (p_i + rest) for i != y,    dz_y = -g length pull p_y
+    dh = g pull / length * h,    rest = miss p_y - sum_{i != y} p_i^2
+
+where rest is miss - pull^2, but not as the difference of two numbers near 1.
 
 so that what is kept from forward to backward are five numbers a sample and nothing of size C.
 """
@@ -116,7 +118,7 @@ def _check_backward(
 
 
 # ---- the ops
-# stats [5, B]: miss, pull, length; then the largest logit and 1 / sum_i exp(z_i - largest) for C++ and
+# stats [5, B]: rest, pull, length; then the largest logit and 1 / sum_i exp(z_i - largest) for C++ and
 # Triton, whose backward pass takes p from them (plain PyTorch takes the softmax again and leaves 0).
 # predicted: int64 [B] where there are no targets, else [0].
 
@@ -127,24 +129,27 @@ def _forward(
     labels = logits.argmax(1) if targets is None else targets
     p = torch.softmax(logits, 1, dtype=compute_dtype(logits, features))
     u = torch.cat([p, p[:, :1]], 1) if softmax else None
-    without_label(p, labels)
-    miss = p.sum(1)
-    pull = torch.linalg.vector_norm(p, dim=1).hypot_(miss)
+    at_label = without_label(p, labels)
+    miss, norm = p.sum(1), torch.linalg.vector_norm(p, dim=1)
+    rest = miss * at_label - norm.square()
+    pull = norm.hypot_(miss)
     length = feature_lengths(features.to(p.dtype), bias)
     nothing = torch.zeros_like(miss)
-    stats = torch.stack([miss, pull, length, nothing, nothing])
+    stats = torch.stack([rest, pull, length, nothing, nothing])
     s = pull * length
     if u is not None:
         u[:, -1] = s
     return s if u is None else u, stats, labels if targets is None else labels.new_empty(0)
 
 
-def without_label(p: Tensor, labels: Tensor) -> None:
-    """Set p [B, C] to 0 at labels [B], in place; ValueError for one that is no class."""
+def without_label(p: Tensor, labels: Tensor) -> Tensor:
+    """Set p [B, C] to 0 at labels [B], in place; what was there, [B]. ValueError for one that is no class."""
     try:
+        found = p.gather(1, labels.unsqueeze(1)).squeeze(1)
         p.scatter_(1, labels.unsqueeze(1), 0.0)
     except RuntimeError as error:
         raise no_such_class(labels, p.shape[1]) from error
+    return found
 
 
 def no_such_class(labels: Tensor, classes: int) -> ValueError:
@@ -192,7 +197,7 @@ def logits_gradient(
 
     here: bool [B, 1], whether these classes include the label, where they are some of all.
     """
-    miss, pull, length = stats[:3]
+    rest, pull, length = stats[:3]
     try:
         at_label = p.gather(1, labels).mul_((-grad_s * length * pull).unsqueeze(1))
     except RuntimeError as error:
@@ -200,7 +205,7 @@ def logits_gradient(
     factor = grad_s * length / above_zero(pull)
     # The factor first: p^2 may be below what float32 can hold where the factor is large.
     scaled = p * factor.unsqueeze(1)
-    grad = p.add_((miss - pull * pull).unsqueeze(1)).mul_(scaled)
+    grad = p.add_(rest.unsqueeze(1)).mul_(scaled)
     if here is not None:
         at_label = torch.where(here, at_label, grad.gather(1, labels))
     return grad.scatter_(1, labels, at_label)
