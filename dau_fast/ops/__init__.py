@@ -1,6 +1,7 @@
 """Operations that any PyTorch project can use; nothing here imports the rest of the package."""
 
 from dau_fast.ops.barlow_twins import barlow_twins_loss
+from dau_fast.ops.batch_norm import batch_norm
 from dau_fast.ops.image_batch import image_batch
 from dau_fast.ops.linear_sensitivity import linear_sensitivity
 from dau_fast.ops.packed_masks import apply_masks_, count_kept, pack_mask, unpack_mask
@@ -12,6 +13,7 @@ __all__ = [
     "apply_masks_",
     "attack_features",
     "barlow_twins_loss",
+    "batch_norm",
     "count_kept",
     "image_batch",
     "input_grad_norms",

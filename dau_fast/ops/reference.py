@@ -211,3 +211,55 @@ def image_batch_reference(
         chosen = padded[sample, :, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2)
     normalised = (chosen.float() / 255 - mean.view(-1, 1, 1)) / std.view(-1, 1, 1)
     return normalised.to(dtype, memory_format=torch.channels_last)
+
+
+@torch.no_grad()
+def batch_norm_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    batches: Tensor | None,
+    add: Tensor | None,
+    relu: bool,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """relu(BatchNorm(x) + add) as in `dau_fast.ops.batch_norm`, and [4, C] of it by channel.
+
+    These are slope and bias of y = slope (x - mean) + bias, mean, and 1 / standard deviation.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    var, mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    scale = (var + eps).rsqrt()
+    if running_mean is not None and running_var is not None:
+        count = x.numel() // x.shape[1]
+        running_mean.lerp_(mean.to(running_mean), momentum)
+        running_var.lerp_((var * (count / (count - 1))).to(running_var), momentum)
+    if batches is not None:
+        batches.add_(1)
+    slope = scale * weight
+    y = (wide - mean.view(-1, 1, 1)) * slope.view(-1, 1, 1) + bias.view(-1, 1, 1)
+    y = y if add is None else y + add
+    y = y.relu() if relu else y
+    return y.to(x.dtype), torch.stack([slope, bias.to(slope), mean, scale])
+
+
+@torch.no_grad()
+def batch_norm_backward_reference(
+    grad: Tensor, x: Tensor, y: Tensor, lines: Tensor, relu: bool, added: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x and, where `added`, of what was, and sums [2, C]: the gradients of bias and weight.
+
+    lines: from `batch_norm_reference`. y: its result, where something was added; else it is not looked at.
+    """
+    slope, bias, mean, scale = (line.view(-1, 1, 1) for line in lines)
+    wide, pulled = x.to(lines.dtype), grad.to(lines.dtype)
+    if relu:
+        pulled = pulled * ((y if added else (wide - mean) * slope + bias) > 0)
+    unit = (wide - mean) * scale
+    sums = torch.stack([pulled.sum((0, 2, 3)), (pulled * unit).sum((0, 2, 3))])
+    shift, tilt = (sums / (x.numel() // x.shape[1])).view(2, -1, 1, 1)
+    of_x = (pulled - shift - unit * tilt) * slope
+    return of_x.to(x.dtype), pulled.to(x.dtype) if added else x.new_empty(0), sums
