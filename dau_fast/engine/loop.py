@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,6 +20,7 @@ from dau_fast.engine.activation_checkpointing import checkpointed, require_block
 from dau_fast.engine.batches import Batch
 from dau_fast.engine.chance import seeded
 from dau_fast.engine.device import fastest_convolutions
+from dau_fast.engine.fused_layers import fused_layers
 from dau_fast.engine.losses import BrokenLoss, Losses, describe_loss, find_broken_layer, name_images
 from dau_fast.engine.modes import find_batchnorms
 from dau_fast.engine.profiling import LoopProfile, Profiler, optimizer_section, section
@@ -202,13 +204,19 @@ def prepare_loop(
     if runtime.activation_checkpointing:
         forward = checkpointed(called, require_blocks(loop.model))
 
+    # Other layers stand in for BatchNorm where processes share it, or blocks are computed again.
+    alone = ranks.alone and not runtime.activation_checkpointing
+    fusing = runtime.device.type == "cuda" and alone
+
     def build(compile: Compile, count: int) -> Step:
+        # A compiler joins layers by itself, and more of them.
+        fused = fused_layers if fusing and compile(_leave_gradients) is _leave_gradients else nullcontext
         loss, parts = loop.loss(compile, forward), ranks.micro_batches(rows, count)
 
         def step(*inputs: Tensor) -> None:
             loop.optimizer.zero_grad(set_to_none=True)
             for part in parts:
-                with ranks.sharing(called, part is parts[-1]):
+                with ranks.sharing(called, part is parts[-1]), fused(loop.model):
                     value = loss(part, *(_take_rows(tensor, part.rows, loop.sets) for tensor in inputs))
                     watched.note(value)
                     with section("backward"):
