@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
-from dau_fast.ops import batch_norm
+from dau_fast.ops import batch_norm, register_layer
 
 
 @contextmanager
@@ -52,25 +53,47 @@ class FusedBatchNorm2d(nn.BatchNorm2d):
 
     def follow(self, x: Tensor, add: Tensor | None = None, relu: bool = False) -> Tensor:
         """relu(BatchNorm(x) + add), of x's shape [B, C, H, W]."""
-        # Without a momentum PyTorch asks the device at every call how many batches there were.
-        fused = self.training and self.affine and self.momentum is not None
-        if not fused or torch.compiler.is_compiling():
-            y = super().forward(x)
-            y = y if add is None else y + add
+        if not self._takes(x, add):
+            y = _add(super().forward(x), add)
             return y.relu() if relu else y
+        # Statistics may be there and no longer be tracked.
+        tracked = (self.running_mean, self.running_var, self.num_batches_tracked)
+        mean, var, batches = tracked if self.track_running_stats else (None, None, None)
         return batch_norm(
-            x, self.weight, self.bias, self.running_mean, self.running_var, self.num_batches_tracked, add=add,
-            relu=relu, momentum=self.momentum or 0.0, eps=self.eps,
+            x, self.weight, self.bias, mean, var, batches, add=add, relu=relu, momentum=self.momentum or 0.0,
+            eps=self.eps,
         )  # fmt: skip
 
+    def _takes(self, x: Tensor, add: Tensor | None) -> bool:
+        """Whether `batch_norm` computes what this layer does, and what is added is like x."""
+        # Without a momentum PyTorch asks the device at every call how many batches there were.
+        known = self.training and self.momentum is not None
+        whole = self.weight is not None and self.bias is not None
+        like = add is None or (add.shape, add.dtype) == (x.shape, x.dtype)
+        return known and whole and like and not torch.compiler.is_compiling()
 
-def _fuses(norm: nn.Module, *others: nn.Module) -> bool:
-    """Whether BatchNorm `norm` may run with what follows: no hook is skipped, and no compiler at work."""
+
+# In evaluation mode, where alone a sample has a gradient of its own, it is like any other.
+register_layer(FusedBatchNorm2d, like=nn.BatchNorm2d)
+
+
+def _add(x: Tensor, add: Tensor | None) -> Tensor:
+    """In x's dtype, as torchvision's blocks add, and `batch_norm`."""
+    return x if add is None else (x + add).to(x.dtype)
+
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _fuses(norm: nn.Module, activation: nn.Module) -> bool:
+    """Whether BatchNorm `norm` may run with `activation`: a ReLU, no hook is skipped, no compiler at work."""
     return (
         isinstance(norm, FusedBatchNorm2d)
         and norm.training
+        and type(activation) is nn.ReLU
         and not torch.compiler.is_compiling()
-        and not any(part._forward_hooks or part._forward_pre_hooks for part in (norm, *others))
+        and not _has_any_global_hook()
+        and not any(getattr(part, hooks) for part in (norm, activation) for hooks in _HOOKS)
     )
 
 
@@ -84,7 +107,7 @@ class _FusedSequential(nn.Sequential):
         layers = list(self)
         while layers:
             layer = layers.pop(0)
-            if layers and type(layers[0]) is nn.ReLU and _fuses(layer, layers[0]):
+            if layers and _fuses(layer, layers[0]):
                 layers.pop(0)
                 x = _followed(layer, x)
             else:
@@ -101,8 +124,7 @@ class _FusedBlock(nn.Module):
         if _fuses(norm, block.relu):
             normalised: Tensor = norm.follow(x, add, relu=True)
             return normalised
-        x = norm(x)
-        activated: Tensor = block.relu(x if add is None else x + add)
+        activated: Tensor = block.relu(_add(norm(x), add))
         return activated
 
     def _shortcut(self, x: Tensor) -> Tensor:
