@@ -56,7 +56,8 @@ def _gradient(
     through = _line(x, lines_ptr, C, COLUMNS)
     seen = tl.load(y_ptr + offsets, mask=inside & (added != 0), other=0.0).to(tl.float32)
     through = tl.where(added != 0, seen, through)
-    return tl.where((relu == 0) | (through > 0), grad, 0.0)
+    # Written so that NaN lets through, as it does in PyTorch.
+    return tl.where((relu != 0) & (through <= 0), 0.0, grad)
 
 
 @triton.jit(do_not_specialize=["share"])

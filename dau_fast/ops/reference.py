@@ -257,7 +257,7 @@ def batch_norm_backward_reference(
     slope, bias, mean, scale = (line.view(-1, 1, 1) for line in lines)
     wide, pulled = x.to(lines.dtype), grad.to(lines.dtype)
     if relu:
-        pulled = pulled * ((y if added else (wide - mean) * slope + bias) > 0)
+        pulled = torch.where((y if added else (wide - mean) * slope + bias) <= 0, 0.0, pulled)
     unit = (wide - mean) * scale
     sums = torch.stack([pulled.sum((0, 2, 3)), (pulled * unit).sum((0, 2, 3))])
     shift, tilt = (sums / (x.numel() // x.shape[1])).view(2, -1, 1, 1)
