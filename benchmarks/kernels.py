@@ -20,7 +20,7 @@ import click
 import torch
 from support.recording import ROOT, environment, read_lines, record_folder, write_json
 
-FILES = ("barlow_twins", "image_batch", "masked_step", "per_sample_grad_norms", "sensitivity")
+FILES = ("barlow_twins", "batch_norm", "image_batch", "masked_step", "per_sample_grad_norms", "sensitivity")
 
 
 @click.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,16 +15,20 @@ from dau_fast.ops import _native
 
 @pytest.fixture
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """new_empty gives NaN, or a large integer."""
-    new_empty = Tensor.new_empty
+    """new_empty and new_empty_strided give NaN, or a large integer."""
 
-    def filled(self: Tensor, *size: Any, **kind: Any) -> Tensor:
-        tensor = new_empty(self, *size, **kind)
-        if tensor.is_floating_point():
-            return tensor.fill_(float("nan"))
-        return tensor.fill_(True if tensor.dtype == torch.bool else min(2**40, torch.iinfo(tensor.dtype).max))
+    def poisoned(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def filled(self: Tensor, *size: Any, **kind: Any) -> Tensor:
+            tensor = make(self, *size, **kind)
+            if tensor.is_floating_point():
+                return tensor.fill_(float("nan"))
+            largest = True if tensor.dtype == torch.bool else torch.iinfo(tensor.dtype).max
+            return tensor.fill_(min(2**40, largest))
 
-    monkeypatch.setattr(Tensor, "new_empty", filled)
+        return filled
+
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(Tensor, name, poisoned(getattr(Tensor, name)))
 
 
 @pytest.fixture

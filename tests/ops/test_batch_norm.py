@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dau_fast.ops import batch_norm
-from dau_fast.ops.batch_norm import batch_norm_backward_op, batch_norm_op
+from dau_fast.ops._library import PATHS
+from dau_fast.ops.batch_norm import _BatchNorm, batch_norm_backward_op, batch_norm_op
 
 # [B, C, H, W]: of CIFAR's layers, with sizes that nothing divides, and of one pixel.
 SHAPES = [(4, 64, 9, 8), (5, 3, 7, 3), (2, 130, 3, 5), (3, 16, 1, 1), (70, 8, 8, 9)]
@@ -144,6 +146,90 @@ def test_it_works_without_running_statistics() -> None:
     }
     for one, other in zip(results(batch_norm, given, True), results(defined, given, True), strict=True):
         assert torch.equal(one, other)
+
+
+def op_arguments(dtype: torch.dtype, add: bool) -> tuple[list[Tensor | None], list[Tensor | bool]]:
+    """Of the op, and of the one backward, which may not be asked for a gradient."""
+    given = list(sample(SHAPES[1], dtype, add).values())
+    y, lines = batch_norm_op(*(None if x is None else x.clone() for x in given), True, 0.1, 1e-5)
+    return given, [torch.ones_like(y), given[0], y, lines, True, add]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("add", [False, True])
+def test_opcheck(dtype: torch.dtype, add: bool) -> None:
+    given, pulled = op_arguments(dtype, add)
+    torch.library.opcheck(batch_norm_op, (*given, True, 0.1, 1e-5))
+    torch.library.opcheck(batch_norm_backward_op, tuple(pulled))
+
+
+@pytest.fixture
+def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ops and their backward pass."""
+    monkeypatch.setattr(sys.modules["dau_fast.ops.batch_norm"], "_one_by_one", _BatchNorm.apply)
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_compiled_without_a_graph_break(dynamic: bool) -> None:
+    torch.compiler.reset()
+    compiled = torch.compile(batch_norm, fullgraph=True, dynamic=dynamic, backend="aot_eager")
+    for shape in (SHAPES[0], SHAPES[1]) if dynamic else (SHAPES[0],):
+        given = sample(shape, torch.float32, True)
+        for one, other in zip(results(compiled, given, True), results(batch_norm, given, True), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("add", [False, True])
+def test_gradcheck(relu: bool, add: bool) -> None:
+    given = sample(SHAPES[1], torch.float64, add)
+    names = [name for name in ("x", "weight", "bias", "add") if given[name] is not None]
+    rest = {name: None for name in given if name not in names}
+    leaves = [given[name].requires_grad_() for name in names]
+    assert torch.autograd.gradcheck(
+        lambda *x: batch_norm(**rest | dict(zip(names, x, strict=True)), relu=relu), leaves, fast_mode=True
+    )
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+def test_a_second_derivative_is_refused() -> None:
+    given = sample(SHAPES[1], torch.float64, False)
+    x = given["x"].requires_grad_()
+    (slope,) = torch.autograd.grad(batch_norm(**given, relu=True).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="batch_norm has no second derivative"):
+        slope.square().sum().backward()
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+def test_only_what_is_asked_for_gets_a_gradient() -> None:
+    given = sample(SHAPES[1], torch.float64, True)
+    given["bias"].requires_grad_()
+    y = batch_norm(**given, relu=True)
+    y.sum().backward()
+    torch.testing.assert_close(given["bias"].grad, (y > 0).sum((0, 2, 3)).double())
+    assert given["x"].grad is None
+
+
+@pytest.mark.usefixtures("_as_on_cuda")
+def test_autocast_changes_nothing() -> None:
+    given = sample(SHAPES[1], torch.float32, True)
+    expected = results(batch_norm, given, True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results(batch_norm, given, True)
+    assert all(map(torch.equal, found, expected))
+
+
+@pytest.mark.usefixtures("_without_triton")
+def test_without_triton_plain_pytorch_takes_over_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    given, pulled = op_arguments(torch.float32, True)
+    for _ in range(2):
+        y, _lines = PATHS["batch_norm", "CUDA"](*(x.clone() for x in given), True, 0.1, 1e-5)
+        PATHS["batch_norm_backward", "CUDA"](*pulled)
+    assert torch.equal(y, pulled[2])
+    (record,) = caplog.records
+    assert "plain PyTorch runs on the GPU instead; install triton" in record.message
 
 
 @pytest.mark.parametrize(
