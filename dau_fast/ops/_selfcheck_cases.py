@@ -26,6 +26,7 @@ from dau_fast.ops import (
     unpack_mask,
 )
 from dau_fast.ops._layer_gradients import gram_op
+from dau_fast.ops.batch_norm import batch_norm_backward_op, batch_norm_op
 from dau_fast.ops.masked_step import masked_adamw_op, masked_sgd_op
 
 # Largest error, as the root mean square of the difference over that of the exact result: some roundings of
@@ -65,7 +66,7 @@ def list_cases() -> list[Case]:
     """All of them."""
     makers = (
         _sensitivity_cases, _attack_cases, _linear_cases, _barlow_cases, _gram_cases, _norm_cases,
-        _image_cases, _mask_cases, _apply_cases, _step_cases, _selection_cases,
+        _batch_norm_cases, _image_cases, _mask_cases, _apply_cases, _step_cases, _selection_cases,
     )  # fmt: skip
     return list(itertools.chain.from_iterable(maker() for maker in makers))
 
@@ -210,6 +211,41 @@ def _norm_cases() -> Iterator[Case]:
         "per_sample_grad_norms", what, torch.float32, make,
         lambda x, y, *weights: [per_sample_grad_norms(filled(weights), x, y)], define,
     )  # fmt: skip
+
+
+def _batch_norm_cases() -> Iterator[Case]:
+    """Of several parts and blocks of columns, and of a few rows."""
+    plain, joined = (False, False), (True, True)
+    kinds = [(9, 130, 8, 8, torch.float32, *plain), (9, 130, 8, 8, torch.float32, *joined)]
+    kinds += [(3, 5, 1, 1, torch.float32, True, False), (9, 130, 8, 8, torch.bfloat16, *joined)]
+    for *shape, dtype, relu, add in kinds:
+
+        def make(generator: torch.Generator, shape: Sequence[int] = shape) -> Sequence[Tensor]:
+            x, more, pull = torch.randn(3, *shape, generator=generator, dtype=torch.float64)
+            weight, bias, mean, away = torch.randn(4, shape[1], generator=generator, dtype=torch.float64)
+            images = [x + 5 * away.view(-1, 1, 1), more, pull]
+            laid = [image.contiguous(memory_format=torch.channels_last) for image in images]
+            return [*laid, weight, bias, mean, mean.square(), torch.tensor(3)]
+
+        def compute(*given: Tensor, relu: bool = relu, add: bool = add) -> Results:
+            x, more, pull, *lines, batches = given
+            lines = [line.to(torch.promote_types(line.dtype, torch.float32)) for line in lines]
+            y, found = batch_norm_op(x, *lines, batches, more if add else None, relu, 0.1, 1e-5)
+            # Pulled at less where results are near 0, which a ReLU lets through or not by rounding.
+            of_x, of_more, sums = batch_norm_backward_op(pull * y, x, y, found, relu, add)
+            return [y, of_x, sums[1], sums[0], *[of_more] * add, *lines[2:], batches]
+
+        def define(*given: Tensor, relu: bool = relu, add: bool = add) -> Results:
+            x, more, pull, weight, bias, mean, var, batches = given
+            leaves = [leaf.requires_grad_() for leaf in (x, weight, bias, *[more] * add)]
+            y = F.batch_norm(x, mean, var, weight, bias, True, 0.1, 1e-5)
+            y = y + more if add else y
+            y = y.relu() if relu else y
+            grads = torch.autograd.grad(y, leaves, pull * y.detach())
+            return [y, *grads, mean, var, batches + 1]
+
+        what = "x".join(map(str, shape)) + ", added to" * add + ", ReLU" * relu
+        yield Case("batch_norm", what, dtype, make, compute, define)
 
 
 def _image_cases() -> Iterator[Case]:
