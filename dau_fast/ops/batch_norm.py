@@ -39,8 +39,8 @@ def batch_norm(
     other. Raises ValueError where arguments do not fit.
     """
     given = (x, weight, bias, running_mean, running_var, batches, add)
-    _check(*given)
     if not (x.is_cuda and _takes(*given)):
+        _check(*given)
         return _one_by_one(*given, relu, momentum, eps)
     y: Tensor = _BatchNorm.apply(*given, relu, momentum, eps)
     return y
@@ -88,11 +88,9 @@ def _check(
     running_var: Tensor | None,
     batches: Tensor | None,
     add: Tensor | None,
+    *_: Any,
 ) -> None:
-    if x.ndim != 4 or not x.is_floating_point():
-        raise ValueError(f"x is {_said(x)}: expected floating point of shape [B, C, H, W]")
-    if x.numel() <= x.shape[1]:
-        raise ValueError(f"x has shape {list(x.shape)}: expected two numbers or more of each channel")
+    _check_images(x)
     if (running_mean is None) != (running_var is None):
         raise ValueError("of running_mean and running_var one is None: expected both or neither")
     named = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
@@ -104,6 +102,23 @@ def _check(
     if add is not None and (add.shape, add.dtype) != (x.shape, x.dtype):
         raise ValueError(f"add is {_said(add)}: expected {_said(x)}, like x")
     check_devices(x=x, add=add, batches=batches, **named)
+
+
+def _check_back(grad: Tensor, x: Tensor, y: Tensor, lines: Tensor, *_: Any) -> None:
+    _check_images(x)
+    for name, other in (("grad", grad), ("y", y)):
+        if other.shape != x.shape or not other.is_floating_point():
+            raise ValueError(f"{name} is {_said(other)}: expected floating point, shaped like x")
+    if lines.shape != (4, x.shape[1]) or not lines.is_floating_point():
+        raise ValueError(f"lines is {_said(lines)}: expected floating point of shape [4, {x.shape[1]}]")
+    check_devices(x=x, grad=grad, y=y, lines=lines)
+
+
+def _check_images(x: Tensor) -> None:
+    if x.ndim != 4 or not x.is_floating_point():
+        raise ValueError(f"x is {_said(x)}: expected floating point of shape [B, C, H, W]")
+    if x.numel() <= x.shape[1]:
+        raise ValueError(f"x has shape {list(x.shape)}: expected two numbers or more of each channel")
 
 
 def _said(tensor: Tensor) -> str:
@@ -122,13 +137,17 @@ def _takes(x: Tensor, *rest: Any) -> bool:
         and all(
             values is None or (values.dtype == torch.float32 and values.is_contiguous()) for values in lines
         )
-        and all(y is None or y.is_contiguous(memory_format=torch.channels_last) for y in (x, add))
+        and all(y is None or _is_channels_last(y) for y in (x, add))
     )
 
 
-def _takes_back(grad: Tensor, x: Tensor, y: Tensor, *_: Any) -> bool:
-    each = (grad, x, y)
-    return all(z.dtype in _NUMBERS and z.is_contiguous(memory_format=torch.channels_last) for z in each)
+def _takes_back(grad: Tensor, x: Tensor, y: Tensor, lines: Tensor, *_: Any) -> bool:
+    known = lines.dtype == torch.float32 and lines.is_contiguous()
+    return known and all(z.dtype in _NUMBERS and _is_channels_last(z) for z in (grad, x, y))
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
 
 
 def _fake(x: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -151,6 +170,7 @@ batch_norm_op = define(
     " Tensor(c!)? batches, Tensor? add, bool relu, float momentum, float eps) -> (Tensor, Tensor)",
     batch_norm_reference,
     _fake,
+    check=_check,
     triton=("_batch_norm_cuda", "batch_norm"),
     takes=_takes,
 )
@@ -159,6 +179,7 @@ batch_norm_backward_op = define(
     " -> (Tensor, Tensor, Tensor)",
     batch_norm_backward_reference,
     _fake_back,
+    check=_check_back,
     triton=("_batch_norm_cuda", "batch_norm_backward"),
     takes=_takes_back,
 )

@@ -117,11 +117,34 @@ def _gram(chance: random.Random) -> list[Any]:
     return [torch.randn(*shapes[:2], shapes[2], shapes[4]), torch.randn(*shapes[:2], shapes[3], shapes[4])]
 
 
+def _batch_norm(chance: random.Random) -> list[Any]:
+    rows, channels = _sizes(chance, 2)
+    height, width = (chance.choice((1, 2, 3, 7)) for _ in range(2))
+    rows += rows * height * width == 1
+    x, add = (
+        torch.randn(rows, channels, height, width).contiguous(memory_format=torch.channels_last)
+        for _ in range(2)
+    )
+    tracked = [torch.zeros(channels), torch.ones(channels), torch.tensor(0)]
+    return [
+        x, torch.randn(channels), torch.randn(channels), *(tracked if chance.random() < 0.7 else [None] * 3),
+        add if chance.random() < 0.5 else None, chance.random() < 0.5, 0.1, 1e-5,
+    ]  # fmt: skip
+
+
+def _batch_norm_backward(chance: random.Random) -> list[Any]:
+    x, *rest = _batch_norm(chance)
+    y, lines = torch.ops.dau_fast.batch_norm(x, *rest)
+    relu, added = rest[-3], rest[-4] is not None
+    return [torch.randn_like(x), x, y, lines, relu, relu and added]
+
+
 _OPS |= {
     "sensitivity_forward": _sensitivity, "sensitivity_backward": _sensitivity_backward,
     "linear_sensitivity_forward": _linear, "linear_sensitivity_backward": _linear_backward,
     "masked_sgd_": _sgd, "masked_adamw_": _adamw, "image_batch": _image_batch,
     "barlow_twins_forward": _barlow, "barlow_twins_backward": _barlow_backward,
+    "batch_norm": _batch_norm, "batch_norm_backward": _batch_norm_backward,
     "pack_mask": lambda chance: [_flags(chance)], "count_kept": _packed,
     "unpack_mask": lambda chance: [(given := _packed(chance))[0], [given[1]]],
     "mask_smallest": _smallest, "apply_masks_": _apply, "gram_squares": _gram,

@@ -249,3 +249,27 @@ def test_without_triton_plain_pytorch_takes_over_and_says_so_once(caplog: pytest
 def test_what_does_not_fit_is_refused(change: dict[str, Tensor | None], told: str) -> None:
     with pytest.raises(ValueError, match=told):
         batch_norm(**(sample(SHAPES[1], torch.float32, False) | change))
+
+
+@pytest.mark.parametrize("device", ["CPU", "CUDA"])
+def test_the_ops_refuse_it_too(device: str) -> None:
+    """Before any kernel is launched, and where only shapes are known."""
+    given, pulled = op_arguments(torch.float32, True)
+    wrong = {
+        "batch_norm": [
+            ([given[0], torch.zeros(2), *given[2:], True, 0.1, 1e-5], r"weight is .*: expected shape \[3\]"),
+            ([torch.zeros(3, 4), *given[1:], True, 0.1, 1e-5], "expected floating point of shape"),
+        ],
+        "batch_norm_backward": [
+            ([torch.zeros(5, 3, 7, 2), *pulled[1:]], r"grad is .*\[5, 3, 7, 2\]: expected floating point"),
+            ([*pulled[:2], torch.zeros(5), *pulled[3:]], r"y is float32 of shape \[5\]"),
+            ([*pulled[:3], torch.zeros(4, 2), *pulled[4:]], r"lines is .*: expected .* of shape \[4, 3\]"),
+        ],
+    }  # fmt: skip
+    for name, cases in wrong.items():
+        for arguments, told in cases:
+            with pytest.raises(ValueError, match=told):
+                PATHS[name, device](*arguments)
+            meta = [x.to("meta") if isinstance(x, Tensor) else x for x in arguments]
+            with pytest.raises(ValueError, match=told):
+                getattr(torch.ops.dau_fast, name)(*meta)
