@@ -53,8 +53,9 @@ def _one_by_one(
     if batches is not None:
         batches.add_(1)
     y = F.batch_norm(x, running_mean, running_var, weight, bias, True, momentum, eps)
-    y = y if add is None else y + add
-    return y.relu() if relu else y
+    # In place: what BatchNorm gave is nobody else's, and its backward pass does not look at it.
+    y = y if add is None else y.add_(add)
+    return y.relu_() if relu else y
 
 
 class _BatchNorm(torch.autograd.Function):
