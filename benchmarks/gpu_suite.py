@@ -36,6 +36,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import barlow
+import batch_norm
 import click
 import images
 import masks
@@ -82,7 +83,7 @@ def plan_stages(
         # All trainings of the paper's tables: for days without a limit.
         return [*jobs, script("paper", "paper", kept)] if math.isinf(seconds) else jobs
 
-    ops = {"sensitivity": 0.4, "barlow": 0.4, "masks": 0.3, "images": 0.3}
+    ops = {"sensitivity": 0.4, "barlow": 0.4, "masks": 0.3, "images": 0.3, "batch_norm": 0.3}
     return [
         Stage("correctness", 4, lambda _: check(record, device, smoke)),
         Stage("probe", 3, single("probe")),
@@ -122,7 +123,9 @@ def list_judges(device: torch.device) -> dict[str, Judge]:
     def judge(module: ModuleType) -> Judge:
         return lambda rows: module.targets(compare(rows), device)
 
-    return {f"ops-{module.__name__}": judge(module) for module in (barlow, images, masks, sensitivity)}
+    return {
+        f"ops-{module.__name__}": judge(module) for module in (barlow, batch_norm, images, masks, sensitivity)
+    }
 
 
 def _minutes(seconds: float) -> list[str]:

@@ -21,7 +21,7 @@ from scripts import BENCHMARKS, run
 # Every job of the suite, in its order; of these, what needs pictures.
 JOBS = [
     "selfcheck", "correctness", "probe", "quality", "budget", "ops-sensitivity", "ops-barlow", "ops-masks",
-    "ops-images", "loop", "scale", "scale-streaming",
+    "ops-images", "ops-batch_norm", "loop", "scale", "scale-streaming",
 ]  # fmt: skip
 WITHOUT_DATA = [job for job in JOBS if job != "quality"]
 pytestmark = pytest.mark.usefixtures("importable")
@@ -287,13 +287,14 @@ def test_rows_that_failed_are_told_of_and_cost_no_other(tmp_path: Path) -> None:
 
 def test_targets_of_rows_that_did_not_run_are_not_measured() -> None:
     import barlow
+    import batch_norm
     import images
     import loop
     import masks
     import sensitivity
 
     device = torch.device("cuda")
-    for module in (barlow, images, masks, sensitivity):
+    for module in (barlow, batch_norm, images, masks, sensitivity):
         assert all(target.value is None for target in module.targets({}, device)), module.__name__
     assert all(target.value is None for target in loop.targets({}, None, device))
 
@@ -328,6 +329,10 @@ def test_smoke_runs_every_stage_and_does_not_repeat_finished_jobs(pictures: Path
     images = json.loads((tmp_path / "ops-images" / "summary.json").read_text())["cases"]
     for entries in images.values():
         assert entries.keys() == {"dau_fast", "PyTorch", "PyTorch compiled", "torchvision"}
+    norms = json.loads((tmp_path / "ops-batch_norm" / "summary.json").read_text())["cases"]
+    assert norms.keys() == {f"8x4, {kind}" for kind in ("plain", "ReLU", "addition and ReLU")}
+    for entries in norms.values():
+        assert entries.keys() == {"dau_fast", "PyTorch", "PyTorch compiled"}
     masks = json.loads((tmp_path / "ops-masks" / "summary.json").read_text())["cases"]
     assert {"dau_fast", "foreach and foreach mask", "compiled"} <= masks["SGD step, small at 95 %"].keys()
     loop = json.loads((tmp_path / "loop" / "summary.json").read_text())
