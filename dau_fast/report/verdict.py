@@ -74,12 +74,20 @@ def _judge(report: Report, gaps: dict[str, float]) -> Verdict:
             f"{before:.2f} before."
         )
         return Verdict(headline, _others(report, gaps), "bad")
+    among = "Of the methods that do not retrain, " if _retrained_closer(report, gap) else ""
     headline = (
-        f"{method_name(report, closest)} comes closest to a model retrained from scratch: avg gap "
+        f"{among}{method_name(report, closest)} comes closest to a model retrained from scratch: avg gap "
         f"{gap:.2f} points{_speed(methods[closest])}."
     )
     tone, certainty = _against_noise(report, gap)
     return Verdict(headline, (certainty, _basis(report, closest), *_others(report, gaps)), tone)
+
+
+def _retrained_closer(report: Report, gap: float) -> bool:
+    """Whether a model that was retrained by another recipe stands in the table with a smaller gap."""
+    others = [name for name in report["methods"] if is_reference(report, name) and name != "retrain"]
+    gaps = [report["methods"][name].get("avg_gap") for name in others]
+    return any(known(found) and found < gap for found in gaps)
 
 
 def _name_noise(report: Report, noise: float) -> str:

@@ -166,6 +166,13 @@ def test_brackets_in_a_name_are_shown_as_they_are(spec: str) -> None:
 # ---- the verdict
 
 
+@pytest.mark.parametrize(("gap", "begins"), [(0.1, "Of the methods that do not retrain, DAU"), (0.9, "DAU")])
+def test_who_retrains_by_another_recipe_is_not_passed_over(gap: float, begins: str) -> None:
+    report = single()
+    report["methods"]["retrain_fast"] = method((5.5, 100.0, 98.3, 11.0), 1.0, gap, 4.0)
+    assert verdict(report).headline.startswith(f"{begins} comes closest to a model retrained from scratch")
+
+
 def test_the_closest_method_is_named_with_its_gap_and_speed() -> None:
     found = verdict(single())
     assert found.headline == (
