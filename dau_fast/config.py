@@ -177,6 +177,11 @@ class PruneConfig:
 SENSITIVITIES = ("none", "classifier", "input", "full")
 
 
+# Passes that a game makes over a retain set, and over a forget set that is spread over classes, at least, and
+# the images of a batch by which it does so, at most.
+_RETAIN_PASSES, _FORGET_PASSES, _LARGEST_BATCH = 2, 10, 256
+
+
 @dataclass(frozen=True)
 class DauConfig:
     """The game. Chosen on CIFAR-10 (JPEG) at 16x16, seeds 500 to 505; measured on seeds from 100 on."""
@@ -248,21 +253,34 @@ class DauConfig:
         """The settings for forgetting whole classes, or images spread over classes.
 
         The number of steps counts, and not how often each image is seen: six passes over a small retain
-        set, or twelve over a forget set that is large beside it, a part of one over large sets. Where whole
+        set, or twelve over a forget set that is large beside it, a part of one over large sets. These are
+        played with larger batches, as small ones lose more of the retain set than is won back. Where whole
         classes are forgotten, validation has none of their images; the label is then left out of what the
         attacker compares, and features stand in for it.
         """
         played_with = sample_size(retain_images, forget_images, retain_sample)
-        batch_size = 64 if played_with >= 2000 else 32
         turns = min(320, max(128, round(6 * max(played_with, 2 * forget_images) / 64)))
+        passed = max(_RETAIN_PASSES * played_with, 0 if classwise else _FORGET_PASSES * forget_images)
         # Few images are forgotten with less: what large sets need costs a model more than they are worth.
-        few = not classwise and forget_images < batch_size
+        few = not classwise and are_few(forget_images, played_with)
         alpha = 0.2 if classwise else 4.0 if few else 10.0
+        batch_size = _least_batch(played_with)
+        while batch_size * turns < passed and batch_size < _LARGEST_BATCH:
+            batch_size *= 2
         return cls(
             not classwise, alpha, turns, batch_size, departure=0.0 if few else 1.0,
             retain_sample=retain_sample, features=classwise, difficulty=not classwise,
             settled=0.5 if classwise else 0.0,
         )  # fmt: skip
+
+
+def are_few(forget_images: int, played_with: int) -> bool:
+    """Whether so many images are fewer than the smallest batch for as many retain images."""
+    return forget_images < _least_batch(played_with)
+
+
+def _least_batch(played_with: int) -> int:
+    return 64 if played_with >= 2000 else 32
 
 
 def sample_size(retain_images: int, forget_images: int, retain_sample: float | None) -> int:

@@ -79,15 +79,16 @@ def test_retrainings_make_the_passes_that_were_predicted() -> None:
         assert totals[name] == pytest.approx(made, rel=1e-12), name
 
 
-@pytest.mark.parametrize(("classwise", "most"), [(False, 110_000), (True, 130_000)], ids=["tenth", "class"])
-def test_the_default_game_on_cifar_stays_within_its_budget(classwise: bool, most: int) -> None:
+# With a third of it a ResNet-18 loses its retain set, or does not forget what it memorised (measured).
+@pytest.mark.parametrize("classwise", [False, True], ids=["tenth", "class"])
+def test_the_default_game_on_cifar_stays_within_its_budget(classwise: bool) -> None:
     config = DauConfig.default(classwise=classwise, retain_images=40_500, forget_images=4500)
     sizes = {"retain": 40_500, "forget": 4500, "validation": 4500 if classwise else 5000, "classes": 10}
     sizes["features"] = 512
     found = count_equivalents(config, {"retrain": TrainingRecipe()}, **sizes, batchnorm=True)
     totals = found.list_totals()
-    assert totals["dau"] <= most
-    assert totals["retrain"] / totals["dau"] >= 80
+    assert totals["dau"] <= 300_000
+    assert totals["retrain"] / totals["dau"] >= 25
 
 
 def test_the_line_says_what_each_costs_and_how_much_faster_the_game_can_be() -> None:
