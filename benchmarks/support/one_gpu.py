@@ -3,15 +3,18 @@
 A kernel takes the longest of three: its FLOPs over what convolutions reach, its bytes (every input read and
 every output written once) over what such kernels reach, and what any kernel takes: in a replayed graph, or
 where the host launches it. Kernels are counted on the step itself, with tensors that have no numbers; the
-rates are those of a training step and of turns in benchmarks/records/2026-11-27-gpu.
+rates are those of a training step and of turns in benchmarks/records/2026-11-27-gpu, and of BatchNorm's own
+kernels in benchmarks/records/2026-11-27-gpu-2.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -35,19 +38,23 @@ from dau_fast.cost.passes import (
 from dau_fast.data.images import Images
 from dau_fast.data.split import Forget, hold_out, make_split
 from dau_fast.engine.batches import steps_for
+from dau_fast.engine.fused_layers import fused_layers
 from dau_fast.methods.dau.difficulty import LESSON_IMAGES
 from dau_fast.methods.dau.unseen import count_unseen
 from dau_fast.methods.registry import get_method
 from dau_fast.methods.task import Task
 from dau_fast.models import Classifier
+from dau_fast.ops.batch_norm import FusedBatchNorm
 from support.predicting import duration, markdown
 
 # NVIDIA H200 SXM: a dense bf16 product of 8192 cubed and a copy of GBs reach about these of the 989 TFLOP/s
 # and 4.8 TB/s of its data sheet.
 PRODUCT_FLOPS, COPY_BYTES = 790e12, 4.3e12
 # The share of a product's rate that convolutions of 64 to 512 channels reach in channels_last; those of a
-# copy's that PyTorch's BatchNorm reaches, whose passes are more than one, and what else goes by element.
+# copy's that PyTorch's BatchNorm reaches, whose passes are more than one, and what else goes by element; and
+# that the sums of `batch_norm` reach, and what it writes.
 CONVOLUTIONS, BATCHNORM, BY_ELEMENT = 0.5, 0.21, 0.66
+SUMS, WRITTEN = 0.45, 0.88
 # Seconds of the shortest kernel in a graph, and of the host for each that it launches, autograd included.
 SHORTEST, LAUNCH = 2.5e-6, 28e-6
 # Assumed: of operations that are neither products nor convolutions, a compiler joins three into one, which
@@ -66,11 +73,11 @@ UPDATE_BYTES = 20
 
 @dataclass(frozen=True)
 class Kernel:
-    """flops: of a product or convolution, else 0. bytes: read and written. norm: whether of BatchNorm."""
+    """flops: of a product or convolution, else 0. bytes: read and written. share: of a copy's rate."""
 
     flops: float
     bytes: float
-    norm: bool = False
+    share: float = BY_ELEMENT
 
 
 class Kernels(TorchDispatchMode):
@@ -84,29 +91,55 @@ class Kernels(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         # Views launch nothing; fake tensors add operations of their own.
         name = func._schema.name
+        if func.namespace == "dau_fast":
+            self.seen += _norm_kernels(args, result)
         if func.namespace == "aten" and not func.is_view and "empty" not in name and "view" not in name:
             count = flop_registry.get(func._overloadpacket)
             flops = count(*args, **(kwargs or {}), out_val=result) if count else 0
             moved = sum(x.nbytes for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor))
             # The gradients of a convolution's input and of its weight are a kernel each.
             parts = 2 if "convolution_backward" in name else 1
-            self.seen += [Kernel(flops / parts, moved / parts, "batch_norm" in name)] * parts
+            share = BATCHNORM if "batch_norm" in name else BY_ELEMENT
+            self.seen += [Kernel(flops / parts, moved / parts, share)] * parts
         return result
 
 
+def _norm_kernels(given: tuple[Any, ...], made: tuple[Tensor, ...]) -> list[Kernel]:
+    """Of `batch_norm` or its backward pass: sums, what joins their parts, and what is written."""
+    backward = len(made) == 3
+    read = given[:3] if backward else given[:1]
+    # In the forward pass what is added is read where the sum is written, and backward y where it was added.
+    read = read[:2] if backward and not given[5] else read
+    more = given[6:7] if not backward else ()
+    sums = sum(x.nbytes for x in read)
+    written = sum(x.nbytes for x in (*read, *more, *made[: 2 if backward else 1]) if x is not None)
+    return [Kernel(0, sums, SUMS), Kernel(0, 0), Kernel(0, written, WRITTEN)]
+
+
 @cache
-def network_kernels(images: int, training: bool) -> tuple[Kernel, ...]:
-    """A pass of ResNet-18 over so many images in bf16; with gradients and cross-entropy where it trains."""
-    with FakeTensorMode():
+def network_kernels(images: int, training: bool, fused: bool = False) -> tuple[Kernel, ...]:
+    """A pass of ResNet-18 over so many images in bf16; with gradients and cross-entropy where it trains.
+
+    fused: with BatchNorm and what follows it in one pass, as the engine has them in steps on CUDA.
+    """
+    layers = fused_layers if fused else nullcontext
+    # A CPU, where the tensors are, has no kernels of that kind: its path is the other one.
+    own = mock.patch("dau_fast.engine.fused_layers.batch_norm", _on_cuda)
+    with FakeTensorMode(), own:
         model = Classifier(models.build("resnet18", CLASSES, (3, 32, 32)), precision=torch.bfloat16)
         model.train(training)
         x = torch.zeros(images, 3, 32, 32, dtype=torch.bfloat16)
         labels = torch.zeros(images, dtype=torch.int64)
-        with torch.set_grad_enabled(training), Kernels() as kernels:
+        with torch.set_grad_enabled(training), Kernels() as kernels, layers(model):
             logits = model(x).logits
             if training:
                 F.cross_entropy(logits, labels).backward()
     return tuple(kernels.seen)
+
+
+def _on_cuda(*given: Any, add: Any, relu: bool, momentum: float, eps: float) -> Tensor:
+    y: Tensor = FusedBatchNorm.apply(*given, add, relu, momentum, eps)
+    return y
 
 
 @cache
@@ -124,7 +157,7 @@ def device_seconds(kernels: tuple[Kernel, ...], engine: str) -> float:
             others.append(kernel)
             continue
         work = kernel.flops / (CONVOLUTIONS * PRODUCT_FLOPS)
-        share = 1.0 if kernel.flops else BATCHNORM if kernel.norm else BY_ELEMENT
+        share = 1.0 if kernel.flops else kernel.share
         total += max(work, kernel.bytes / (share * COPY_BYTES), shortest)
     for start in range(0, len(others), JOINED):
         moved = sum(kernel.bytes for kernel in others[start : start + JOINED])
@@ -135,13 +168,14 @@ def device_seconds(kernels: tuple[Kernel, ...], engine: str) -> float:
 def training_step(batch: int, engine: str) -> float:
     """Seconds of a step on `batch` images, its update and its batch included."""
     update = UPDATE_BYTES * parameters() / COPY_BYTES
-    return max(device_seconds(network_kernels(batch, True), engine) + update, _host(engine))
+    kernels = network_kernels(batch, True, engine != "captured")
+    return max(device_seconds(kernels, engine) + update, _host(engine))
 
 
 def turn(config: DauConfig, engine: str) -> float:
     """Seconds of a turn of the game."""
     shortest = LAUNCH if engine == "eager" else SHORTEST
-    seconds = device_seconds(network_kernels(3 * config.batch_size, True), engine)
+    seconds = device_seconds(network_kernels(3 * config.batch_size, True, engine != "captured"), engine)
     if config.anchor:
         seconds += device_seconds(network_kernels(config.batch_size, False), engine)
     seconds += TURN_KERNELS * shortest + UPDATE_BYTES * parameters() / COPY_BYTES

@@ -42,7 +42,7 @@ def batch_norm(
     if not (x.is_cuda and _takes(*given)):
         _check(*given)
         return _one_by_one(*given, relu, momentum, eps)
-    y: Tensor = _BatchNorm.apply(*given, relu, momentum, eps)
+    y: Tensor = FusedBatchNorm.apply(*given, relu, momentum, eps)
     return y
 
 
@@ -58,7 +58,9 @@ def _one_by_one(
     return y.relu_() if relu else y
 
 
-class _BatchNorm(torch.autograd.Function):
+class FusedBatchNorm(torch.autograd.Function):
+    """The arguments of `batch_norm` in their order -> y, by the ops."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, *given: Any) -> Tensor:
         add, relu = given[5], given[6]

@@ -63,12 +63,12 @@ def test_a_step_costs_three_passes_and_a_captured_one_less_than_an_eager_one() -
         assert captured < graphed < eager
 
 
-@pytest.mark.parametrize(("classwise", "most"), [(False, 110_000), (True, 130_000)], ids=["tenth", "class"])
-def test_every_method_by_its_defaults_on_cifar(classwise: bool, most: int) -> None:
+@pytest.mark.parametrize("classwise", [False, True], ids=["tenth", "class"])
+def test_every_method_by_its_defaults_on_cifar(classwise: bool) -> None:
     from support.one_gpu import default_equivalents
 
     found = default_equivalents(classwise)
-    assert found["dau"] <= most
+    assert found["dau"] <= 300_000
     assert found["retrain"] == 7_371_008
     # Those that learn the retain set for ten epochs see it about ten times.
     assert found["ft"] == pytest.approx(10 * 40_500, rel=0.01)
