@@ -90,7 +90,7 @@ def moments_kernel(
 
 
 @triton.jit(do_not_specialize=["share", "parts", "momentum", "eps", "tracked", "counted"])
-def statistics_kernel(
+def batch_statistics_kernel(
     parts_ptr, weight_ptr, bias_ptr, running_mean_ptr, running_var_ptr, count_ptr, lines_ptr, R, C, share,
     parts, momentum, eps, tracked, counted, PARTS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
@@ -217,7 +217,7 @@ def batch_norm(
         x, found, rows, columns, share, ROWS=SUMMED, COLUMNS=width, num_warps=WARPS
     )
     kept = [lines if one is None else one for one in (running_mean, running_var, batches)]
-    statistics_kernel[(triton.cdiv(columns, JOINED),)](
+    batch_statistics_kernel[(triton.cdiv(columns, JOINED),)](
         found, weight, bias, *kept,
         lines, rows, columns, share, parts, momentum, eps, int(running_mean is not None),
         int(batches is not None), PARTS=_room(parts), COLUMNS=JOINED, num_warps=JOIN_WARPS,

@@ -233,7 +233,7 @@ def test_there_are_three_launches_forward_and_three_backward(
     if not tracked:
         given |= {"running_mean": None, "running_var": None, "batches": None}
     y, lines = cuda.batch_norm(*given.values(), relu, 0.1, 1e-5)
-    assert launches.names == ["moments_kernel", "statistics_kernel", "normalise_kernel"]
+    assert launches.names == ["moments_kernel", "batch_statistics_kernel", "normalise_kernel"]
     cuda.batch_norm_backward(y, given["x"], y, lines, relu, relu and add)
     assert launches.names[3:] == ["sums_kernel", "join_kernel", "gradients_kernel"]
 
