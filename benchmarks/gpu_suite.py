@@ -11,8 +11,8 @@ Where a GPU is there for a quarter of an hour, `--stage quality --minutes 8` com
 originals that were trained for long, the other stages two minutes each.
 
 In order: correctness (selfcheck, and the tests that take a device), probe (copy rate, matrix product, a
-ResNet-18 step by every engine), quality (with --data the game beside three retrained models, random
-and class-wise, of an original that memorises; then games of many lengths beside one original and its retrained
+ResNet-18 step by every engine), quality (with --data the game beside three retrained models, random and
+class-wise, of an original that memorises; then games of many lengths beside one original and its retrained
 models; with --full and --data the paper's tables, too, which take hours), ops, loop, scale. Each job has a
 limit of its own, and what becomes of it costs no other: rows are written as they come, and after every job
 `summary.json`, `jobs.jsonl` and `suite.tar.gz` (at most 16 MiB, no weights) stand in the record folder, and

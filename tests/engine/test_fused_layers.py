@@ -29,7 +29,7 @@ from dau_fast.engine.runtime import Runtime
 from dau_fast.engine.training import make_loop
 from dau_fast.models import Classifier, SmallResNet
 from dau_fast.ops import per_sample_grad_norms
-from dau_fast.ops.batch_norm import _BatchNorm
+from dau_fast.ops.batch_norm import FusedBatchNorm
 
 CUDA = torch.device("cuda")
 # Whether something is added, and whether a ReLU follows.
@@ -54,7 +54,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 def _path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """What `batch_norm` runs on a CPU, and the backward pass that it has on CUDA."""
     if request.param == "the ops":
-        monkeypatch.setattr(sys.modules["dau_fast.ops.batch_norm"], "_one_by_one", _BatchNorm.apply)
+        monkeypatch.setattr(sys.modules["dau_fast.ops.batch_norm"], "_one_by_one", FusedBatchNorm.apply)
 
 
 def network(arch: str, size: int = 32) -> nn.Module:

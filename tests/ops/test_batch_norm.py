@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from dau_fast.ops import batch_norm
 from dau_fast.ops._library import PATHS
-from dau_fast.ops.batch_norm import _BatchNorm, batch_norm_backward_op, batch_norm_op
+from dau_fast.ops.batch_norm import FusedBatchNorm, batch_norm_backward_op, batch_norm_op
 
 # [B, C, H, W]: of CIFAR's layers, with sizes that nothing divides, and of one pixel.
 SHAPES = [(4, 64, 9, 8), (5, 3, 7, 3), (2, 130, 3, 5), (3, 16, 1, 1), (70, 8, 8, 9)]
@@ -166,7 +166,7 @@ def test_opcheck(dtype: torch.dtype, add: bool) -> None:
 @pytest.fixture
 def _as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     """The ops and their backward pass."""
-    monkeypatch.setattr(sys.modules["dau_fast.ops.batch_norm"], "_one_by_one", _BatchNorm.apply)
+    monkeypatch.setattr(sys.modules["dau_fast.ops.batch_norm"], "_one_by_one", FusedBatchNorm.apply)
 
 
 @pytest.mark.usefixtures("_as_on_cuda")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dau_fast.ops import batch_norm
 from dau_fast.ops._library import PATHS
-from dau_fast.ops.batch_norm import _BatchNorm
+from dau_fast.ops.batch_norm import FusedBatchNorm
 
 # Of several parts and several blocks of columns.
 MANY = (9, 130, 8, 8)
@@ -32,7 +32,7 @@ def launchers() -> ModuleType:
 def fused(launchers: ModuleType, poisoned_memory: None, monkeypatch: pytest.MonkeyPatch) -> Norm:
     """`batch_norm` as on a GPU; memory that a kernel forgets to write shows as NaN."""
     module = sys.modules["dau_fast.ops.batch_norm"]
-    monkeypatch.setattr(module, "_one_by_one", _BatchNorm.apply)
+    monkeypatch.setattr(module, "_one_by_one", FusedBatchNorm.apply)
     monkeypatch.setattr(module, "batch_norm_op", launchers.batch_norm)
     monkeypatch.setattr(module, "_backward", launchers.batch_norm_backward)
     return batch_norm
@@ -169,7 +169,7 @@ def test_a_gpu_finds_them_by_their_names() -> None:
 
 # ---- ahead of time
 
-KERNELS = ("moments", "statistics", "normalise", "sums", "join", "gradients")
+KERNELS = ("moments", "batch_statistics", "normalise", "sums", "join", "gradients")
 LARGE = {"x_ptr", "more_ptr", "y_ptr", "grad_ptr", "of_x_ptr", "of_more_ptr"}
 
 
@@ -181,7 +181,7 @@ def arguments_of(name: str, view: str, columns: int, parts: int, aligned: bool) 
     found: dict[str, Any] = {"count_ptr": "*i64", "momentum": "fp32", "eps": "fp32", "PARTS": parts}
     found |= dict.fromkeys(LARGE, f"*{view}{by_sixteen}") | dict.fromkeys("RC", f"i32{by_sixteen}")
     found["ROWS"] = cuda.SUMMED if name in ("moments", "sums") else cuda.ROWS
-    found["COLUMNS"] = cuda.JOINED if name in ("statistics", "join") else columns
+    found["COLUMNS"] = cuda.JOINED if name in ("batch_statistics", "join") else columns
     parameters = [parameter.name for parameter in getattr(cuda, f"{name}_kernel").params]
     unsaid = {other: f"*fp32{by_sixteen}" if other.endswith("_ptr") else "i32" for other in parameters}
     return {other: found.get(other, unsaid[other]) for other in parameters}
@@ -190,7 +190,7 @@ def arguments_of(name: str, view: str, columns: int, parts: int, aligned: bool) 
 def warps_of(name: str) -> int:
     from dau_fast.ops import _batch_norm_cuda as cuda
 
-    return cuda.JOIN_WARPS if name in ("statistics", "join") else cuda.WARPS
+    return cuda.JOIN_WARPS if name in ("batch_statistics", "join") else cuda.WARPS
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
