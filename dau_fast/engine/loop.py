@@ -204,9 +204,9 @@ def prepare_loop(
     if runtime.activation_checkpointing:
         forward = checkpointed(called, require_blocks(loop.model))
 
-    # Other layers stand in for BatchNorm where processes share it, or blocks are computed again.
-    alone = ranks.alone and not runtime.activation_checkpointing
-    fusing = runtime.device.type == "cuda" and alone
+    # Not where processes share BatchNorm, blocks are computed again, or a gradient is differentiated.
+    simple = ranks.alone and not runtime.activation_checkpointing and loop.compilable is None
+    fusing = runtime.device.type == "cuda" and simple
 
     def build(compile: Compile, count: int) -> Step:
         # A compiler joins layers by itself, and more of them.

@@ -37,6 +37,15 @@ def _row_lengths(h_ptr, rows, stride_hb, stride_hd, B, D, BIAS: tl.constexpr, WI
 
 
 @triton.jit
+def _put_together(others, squares, at_label):
+    """Scale, rest and pull, from sums over exponentials and their squares without the label, and its own."""
+    scale = 1.0 / (others + at_label)
+    miss = others * scale
+    squared = squares * scale * scale
+    return scale, miss * at_label * scale - squared, tl.sqrt(squared + miss * miss)
+
+
+@triton.jit
 def _store_row(stats_ptr, rows, B, rest, pull, length, largest, scale):
     inside = rows < B
     tl.store(stats_ptr + rows, rest, mask=inside)
@@ -86,12 +95,7 @@ def forward_kernel(
     others = tl.where(at_label, 0.0, e)
     total = tl.sum(others, 1)
     own = tl.sum(tl.where(at_label, e, 0.0), 1)
-    scale = 1.0 / (total + own)
-    miss = total * scale
-    others *= scale[:, None]
-    squared = tl.sum(others * others, 1)
-    pull = tl.sqrt(squared + miss * miss)
-    rest = miss * own * scale - squared
+    scale, rest, pull = _put_together(total, tl.sum(others * others, 1), own)
     length = _row_lengths(h_ptr, rows, stride_hb, stride_hd, B, D, BIAS, WIDTH)
     _store_row(stats_ptr, rows, B, rest, pull, length, largest, scale)
     if SOFTMAX:
@@ -169,11 +173,7 @@ def finish_kernel(
         labels = _checked_targets(targets_ptr, row, stride_t, B, C)
         offsets = row.to(tl.int64) * stride_zb + labels.to(tl.int64) * stride_zc
         at_label = tl.exp(tl.load(z_ptr + offsets).to(tl.float32) - largest)
-    scale = 1.0 / (total + at_label)
-    miss = total * scale
-    squared = squares * scale * scale
-    pull = tl.sqrt(squared + miss * miss)
-    rest = miss * at_label * scale - squared
+    scale, rest, pull = _put_together(total, squares, at_label)
     length = _row_lengths(h_ptr, row, stride_hb, stride_hd, B, D, BIAS, WIDTH)
     _store_row(stats_ptr, row, B, rest, pull, length, largest, scale)
     if SOFTMAX:

@@ -230,8 +230,8 @@ def test_on_cuda_auto_captures_what_takes_more_than_a_few_steps() -> None:
     ("taken", "replays", "engine", "reason"),
     [
         (320, 0.015, "graphed", "2 s of work are too few to compile for"),
-        (25_000, 0.015, "graphed", "125 s of work are too few to compile for"),
-        (32_000, 0.015, "captured", "160 s of work are worth compiling for"),
+        (35_000, 0.015, "graphed", "175 s of work are too few to compile for"),
+        (40_000, 0.015, "captured", "200 s of work are worth compiling for"),
         (30, 30.0, "captured", "300 s of work are worth compiling for"),
     ],
 )
