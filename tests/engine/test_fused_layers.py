@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -332,12 +333,15 @@ def entered(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
     return seen
 
 
-def prepared(runtime: Runtime) -> tuple[steps.Prepared, Classifier, tuple[Tensor, ...]]:
+def prepared(
+    runtime: Runtime, compilable: str | None = None
+) -> tuple[steps.Prepared, Classifier, tuple[Tensor, ...]]:
     """A step of `small` on tensors of the CPU, whatever the runtime's device is."""
     model = Classifier(SmallResNet(3, 4))
     held = Images(images(8, 8).float(), torch.arange(8) % 4, tuple("abcd"))
     batches = batches_of(held, itertools.repeat(torch.arange(8)))
     made = make_loop(model, batches, steps=2, optimizer=SGD(model.parameters(), lr=0.1))
+    made = replace(made, compilable=compilable)
     model.train()
     inputs = made.inputs(next(made.batches))
     return loop.prepare_loop(made, inputs, runtime, Losses(torch.device("cpu"), ALONE)), model, inputs
@@ -382,3 +386,9 @@ def test_a_step_trains_as_without(entered: list[nn.Module]) -> None:
         states.append(dict(model.state_dict()))
     assert entered
     torch.testing.assert_close(*states, rtol=1e-5, atol=1e-6)
+
+
+def test_steps_that_differentiate_a_gradient_are_not_fused(entered: list[nn.Module]) -> None:
+    found, _, inputs = prepared(Runtime(CUDA), compilable="a gradient is taken inside")
+    found.step(*inputs)
+    assert entered == []

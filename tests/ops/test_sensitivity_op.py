@@ -107,6 +107,17 @@ def check(z: Tensor, h: Tensor, labels: Tensor, *, softmax: bool, predicted: boo
 
 
 @pytest.mark.usefixtures("_path")
+def test_an_unlikely_label_among_thousands_costs_no_digits() -> None:
+    """What the others' gradient takes off is small beside the two numbers near 1 that it is between."""
+    z, h, y = sample(16, 5000, 8)
+    z = (z / 2).requires_grad_()
+    (found,) = torch.autograd.grad(sensitivity(z, h, y).sum(), z)
+    exact = z.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(defined(exact, h.double(), y).sum(), exact)
+    assert (row_errors(found, expected) < attainable(z, y)).all()
+
+
+@pytest.mark.usefixtures("_path")
 def test_without_a_bias() -> None:
     z, h, y = sample(9, 10, 7)
     h[3] = 0
