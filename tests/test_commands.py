@@ -384,7 +384,10 @@ def test_a_reader_that_leaves_early_is_no_error(
     monkeypatch.setattr(sys, "argv", ["dau_fast", "--help"])
     with open(writing, "w") as stream:
         monkeypatch.setattr(sys, "stdout", stream)
-        with pytest.raises(SystemExit) as leaving:
-            program.main()
+        try:
+            with pytest.raises(SystemExit) as leaving:
+                program.main()
+        finally:
+            torch.set_flush_denormal(False)
     assert leaving.value.code == 141
     assert capfd.readouterr().err == ""
