@@ -261,26 +261,18 @@ class DauConfig:
         played_with = sample_size(retain_images, forget_images, retain_sample)
         turns = min(320, max(128, round(6 * max(played_with, 2 * forget_images) / 64)))
         passed = max(_RETAIN_PASSES * played_with, 0 if classwise else _FORGET_PASSES * forget_images)
-        # Few images are forgotten with less: what large sets need costs a model more than they are worth.
-        few = not classwise and are_few(forget_images, played_with)
-        alpha = 0.2 if classwise else 4.0 if few else 10.0
-        batch_size = _least_batch(played_with)
-        while batch_size * turns < passed and batch_size < _LARGEST_BATCH:
+        batch_size = 64 if played_with >= 2000 else 32
+        # Not beyond the forget set: filled up with other images, a batch would say less of it.
+        while batch_size * turns < passed and 2 * batch_size <= min(forget_images, _LARGEST_BATCH):
             batch_size *= 2
+        # Few images are forgotten with less: what large sets need costs a model more than they are worth.
+        few = not classwise and forget_images < batch_size
+        alpha = 0.2 if classwise else 4.0 if few else 10.0
         return cls(
             not classwise, alpha, turns, batch_size, departure=0.0 if few else 1.0,
             retain_sample=retain_sample, features=classwise, difficulty=not classwise,
             settled=0.5 if classwise else 0.0,
         )  # fmt: skip
-
-
-def are_few(forget_images: int, played_with: int) -> bool:
-    """Whether so many images are fewer than the smallest batch for as many retain images."""
-    return forget_images < _least_batch(played_with)
-
-
-def _least_batch(played_with: int) -> int:
-    return 64 if played_with >= 2000 else 32
 
 
 def sample_size(retain_images: int, forget_images: int, retain_sample: float | None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from dau_fast.config import DauConfig, are_few, sample_size
+from dau_fast.config import DauConfig
 from dau_fast.engine.modes import find_batchnorms
 from dau_fast.engine.sharding import check_shard, placed
 from dau_fast.methods.dau.game import unlearn
@@ -31,8 +31,7 @@ def choose(task: Task, asked: Mapping[str, Any]) -> DauConfig:
         forget_images=len(split.forget),
         retain_sample=asked.get("retain_sample"),
     )
-    played_with = sample_size(len(split.retain), len(split.forget), config.retain_sample)
-    few = not split.classwise and are_few(len(split.forget), played_with)
+    few = not split.classwise and len(split.forget) < config.batch_size
     return replace(config, lr=config.lr * _scale_steps(task.original, few=few))
 
 

@@ -73,7 +73,8 @@ def test_the_usual_game_makes_six_passes_over_a_middling_set_and_part_of_one_ove
         (2049, 2049, 128, 64),  # the forget set ten times
         (1500, 13_500, 128, 128),  # the retain set twice
         (4500, 40_500, 256, 256),
-        (1, 40_500, 256, 256),
+        (255, 40_500, 128, 128),  # no more than there are to forget
+        (1, 40_500, 64, 64),
         (128_000, 1_000_000, 256, 256),
     ],
 )
@@ -83,14 +84,6 @@ def test_large_sets_are_passed_by_larger_batches(
     for classwise, batch_size in ((False, of_images), (True, of_a_class)):
         config = DauConfig.default(classwise=classwise, retain_images=retain, forget_images=forget)
         assert (config.turns, config.batch_size) == (320, batch_size)
-
-
-def test_what_is_few_does_not_depend_on_the_batch() -> None:
-    few, more = (
-        DauConfig.default(classwise=False, retain_images=40_500, forget_images=count) for count in (63, 64)
-    )
-    assert few.batch_size == more.batch_size == 256
-    assert (few.departure, more.departure) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize(("forget", "seen", "settled"), [(ONE_CLASS, True, 0.5), (TENTH, False, 0.0)])
