@@ -236,14 +236,18 @@ class SmallResNet(nn.Module):
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
         self.stem = nn.Sequential(_conv(channels, 16), nn.BatchNorm2d(16), nn.ReLU(inplace=True))
-        self.blocks = nn.Sequential(_Block(16, 16, 1), _Block(16, 32, 2), _Block(32, 64, 2))
+        self.blocks = nn.Sequential(
+            ResidualBlock(16, 16, 1), ResidualBlock(16, 32, 2), ResidualBlock(32, 64, 2)
+        )
         self.head = nn.Linear(64, classes)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(self.blocks(self.stem(images)).mean(dim=(2, 3)))
 
 
-class _Block(nn.Module):
+class ResidualBlock(nn.Module):
+    """Two convolutions, with BatchNorm, beside a shortcut."""
+
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
         self.branch = nn.Sequential(

@@ -2,13 +2,13 @@
 
 PyTorch runs these one after the other, and each reads and writes all of a layer's numbers. Layers keep their
 parameters, buffers and hooks; only their classes change inside a step, and back. BatchNorm2d is found
-anywhere; what follows it where it is known: in a Sequential, and in torchvision's residual blocks.
+anywhere; what follows it where it is known: in a Sequential, in torchvision's ResNets, and in `small`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from dau_fast.models import ResidualBlock
 from dau_fast.ops import batch_norm, register_layer
 
 
@@ -37,10 +38,15 @@ def _list_known() -> dict[type[nn.Module], type[nn.Module]]:
     found: dict[type[nn.Module], type[nn.Module]] = {
         nn.BatchNorm2d: FusedBatchNorm2d,
         nn.Sequential: _FusedSequential,
+        ResidualBlock: _FusedResidualBlock,
     }
     resnet: Any = sys.modules.get("torchvision.models.resnet")
     if resnet is not None:  # else there is no such block
-        found |= {resnet.BasicBlock: _FusedBasicBlock, resnet.Bottleneck: _FusedBottleneck}
+        found |= {
+            resnet.BasicBlock: _FusedBasicBlock,
+            resnet.Bottleneck: _FusedBottleneck,
+            resnet.ResNet: _FusedResNet,
+        }
     return found
 
 
@@ -82,6 +88,7 @@ def _add(x: Tensor, add: Tensor | None) -> Tensor:
     return x if add is None else (x + add).to(x.dtype)
 
 
+_RELU = nn.ReLU()
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -97,26 +104,38 @@ def _fuses(norm: nn.Module, activation: nn.Module) -> bool:
     )
 
 
-def _followed(norm: Any, x: Any) -> Any:
-    return norm.follow(x, relu=True)
-
-
 class _FusedSequential(nn.Sequential):
     def forward(self, x: Any) -> Any:
         """What comes out of the last layer, given x [B, ...]."""
-        layers = list(self)
-        while layers:
-            layer = layers.pop(0)
-            if layers and _fuses(layer, layers[0]):
-                layers.pop(0)
-                x = _followed(layer, x)
-            else:
-                x = layer(x)
-        return x
+        return _run(list(self), x)
 
 
-class _FusedBlock(nn.Module):
-    """A residual block of torchvision's."""
+def _run(layers: Sequence[Any], x: Any) -> Any:
+    """What comes out of the last of `layers`, given x [B, ...]."""
+    left = list(layers)
+    while left:
+        layer = left.pop(0)
+        if left and _fuses(layer, left[0]):
+            left.pop(0)
+            x = layer.follow(x, relu=True)
+        else:
+            x = layer(x)
+    return x
+
+
+class _FusedResidualBlock(ResidualBlock):
+    def forward(self, x: Tensor) -> Tensor:
+        """As a block of `small`."""
+        layers: list[Any] = list(self.branch)
+        # Its ReLU is a function, which has no hooks.
+        if not _fuses(layers[-1], _RELU) or any(getattr(self.branch, hooks) for hooks in _HOOKS):
+            return super().forward(x)
+        out: Tensor = layers[-1].follow(_run(layers[:-1], x), self.shortcut(x), relu=True)
+        return out
+
+
+class _FusedPart(nn.Module):
+    """Of torchvision's ResNets."""
 
     def _normalise(self, norm: Any, x: Tensor, add: Tensor | None = None) -> Tensor:
         """BatchNorm, addition and ReLU."""
@@ -133,7 +152,7 @@ class _FusedBlock(nn.Module):
         return passed
 
 
-class _FusedBasicBlock(_FusedBlock):
+class _FusedBasicBlock(_FusedPart):
     def forward(self, x: Tensor) -> Tensor:
         """As torchvision's BasicBlock."""
         block: Any = self
@@ -141,10 +160,20 @@ class _FusedBasicBlock(_FusedBlock):
         return self._normalise(block.bn2, block.conv2(out), self._shortcut(x))
 
 
-class _FusedBottleneck(_FusedBlock):
+class _FusedBottleneck(_FusedPart):
     def forward(self, x: Tensor) -> Tensor:
         """As torchvision's Bottleneck."""
         block: Any = self
         out = self._normalise(block.bn1, block.conv1(x))
         out = self._normalise(block.bn2, block.conv2(out))
         return self._normalise(block.bn3, block.conv3(out), self._shortcut(x))
+
+
+class _FusedResNet(_FusedPart):
+    def forward(self, x: Tensor) -> Tensor:
+        """As torchvision's ResNet."""
+        net: Any = self
+        x = net.maxpool(self._normalise(net.bn1, net.conv1(x)))
+        x = net.layer4(net.layer3(net.layer2(net.layer1(x))))
+        logits: Tensor = net.fc(torch.flatten(net.avgpool(x), 1))
+        return logits

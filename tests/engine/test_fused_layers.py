@@ -125,10 +125,10 @@ def test_they_are_as_exact_on_the_device(device: torch.device) -> None:
 @pytest.mark.parametrize(
     ("arch", "expected"),
     [
-        # The stem's ReLU and what `small` adds are out of sight, as is a ReLU6.
-        ("resnet18", {(False, False): 4, (False, True): 8, (True, True): 8}),
-        ("resnet50", {(False, False): 5, (False, True): 32, (True, True): 16}),
-        ("small", {(False, False): 5, (False, True): 4}),
+        # A ReLU6 is none, and shortcuts have nothing behind them.
+        ("resnet18", {(False, False): 3, (False, True): 9, (True, True): 8}),
+        ("resnet50", {(False, False): 4, (False, True): 33, (True, True): 16}),
+        ("small", {(False, False): 2, (False, True): 4, (True, True): 3}),
         ("vgg16", {(False, True): 13}),
         ("mobilenet_v2", {(False, False): 52}),
     ],
@@ -300,6 +300,31 @@ def test_in_a_block_too(part: str, times: int, expected: list[Call], kind: str, 
         results(block, images(size=8).requires_grad_())
     assert seen == [layer] * times
     assert calls == expected
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize(("part", "left"), [("branch", 2), ("branch.4", 2), ("shortcut", 3)])
+def test_in_a_block_of_small_too(part: str, left: int, kind: str, calls: list[Call]) -> None:
+    model, seen = network("small"), []
+    layer = model.get_submodule("blocks.1").get_submodule(part)
+    getattr(layer, kind)(lambda layer, *_: seen.append(layer))
+    with fused_layers(model):
+        results(model, images())
+    assert seen == [layer]
+    assert calls.count((True, True)) == left
+
+
+@pytest.mark.parametrize("kind", HOOKS)
+@pytest.mark.parametrize("part", ["bn1", "relu"])
+def test_in_a_resnets_stem_too(part: str, kind: str, calls: list[Call]) -> None:
+    model, seen = network("resnet18"), []
+    model.get_submodule("relu").inplace = False  # PyTorch has no hook before a change in place
+    layer = model.get_submodule(part)
+    getattr(layer, kind)(lambda layer, *_: seen.append(layer))
+    with fused_layers(model):
+        results(model, images())
+    assert seen == [layer]
+    assert calls[0] == (False, False)
 
 
 def test_a_hook_of_all_modules_sees_each_of_them(calls: list[Call]) -> None:
