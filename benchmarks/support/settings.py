@@ -20,6 +20,7 @@ SMOKE = Setting(
     halvings=1,
     requests=2,
     trigger=2,
+    more=1.0,
 )
 # The literature's protocol (Jia et al. 2023, arXiv 2304.04934): of CIFAR-10's training part a tenth is held
 # out, and a tenth of the rest forgotten.

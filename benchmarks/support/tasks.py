@@ -12,6 +12,8 @@ measure. All images, sets and models follow from a task's kind and seed. Kinds:
     one           the most memorised image
     five          the images of random, in five requests one after the other (see `answer_requests`)
     half          half of the training images, drawn
+    augmented     1,000 of 10,000 images of four classes that models tell apart well, cropped and mirrored in
+                  training, as the literature's are: little is memorised
     digits, digits-class    10 %, or one class, of scikit-learn's digits: the quick check
 """
 
@@ -50,6 +52,8 @@ INFLUENCE = ("memorised", "one")
 RECIPE = TrainingRecipe(epochs=30, batch_size=64)
 
 _PLAIN = Augmentation()
+# Of CIFAR-10: 92 to 94 % right on test images at 16 pixels.
+EASY_CLASSES = ("automobile", "frog", "horse", "ship")
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Setting:
     requests: int = 5  # of `five`
     trigger: int = 3  # pixels a side: a white square in the lower right corner (Gu et al. 2017, section 4)
     augmentation: Augmentation = _PLAIN  # with one, models remember less
+    more: float = 2.5  # times as many images for `augmented`
 
     def __post_init__(self) -> None:
         _check(self, "forget", "retain", "validation", "test", "image_size", low=1, whole=True)
@@ -80,6 +85,17 @@ class Setting:
     def training(self) -> int:
         """Training images."""
         return self.forget + self.retain
+
+    def augment(self) -> Setting:
+        """For models that generalise: with more images, and twice the passes, cropped and mirrored."""
+        return replace(
+            self,
+            forget=round(self.more * self.forget),
+            retain=round(self.more * self.retain),
+            validation=round(self.more * self.validation),
+            recipe=replace(self.recipe, epochs=2 * self.recipe.epochs),
+            augmentation=Augmentation(pad=max(1, self.image_size // 16), flip=True),
+        )
 
 
 @dataclass(frozen=True)
@@ -201,13 +217,35 @@ class Tasks:
         return read_pictures(self.bank.folder, self.data, self.setting.image_size)
 
     def _draw(self, kind: str, seed: int) -> _Draw:
-        return _Draw(kind, seed, draw_images(self._pictures, seed, self.setting), self.setting, self.bank)
+        pictures, setting = self._pictures, self.setting
+        if kind == "augmented":
+            pictures, setting = choose_classes(pictures, EASY_CLASSES), setting.augment()
+        return _Draw(kind, seed, draw_images(pictures, seed, setting), setting, self.bank)
 
 
 def check_kind(kind: str) -> None:
     """Raises UserError unless there are such tasks."""
     if kind not in KINDS:
         raise UserError(f"unknown task '{kind}': expected one of {', '.join(KINDS)}")
+
+
+def choose_classes(pictures: Images, names: Sequence[str]) -> Images:
+    """Those of the classes `names` alone, or all of them where one is missing."""
+    if not set(names) <= set(pictures.class_names):
+        return pictures
+    assert pictures.test is not None
+    places = [pictures.class_names.index(name) for name in names]
+    number = torch.full((len(pictures.class_names),), -1).index_put(
+        (torch.tensor(places),), torch.arange(len(names))
+    )
+    index = torch.nonzero(number[pictures.labels] >= 0).flatten()
+    return replace(
+        pictures,
+        pixels=pictures.pixels[index],
+        labels=number[pictures.labels[index]],
+        class_names=tuple(names),
+        test=torch.nonzero(torch.isin(index, pictures.test)).flatten(),
+    )
 
 
 def draw_images(pictures: Images, seed: int, setting: Setting) -> Images:
@@ -395,5 +433,6 @@ _PICTURES: dict[str, Callable[[_Draw], Problem]] = {
     "one": _forget_one,
     "five": _forget_five,
     "half": _forget_half,
+    "augmented": _forget_random,
 }
 KINDS = (*_PICTURES, *DIGITS)

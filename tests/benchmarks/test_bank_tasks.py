@@ -57,6 +57,34 @@ def test_a_task_follows_from_kind_and_seed_and_its_sets_are_apart(tasks: Tasks, 
     assert tasks.problem(kind, 3).original().key != problem.original().key
 
 
+def test_augmented_tasks_are_of_more_images_and_passes(tasks: Tasks) -> None:
+    from support.tasks import Tasks
+
+    setting = replace(tasks.setting, more=1.25, validation=5)
+    problem = Tasks(tasks.bank, tasks.data, setting).problem("augmented", 2)
+    split, images = problem.split, problem.images
+    sizes = [len(part) for part in (split.forget, split.retain, split.validation, split.test)]
+    assert sizes == [5, 25, 6, 12]
+    assert problem.recipe == replace(setting.recipe, epochs=2)
+    assert images.augmentation == Augmentation(pad=1, flip=True)
+    assert images.class_names == ("blue", "green", "red"), "classes of other names are all used"
+
+
+def test_classes_are_chosen_by_name(tasks: Tasks) -> None:
+    from support.tasks import choose_classes
+
+    pictures = tasks._pictures
+    found = choose_classes(pictures, ("red", "blue"))
+    kept = [i for i, label in enumerate(pictures.labels.tolist()) if pictures.class_names[label] != "green"]
+    assert found.class_names == ("red", "blue")
+    assert torch.equal(found.pixels, pictures.pixels[kept])
+    names = [[images.class_names[label] for label in images.labels] for images in (found, pictures)]
+    assert names[0] == [names[1][i] for i in kept]
+    assert pictures.test is not None
+    assert found.test is not None
+    assert [kept[i] for i in found.test] == [i for i in pictures.test.tolist() if names[1][i] != "green"]
+
+
 def test_tasks_on_the_same_images_share_their_original(tasks: Tasks) -> None:
     keys = {kind: tasks.problem(kind, 0).original().key for kind in PICTURE_KINDS}
     shared = {keys[kind] for kind in ("random", "class", "memorised", "one", "five", "half")}
