@@ -187,15 +187,20 @@ class DauConfig:
     """The game. Chosen on CIFAR-10 (JPEG) at 16x16, seeds 500 to 505; measured on seeds from 100 on."""
 
     label_conditioned: bool  # the attacker sees the true label and its margin, or the others without it
-    alpha: float  # weight of the attacker's verdict, times the square of the original's exposure
+    alpha: float  # weight of the attacker's verdict, times how much it counts: the square of the original's
+    # exposure, or of how sure so many images are
     turns: int  # steps of the defender, over which lr falls to 0
     batch_size: int = 64  # images of each of retain, forget and validation set
     departure: float = 0.0  # weight of the divergence of forget images from what a model that never saw them
-    # would say; where they are spread over classes, times the square of the original's exposure
+    # would say; where they are spread over classes, times how much the verdict counts
     plain_share: float = 0.5  # of a plain model of the retain set in saying what they are taken for, 0 to 1;
     # the rest is the original's
     anchor: float = 1.0  # weight of the divergence from the original on the retain set, and on images of
     # earlier requests
+    half_sure: float = 1000.0  # images of the smaller of forget and validation set by which a verdict is half
+    # sure, however little is exposed
+    anchor_logits: float = 0.01  # of the anchor, the squared distance of the logits on the retain set, as far
+    # as the verdict counts for more than the exposure says
     retain_sample: float | None = None  # times as many retain images as forget images are played with,
     # drawn once: the cost then follows the forget set and not the data set; None for all of them
     sensitivity: str = "none"  # one of SENSITIVITIES: what else the attacker sees
@@ -229,8 +234,8 @@ class DauConfig:
         _check(self, "batch_size", "norm_images", low=2, whole=True)
         _check(self, "turns", "attacker_hidden", "looks", "look_images", low=1, whole=True)
         _check(self, "warmup_steps", "attacker_steps", whole=True)
-        _check(self, "retain_sample", "lr", "attacker_lr", open_low=True)
-        _check(self, "alpha", "anchor", "departure", "beta", "lambd", "weight_decay")
+        _check(self, "retain_sample", "lr", "attacker_lr", "half_sure", open_low=True)
+        _check(self, "alpha", "anchor", "anchor_logits", "departure", "beta", "lambd", "weight_decay")
         _check(self, "pull")
         _check(self, "momentum", "exam_share", "settled", high=1, open_high=True)
         _check(self, "wrong_labels", "plain_share", high=1)

@@ -63,9 +63,9 @@ JOINED, MOVED = 3, 0.5
 # Seconds: of the plain model of the retain set, what it rates and what is made of that, of all three sets.
 SHOWN = 0.17
 # Kernels of an attacker's step; of a turn beside those of both networks (attacker's steps among them, what
-# it sees, losses, updates); and of making a batch, which the host launches while the graph before it runs. A
-# test holds them against real turns.
-ATTACKER_KERNELS, TURN_KERNELS, BATCH_KERNELS = 37, 205, 12
+# it sees, losses, updates), and of an anchor of logits in it; and of making a batch, which the host launches
+# while the graph before it runs. A test holds them against real turns.
+ATTACKER_KERNELS, TURN_KERNELS, LOGITS_KERNELS, BATCH_KERNELS = 37, 205, 15, 12
 RETAIN, FORGET, VALIDATION, CLASSES, FEATURES = 40_500, 4500, 5000, 10, 512
 # Bytes a parameter of a fused SGD step: gradient read, weight and momentum read and written.
 UPDATE_BYTES = 20
@@ -178,7 +178,8 @@ def turn(config: DauConfig, engine: str) -> float:
     seconds = device_seconds(network_kernels(3 * config.batch_size, True, engine != "captured"), engine)
     if config.anchor:
         seconds += device_seconds(network_kernels(config.batch_size, False), engine)
-    seconds += TURN_KERNELS * shortest + UPDATE_BYTES * parameters() / COPY_BYTES
+    kernels = TURN_KERNELS + config.label_conditioned * LOGITS_KERNELS
+    seconds += kernels * shortest + UPDATE_BYTES * parameters() / COPY_BYTES
     return max(seconds, _host(engine))
 
 

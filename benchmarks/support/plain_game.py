@@ -115,10 +115,16 @@ class Game:
         )
         self.decay = torch.optim.lr_scheduler.LinearLR(self.defend, 1.0, 1 / config.turns, config.turns)
         shown = [u[:, 1] for u in seen[:2]] if config.label_conditioned else _class_margins(original, job)
-        wholly = 1.0 if config.label_conditioned else 0.6
-        exposed = min(1.0, exposure(*shown) / wholly) ** 2
-        self.alpha = config.alpha * exposed
-        self.departure = config.departure * (exposed if config.label_conditioned else 1.0)
+        exposed, self.anchor_logits = exposure(*shown), 0.0
+        if config.label_conditioned:
+            fewest = min(map(len, shown))
+            sure = fewest / (fewest + config.half_sure)
+            weight = max(exposed, sure) ** 2
+            self.anchor_logits = config.anchor_logits * max(0.0, 1 - exposed / sure)
+        else:
+            weight = min(1.0, exposed / 0.6) ** 2
+        self.alpha = config.alpha * weight
+        self.departure = config.departure * (weight if config.label_conditioned else 1.0)
         for _ in range(config.warmup_steps):
             self.learn(*seen)
 
@@ -155,7 +161,12 @@ class Game:
         loss = F.cross_entropy(z_retain, retain[1])
         loss = loss - self.alpha * F.logsigmoid(-self.attacker(u_forget)).mean()
         if config.anchor:
-            loss = loss + config.anchor * divergence(self.teach(retain[0]), z_retain)
+            taught = self.teach(retain[0])
+            loss = loss + config.anchor * divergence(taught, z_retain)
+            if self.anchor_logits:
+                apart = taught - z_retain
+                squared = (apart - apart.mean(1, keepdim=True)).pow(2).sum(1).mean()
+                loss = loss + config.anchor * self.anchor_logits * squared
         if config.departure:
             loss = loss + self.departure * divergence(forget[4].log(), z_forget)
         if config.beta:

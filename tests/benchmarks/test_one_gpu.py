@@ -44,7 +44,8 @@ def test_the_kernels_of_a_turn_are_those_of_a_real_one(forget: str) -> None:
         with one_gpu.Kernels() as learned:
             game._learner(attacker_gradients)(*seen, torch.ones(64), torch.ones(64))
     rest = len(turn.seen) - len(trained.seen) - len(taught.seen)
-    assert rest == pytest.approx(one_gpu.TURN_KERNELS, rel=0.05)
+    own = one_gpu.TURN_KERNELS + config.label_conditioned * one_gpu.LOGITS_KERNELS
+    assert rest == pytest.approx(own, rel=0.05)
     assert len(learned.seen) == pytest.approx(one_gpu.ATTACKER_KERNELS, rel=0.1)
     assert len(made.seen) <= one_gpu.BATCH_KERNELS
 

@@ -29,6 +29,7 @@ def defender_loss(
     *,
     alpha: float,
     departure: float,
+    anchor_logits: float,
     config: DauConfig,
     sizes: Sequence[int] = (),
 ) -> Tensor:
@@ -38,9 +39,9 @@ def defender_loss(
     forget, with its graph. asked [B]: 1 for rows of forget that are to be forgotten, 0 for those that stand
     beside them; held [B]: 1 for those of earlier requests. taught: the original's logits [B, C] on retain,
     or [2B, C] on retain and forget after earlier requests, where there is an anchor. gone: bool [C], the
-    classes that are forgotten as a whole. departures [B, C]: the targets of forget. alpha, departure: in
-    place of config's. sizes: where a batch is shared by several processes, its rows by rank; the average over
-    ranks, each weighed by its rows, is then the loss of the whole batch.
+    classes that are forgotten as a whole. departures [B, C]: the targets of forget. alpha, departure,
+    anchor_logits: in place of config's. sizes: where a batch is shared by several processes, its rows by
+    rank; the average over ranks, each weighed by its rows, is then the loss of the whole batch.
     """
     retain, forget, validation = sets
     loss = F.cross_entropy(retain.logits, retain_labels)
@@ -48,6 +49,8 @@ def defender_loss(
         # No image is of a class that is gone.
         of_retain, *of_forget = taught.masked_fill(gone, GONE).split(len(retain.logits))
         loss = loss + config.anchor * _divergences(of_retain, retain.logits).mean()
+        if anchor_logits:
+            loss = loss + config.anchor * anchor_logits * _distance(of_retain, retain.logits)
         for target in of_forget:  # what it knows of images that were forgotten is all it may know
             loss = loss + config.anchor * (held * _divergences(target, forget.logits)).mean()
     if alpha:
@@ -65,6 +68,11 @@ def _divergences(target: Tensor, logits: Tensor) -> Tensor:
     """KL(softmax(target) || softmax(logits)) of each row of logits [B, C], in nats; [B]."""
     found = F.kl_div(logits.log_softmax(1), target.log_softmax(1), log_target=True, reduction="none")
     return found.sum(1)
+
+
+def _distance(target: Tensor, logits: Tensor) -> Tensor:
+    """Squared distance of rows of logits [B, C], but for what all classes share; their mean, a scalar."""
+    return (target - logits).var(1, correction=0).mean() * logits.shape[1]
 
 
 def _alignment(forget: Tensor, validation: Tensor, lambd: float, sizes: Sequence[int]) -> Tensor:

@@ -183,13 +183,7 @@ class Game:
         with seeded(self.task.derive_seed("attacker"), seen.device):
             self.attacker = Attacker(seen, self.config.attacker_hidden).to(seen)
         self._attack = adam(self.attacker, lr=self.config.attacker_lr)
-        self.departure = self.config.departure
-        if self.view.label_conditioned:
-            exposed = self._note_exposure(u_forget[:, 1], u_validation[:, 1]) ** 2
-            self.departure *= exposed
-        else:
-            exposed = min(1.0, self._note_exposure(*self._show_margins()) / _WHOLLY_EXPOSED) ** 2
-        self.alpha = self.config.alpha * exposed
+        self._weigh_verdict(u_forget, u_validation)
         seen_apart = (u_forget, u_validation, *may_study)
         learn = self._prepare_lesson(seen_apart)
         for _ in range(self.config.warmup_steps):
@@ -205,11 +199,27 @@ class Game:
         how, steps = Runtime(runtime.device, engine="auto"), self.config.warmup_steps
         return prepare("warm-up", lambda _, parts: learn, seen, players, steps, how).step
 
-    def _note_exposure(self, members: Tensor, others: Tensor) -> float:
-        """How far the original's margins tell members from others: 1 for surely, never less than a little.
+    def _weigh_verdict(self, u_forget: Tensor, u_validation: Tensor) -> None:
+        """Decide how much it counts what is said of the forget set, by what the attacker sees of both sets.
 
-        An attacker that learned what is not there would push the defender for nothing, and ruin it.
+        An attacker that learned what is not there would push the defender for nothing, and ruin it. What
+        many images show is there, however little it is; but then a push takes the sureness of all images.
         """
+        config, split = self.config, self.task.split
+        self.departure, self.anchor_logits = config.departure, 0.0
+        if self.view.label_conditioned:
+            fewest = min(len(split.forget), len(split.validation))
+            sure = fewest / (fewest + config.half_sure)
+            exposed = self._note_exposure(u_forget[:, 1], u_validation[:, 1])
+            weight = max(exposed, sure) ** 2
+            self.departure *= weight
+            self.anchor_logits = config.anchor_logits * max(0.0, 1 - exposed / sure)
+        else:
+            weight = min(1.0, self._note_exposure(*self._show_margins()) / _WHOLLY_EXPOSED) ** 2
+        self.alpha = config.alpha * weight
+
+    def _note_exposure(self, members: Tensor, others: Tensor) -> float:
+        """How far the original's margins tell members from others: 1 for surely, never less than a little."""
         exposed = max(_LEAST_EXPOSURE, 2 * auc(members, others) - 1)
         self.history.exposure = exposed
         return exposed
@@ -296,7 +306,8 @@ class Game:
 
     def _build_turn(self, compile: Compile, forward: Forward) -> PartLoss:
         """One turn on a part of a batch: reveal, attacker steps, and the loss of the defender's step."""
-        config, gone, alpha, departure = self.config, self.gone, self.alpha, self.departure
+        config, gone = self.config, self.gone
+        weights = {"alpha": self.alpha, "departure": self.departure, "anchor_logits": self.anchor_logits}
         taught_sets = 1 + (len(self.task.split.earlier) > 0)
         reveal, objective, teach = compile(reveal_turn), compile(defender_loss), compile(_teach)
         learn, judge = self._learner(compile(attacker_gradients)), _frozen(self.attacker)
@@ -321,7 +332,7 @@ class Game:
                 departures = targets[0].chunk(3)[1] if targets else None
                 loss: Tensor = objective(
                     sets, retain_labels, u_forget, of_forget, of_earlier, judge, taught, gone, departures,
-                    alpha=alpha, departure=departure, config=config, sizes=part.sizes,
+                    **weights, config=config, sizes=part.sizes,
                 )  # fmt: skip
             return loss  # (3)
 

@@ -377,7 +377,23 @@ def test_the_pull_follows_how_far_the_originals_margins_tell_the_sets_apart() ->
     with game_of(same_images, SPREAD) as players:
         players.warm_up()
         assert players.history.exposure == 0.05
+        assert players.anchor_logits == 0
         assert players.alpha == pytest.approx(0.05**2 * SPREAD.alpha)
+
+
+@pytest.mark.parametrize("fewer", ["forget", "validation"])
+def test_what_many_images_show_counts_however_little_it_is(fewer: str) -> None:
+    task = trained(TENTH)
+    sets = dict.fromkeys(("forget", "validation"), task.split.validation)
+    sets[fewer] = task.split.validation[:60]
+    task = replace(task, split=replace(task.split, **sets))
+    with game_of(task, replace(SPREAD, half_sure=20)) as players:
+        players.warm_up()
+        sure, exposed = 60 / (60 + 20), players.history.exposure
+        assert exposed < sure
+        assert players.anchor_logits == pytest.approx(SPREAD.anchor_logits * (1 - exposed / sure))
+        assert players.alpha == pytest.approx(sure**2 * SPREAD.alpha)
+        assert players.departure == pytest.approx(sure**2 * SPREAD.departure)
 
 
 @pytest.mark.parametrize(("known", "share"), [(0, (0.05 / 0.6) ** 2), (30, (0.3 / 0.6) ** 2), (100, 1.0)])

@@ -190,17 +190,25 @@ def test_the_defenders_loss_is_the_sum_of_its_terms() -> None:
     left = torch.stack([divergence(goes[row], forget.logits[row]) for row in rows]).sum() / 6
     alignment = barlow_twins_loss(forget.features, validation.features, 0.3)
     common = labels, u, asked, held, attacker
-    found = defender_loss(sets, *common, taught, gone, goes, alpha=0.7, departure=0.6, config=config)
+    weights = {"alpha": 0.7, "departure": 0.6, "anchor_logits": 0.0}
+    found = defender_loss(sets, *common, taught, gone, goes, **weights, config=config)
     expected = fit + 0.4 * kept + 0.7 * exposed + 0.6 * left + 0.2 * alignment
     torch.testing.assert_close(found, expected)
     again = torch.randn(6, 3, generator=torch.Generator().manual_seed(4))
     both = torch.cat([taught, again])
-    found = defender_loss(sets, *common, both, gone, goes, alpha=0.7, departure=0.6, config=config)
+    found = defender_loss(sets, *common, both, gone, goes, **weights, config=config)
     again[:, 0] = -torch.inf
     stay = divergence(again[2:3], forget.logits[2:3]) / 6  # the third image is of an earlier request
     torch.testing.assert_close(found, expected + 0.4 * stay)
-    bare = replace(config, anchor=0.0, departure=0.0, beta=0.0)
-    found = defender_loss(sets, *common, None, gone, alpha=0.0, departure=0.0, config=bare)
+    none = torch.zeros(3, dtype=torch.bool)
+    shift = (taught - retain.logits) - (taught - retain.logits).mean(1, keepdim=True)
+    kept = divergence(taught, retain.logits) + 0.5 * (shift**2).sum() / 6
+    found = defender_loss(
+        sets, *common, taught, none, goes, **weights | {"anchor_logits": 0.5}, config=config
+    )
+    torch.testing.assert_close(found, fit + 0.4 * kept + 0.7 * exposed + 0.6 * left + 0.2 * alignment)
+    bare, weights = replace(config, anchor=0.0, departure=0.0, beta=0.0), dict.fromkeys(weights, 0.0)
+    found = defender_loss(sets, *common, None, gone, **weights, config=bare)
     torch.testing.assert_close(found, fit)
 
 
