@@ -20,10 +20,10 @@ from scripts import BENCHMARKS, run
 
 # Every job of the suite, in its order; of these, what needs pictures.
 JOBS = [
-    "selfcheck", "correctness", "probe", "quality", "budget", "ops-sensitivity", "ops-barlow", "ops-masks",
-    "ops-images", "ops-batch_norm", "loop", "scale", "scale-streaming",
+    "selfcheck", "correctness", "probe", "quality", "augmented", "budget", "ops-sensitivity", "ops-barlow",
+    "ops-masks", "ops-images", "ops-batch_norm", "loop", "scale", "scale-streaming",
 ]  # fmt: skip
-WITHOUT_DATA = [job for job in JOBS if job != "quality"]
+WITHOUT_DATA = [job for job in JOBS if job not in ("quality", "augmented")]
 pytestmark = pytest.mark.usefixtures("importable")
 
 
@@ -46,8 +46,8 @@ def quality_jobs(record: Path, data: Path | None, seconds: float) -> dict[str, l
 
 
 def test_the_papers_tables_are_filled_where_nothing_limits_them(tmp_path: Path) -> None:
-    assert list(quality_jobs(tmp_path, tmp_path, math.inf)) == ["quality", "budget", "paper"]
-    assert list(quality_jobs(tmp_path, tmp_path, 500.0)) == ["quality", "budget"]
+    assert list(quality_jobs(tmp_path, tmp_path, math.inf)) == ["quality", "augmented", "budget", "paper"]
+    assert list(quality_jobs(tmp_path, tmp_path, 500.0)) == ["quality", "augmented", "budget"]
     assert list(quality_jobs(tmp_path, None, math.inf)) == ["budget"]
 
 
@@ -58,9 +58,9 @@ def test_the_jobs_of_quality_share_its_minutes_and_keep_their_models_out_of_the_
         command = quality_jobs(tmp_path / "record", data, 600.0)[job]
         return command[command.index(option) + 1]
 
-    minutes = [float(told(tmp_path, job, "--minutes")) for job in ("quality", "budget")]
+    minutes = [float(told(tmp_path, job, "--minutes")) for job in ("quality", "augmented", "budget")]
     # Of ten minutes, each job leaves a tenth of its own for its start.
-    assert minutes == pytest.approx([4.05, 4.95])
+    assert minutes == pytest.approx([4.05, 2.25, 2.7])
     assert float(told(None, "budget", "--minutes")) == 9.0
     bank = Path(told(tmp_path, "quality", "--bank"))
     assert not bank.is_relative_to(tmp_path / "record")
@@ -317,6 +317,8 @@ def test_smoke_runs_every_stage_and_does_not_repeat_finished_jobs(pictures: Path
     assert 0 < whole["parts"]["turns"] < whole["seconds"] + whole["compile_seconds"]
     judged = [(row["task"], row["entry"]) for row in found["rows"]["quality"]]
     assert judged == [(task, entry) for task in ("random", "class") for entry in ("original", "dau")]
+    played = [row["entry"] for row in found["rows"]["augmented"]]
+    assert played == ["original", "dau", "no anchor of logits", "exposure alone"]
     budget = {row["row"]: row for row in found["rows"]["budget"]}
     assert budget["random:0.1: retrained"]["avg_gap"] == 0
     assert budget["class:0: turns x 0.1"]["image_equivalents"] > 0
