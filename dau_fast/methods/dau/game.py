@@ -213,7 +213,8 @@ class Game:
             exposed = self._note_exposure(u_forget[:, 1], u_validation[:, 1])
             weight = max(exposed, sure) ** 2
             self.departure *= weight
-            self.anchor_logits = config.anchor_logits * max(0.0, 1 - exposed / sure)
+            if not self.gone.any():  # the logits of classes that are gone are not to stay
+                self.anchor_logits = config.anchor_logits * max(0.0, 1 - exposed / sure)
         else:
             weight = min(1.0, self._note_exposure(*self._show_margins()) / _WHOLLY_EXPOSED) ** 2
         self.alpha = config.alpha * weight

@@ -396,6 +396,13 @@ def test_what_many_images_show_counts_however_little_it_is(fewer: str) -> None:
         assert players.departure == pytest.approx(sure**2 * SPREAD.departure)
 
 
+def test_logits_of_a_class_that_is_gone_are_not_held() -> None:
+    with game_of(trained(ONE_CLASS), replace(SPREAD, half_sure=1e-3)) as players:
+        players.warm_up()
+        assert players.history.exposure < 1
+        assert players.anchor_logits == 0
+
+
 @pytest.mark.parametrize(("known", "share"), [(0, (0.05 / 0.6) ** 2), (30, (0.3 / 0.6) ** 2), (100, 1.0)])
 def test_a_class_is_exposed_as_far_as_retain_images_are_known_by_heart(
     known: int, share: float, monkeypatch: pytest.MonkeyPatch
