@@ -120,7 +120,8 @@ class Game:
             fewest = min(map(len, shown))
             sure = fewest / (fewest + config.half_sure)
             weight = max(exposed, sure) ** 2
-            self.anchor_logits = config.anchor_logits * max(0.0, 1 - exposed / sure)
+            if self.gone is None:
+                self.anchor_logits = config.anchor_logits * max(0.0, 1 - exposed / sure)
         else:
             weight = min(1.0, exposed / 0.6) ** 2
         self.alpha = config.alpha * weight

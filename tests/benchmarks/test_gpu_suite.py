@@ -60,7 +60,7 @@ def test_the_jobs_of_quality_share_its_minutes_and_keep_their_models_out_of_the_
 
     minutes = [float(told(tmp_path, job, "--minutes")) for job in ("quality", "augmented", "budget")]
     # Of ten minutes, each job leaves a tenth of its own for its start.
-    assert minutes == pytest.approx([4.05, 2.25, 2.7])
+    assert minutes == pytest.approx([4.05, 3.15, 1.8])
     assert float(told(None, "budget", "--minutes")) == 9.0
     bank = Path(told(tmp_path, "quality", "--bank"))
     assert not bank.is_relative_to(tmp_path / "record")

@@ -20,6 +20,7 @@ GAMES: dict[str, tuple[Forget, DauConfig]] = {
     "spread": (TENTH, SPREAD),
     "spread as usual": (TENTH, replace(SPREAD, departure=0.7)),
     "many images": (TENTH, replace(SPREAD, departure=0.7, half_sure=1.0, anchor_logits=0.3)),
+    "many images of a class": (ONE_CLASS, replace(SPREAD, half_sure=1e-3, anchor_logits=0.3)),
     "class": (ONE_CLASS, replace(OTHERS, features=True, departure=0.7, pull=0.1)),
     "other weights": (TENTH, replace(SPREAD, sensitivity="classifier", anchor=0.3)),
     "the predicted label": (ONE_CLASS, replace(OTHERS, difficulty=True, sensitivity="classifier")),

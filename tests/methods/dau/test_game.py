@@ -387,13 +387,13 @@ def test_what_many_images_show_counts_however_little_it_is(fewer: str) -> None:
     sets = dict.fromkeys(("forget", "validation"), task.split.validation)
     sets[fewer] = task.split.validation[:60]
     task = replace(task, split=replace(task.split, **sets))
-    with game_of(task, replace(SPREAD, half_sure=20)) as players:
+    with game_of(task, replace(SPREAD, half_sure=20, departure=0.8)) as players:
         players.warm_up()
         sure, exposed = 60 / (60 + 20), players.history.exposure
         assert exposed < sure
         assert players.anchor_logits == pytest.approx(SPREAD.anchor_logits * (1 - exposed / sure))
         assert players.alpha == pytest.approx(sure**2 * SPREAD.alpha)
-        assert players.departure == pytest.approx(sure**2 * SPREAD.departure)
+        assert players.departure == pytest.approx(sure**2 * 0.8)
 
 
 def test_logits_of_a_class_that_is_gone_are_not_held() -> None:
