@@ -24,8 +24,8 @@ import click
 import torch
 from support.bank import Bank
 from support.recording import ROOT, append_row, environment, read_lines, record_folder, write_json
-from support.settings import SMOKE
-from support.tasks import Setting, Tasks
+from support.settings import SMOKE, Setting
+from support.tasks import Tasks
 
 from dau_fast.audits.catalogue import find_audits
 from dau_fast.audits.comparing import Context

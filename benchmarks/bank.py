@@ -20,8 +20,8 @@ import torch
 from support.filling import Filling, Place, list_jobs, open_tasks
 from support.judging import TELLING_FLOORS, TELLING_TEST, TELLING_TRAIN, Judge, Telling
 from support.recording import ROOT, environment, write_json
-from support.settings import SMOKE
-from support.tasks import KINDS, Setting
+from support.settings import SMOKE, Setting
+from support.tasks import KINDS
 
 from dau_fast.errors import UserError
 

@@ -42,8 +42,8 @@ from support.entries import (
 from support.loops import fit_epochs, measure_training_rate
 from support.measuring import Clock
 from support.recording import ROOT, environment, read_lines, record_folder, write_json
-from support.settings import choose_setting, set_epochs
-from support.tasks import INFLUENCE, KINDS, Setting, Tasks
+from support.settings import Setting, choose_setting, set_epochs
+from support.tasks import INFLUENCE, KINDS, Tasks
 
 from dau_fast.engine.device import warm_up
 from dau_fast.engine.runtime import Runtime, choose_device, choose_precision

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from support.bank import Bank, Training
-from support.tasks import Setting, Tasks, check_kind
+from support.settings import Setting
+from support.tasks import Tasks, check_kind
 
 
 @dataclass(frozen=True)

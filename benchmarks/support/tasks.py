@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from dau_fast.config import PruneConfig, TrainingRecipe, _check, split_config, training_recipe
+from dau_fast.config import PruneConfig, TrainingRecipe, split_config, training_recipe
 from dau_fast.data import named
-from dau_fast.data.images import Augmentation, Images
+from dau_fast.data.images import Images
 from dau_fast.data.split import TEST, TRAINING, VALIDATION, Forget, Split, hold_out, make_split
 from dau_fast.engine.chance import derive_seed
 from dau_fast.engine.evaluation import predict
@@ -44,58 +44,13 @@ from dau_fast.models import Classifier
 from dau_fast.prune import Masks
 from support.bank import Bank, Training
 from support.pictures import read_pictures
+from support.settings import Setting
 
 DIGITS = ("digits", "digits-class")
 # Kinds that must know what is memorised.
 INFLUENCE = ("memorised", "one")
-# The literature's, with as many steps as let `small` remember every picture (measured, as below).
-RECIPE = TrainingRecipe(epochs=30, batch_size=64)
-
-_PLAIN = Augmentation()
-# Of CIFAR-10: `small` is right on 95 % of their test images at 16 pixels (measured, as below).
+# Of CIFAR-10: `small` is right on 95 % of their test images at 16 pixels (`bank.py` says it).
 EASY_CLASSES = ("automobile", "frog", "horse", "ship")
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How much the picture tasks hold and how models are trained on them.
-
-    Defaults: on CIFAR-10 the original is right on more than 99 % of the training images and 50 % of the test
-    images, and one training takes half a minute on one core (measured; `python benchmarks/bank.py` says it).
-    """
-
-    forget: int = 400  # images; of `class`, `half` and `one` what their names say
-    retain: int = 3_600  # images
-    validation: int = 500  # images
-    test: int = 2_000  # images of the official test part
-    image_size: int = 16  # pixels a side
-    arch: str = "small"
-    recipe: TrainingRecipe = RECIPE
-    halvings: int = 2  # random halvings of the training images behind `influence`, two models each
-    requests: int = 5  # of `five`
-    trigger: int = 3  # pixels a side: a white square in the lower right corner (Gu et al. 2017, section 4)
-    augmentation: Augmentation = _PLAIN  # with one, models remember less
-    more: float = 2.5  # times as many images for `augmented`
-
-    def __post_init__(self) -> None:
-        _check(self, "forget", "retain", "validation", "test", "image_size", low=1, whole=True)
-        _check(self, "halvings", "requests", "trigger", low=1, whole=True)
-
-    @property
-    def training(self) -> int:
-        """Training images."""
-        return self.forget + self.retain
-
-    def augment(self) -> Setting:
-        """For models that generalise: with more images, and twice the passes, cropped and mirrored."""
-        return replace(
-            self,
-            forget=round(self.more * self.forget),
-            retain=round(self.more * self.retain),
-            validation=round(self.more * self.validation),
-            recipe=replace(self.recipe, epochs=2 * self.recipe.epochs),
-            augmentation=Augmentation(pad=max(1, self.image_size // 16), flip=True),
-        )
 
 
 @dataclass(frozen=True)

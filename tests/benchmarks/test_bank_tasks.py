@@ -270,7 +270,8 @@ def test_pictures_are_decoded_once_and_again_after_a_change(
 
 
 def test_too_few_pictures_are_a_mistake(tasks: Tasks) -> None:
-    from support.tasks import Setting, Tasks
+    from support.settings import Setting
+    from support.tasks import Tasks
 
     many = Tasks(tasks.bank, tasks.data, Setting(image_size=8))
     with pytest.raises(UserError, match="36 for training and 18 for testing: expected 4500 and 2000"):

@@ -121,8 +121,7 @@ def test_the_figure_has_a_panel_for_each_pruning_and_all_retrained_models_behind
 
 
 def test_a_gpu_takes_all_of_the_literatures_images_and_network() -> None:
-    from support.settings import choose_setting
-    from support.tasks import Setting
+    from support.settings import Setting, choose_setting
 
     full = choose_setting(torch.device("cuda"), None, smoke=False)
     assert (full.training + full.validation, full.test, full.arch, full.recipe.epochs) == (

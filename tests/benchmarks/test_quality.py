@@ -118,8 +118,7 @@ def test_one_seed_has_means_without_intervals(tmp_path: Path) -> None:
 
 
 def test_on_cuda_all_of_cifar10_can_be_memorised() -> None:
-    from support.settings import CIFAR10, choose_setting
-    from support.tasks import Setting
+    from support.settings import CIFAR10, Setting, choose_setting
 
     from dau_fast.data.images import Augmentation
 
